@@ -1,0 +1,35 @@
+# The commands of this project; `make` alone lists them.
+# PYTHON chooses the interpreter that .venv is made with: make install PYTHON=python3.12
+
+PYTHON ?= python3
+VENV := .venv
+INSTALLED := $(VENV)/installed
+
+.PHONY: help install demo test clean
+
+help:  ## list the commands
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | sort | expand -t 12
+
+install: $(INSTALLED)  ## make .venv and install the project and all it needs into it
+
+# Done again only when one of these files has changed: everything else is used where it lies.
+$(INSTALLED): setup.cfg setup.py pyproject.toml constraints.txt lm_eval_spt.pth
+	@command -v $(PYTHON) > /dev/null || { \
+		echo "error: there is no $(PYTHON); install Python 3.10 or later, or name one: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; } >&2
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+		echo "error: $(PYTHON) is $$($(PYTHON) --version 2>&1), Python 3.10 or later is needed; name one: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; } >&2
+	test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --constraint constraints.txt --editable '.[test,plot]'
+	@touch $@
+
+demo: install  ## train a prompt on English, score it in 21 languages, print and save the table
+	$(VENV)/bin/python -m lm_eval_spt.demo
+
+test: install  ## check style and types, and run the tests
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy lm_eval_spt train_prompt.py
+	$(VENV)/bin/python -m pytest -q
+
+clean:  ## remove .venv and what builds and tools leave behind
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

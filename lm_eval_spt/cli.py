@@ -1,0 +1,267 @@
+"""The command line ``lm-eval-spt``: train a soft prompt, look into one, convert it to and from PEFT.
+
+    lm-eval-spt train --model mini --task mini_topics_eng_Latn --output prompts/eng.safetensors
+    lm-eval-spt inspect prompts/eng.safetensors --base-model mini
+    lm-eval-spt convert prompts/eng.safetensors peft/eng
+
+What needs torch is imported inside the commands, so that ``--help`` is immediate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import statistics
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from lm_eval_spt.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+    from lm_eval_spt.prompt import SoftPrompt
+
+VOCABULARY_CHUNK = 16384  # embedding rows held in float32 at a time
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: arguments without the program's name; default: those of the process.
+
+    Returns:
+        Exit status: 0, 1 after a user's mistake (one line on stderr), 130 after Ctrl-C, 141 when the output's reader is
+        gone.
+
+    Raises:
+        SystemExit: from argparse, with status 2 for wrong usage and 0 for ``--help``.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # vocabulary tokens on a terminal that is not UTF-8
+    try:
+        if argv[:1] == ["train"]:  # the trainer has its own parser, with its own --help
+            from lm_eval_spt.train import main as train
+
+            return train(argv[1:])
+        arguments = _parser().parse_args(argv)
+        arguments.run(arguments)
+        sys.stdout.flush()
+        return 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Python flushes stdout once more at exit: that must not meet the closed pipe again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def inspect(arguments: argparse.Namespace) -> None:
+    """Print where a prompt comes from, the norms of its vectors and, given the base model, their nearest tokens."""
+    from lm_eval_spt.prompt import SoftPrompt
+
+    prompt = SoftPrompt.from_pretrained(arguments.prompt)
+    norms = prompt.vectors.norm(dim=1).tolist()
+    report: dict[str, Any] = {
+        "name": prompt.name,
+        "digest": prompt.digest,
+        "length": prompt.length,
+        "hidden_size": prompt.hidden_size,
+        "placement": prompt.placement,
+        "metadata": prompt.metadata,
+        "norms": {"min": min(norms), "mean": statistics.fmean(norms), "max": max(norms), "per_vector": norms},
+    }
+    if arguments.base_model:
+        report |= _compare_with_vocabulary(prompt, arguments.base_model, arguments.neighbours)
+    if arguments.json:
+        print(json.dumps(report, indent=2))
+    else:
+        print("\n".join(_as_text(report)))
+
+
+def convert(arguments: argparse.Namespace) -> None:
+    """Turn a prompt file into a PEFT folder, or a PEFT folder into a prompt file."""
+    from lm_eval_spt.prompt import SoftPrompt
+
+    source, target = Path(arguments.source), Path(arguments.target)
+    to_file = source.is_dir()
+    if to_file != (target.suffix == ".safetensors"):
+        expected = "a PEFT folder becomes a .safetensors file" if to_file else "a prompt file becomes a PEFT folder"
+        raise UserError(f"can not convert {source} to {target}: {expected}, so name such a target")
+    prompt = SoftPrompt.load(source)
+    if target.exists() and not arguments.force:
+        raise UserError(f"{target} already exists: choose another name, or give --force to overwrite it")
+    if to_file:
+        prompt.save(target)
+    else:
+        prompt.to_peft(target)
+    print(f"{target}: {prompt.length} virtual tokens of size {prompt.hidden_size}, placement {prompt.placement}")
+
+
+def nearest_tokens(
+    vectors: torch.Tensor, embedding: torch.nn.Embedding, count: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Find the vocabulary tokens that point in the direction of each vector.
+
+    Compared with what the embedding module puts out, not with its weight: some models scale between the two.
+
+    Args:
+        vectors: `[P, d]`.
+        embedding: the base model's input-embedding module, vocabulary V.
+        count: how many tokens per vector; no more than V are returned.
+
+    Returns:
+        Token ids `[P, count]`, nearest first; their cosine similarities `[P, count]`; the norm of every token's
+        embedding `[V]`.
+    """
+    import torch
+    from torch.nn.functional import normalize
+
+    cosines, norms = [], []
+    with torch.inference_mode():
+        for ids in torch.arange(len(embedding.weight)).split(VOCABULARY_CHUNK):
+            rows = embedding(ids).float()
+            norms.append(rows.norm(dim=1))
+            cosines.append(normalize(vectors, dim=1) @ normalize(rows, dim=1).T)
+        best = torch.cat(cosines, dim=1).topk(min(count, len(embedding.weight)), dim=1)
+    return best.indices, best.values, torch.cat(norms)
+
+
+def _compare_with_vocabulary(prompt: SoftPrompt, name: str, count: int) -> dict[str, Any]:
+    """The part of the report that needs the base model."""
+    from lm_eval_spt.prompt import embedding_fingerprint
+
+    embedding, tokenizer = _load_embedding(name)
+    prompt.check_fits(embedding.weight.shape[1], embedding_fingerprint(embedding), name)
+    ids, cosines, norms = nearest_tokens(prompt.vectors, embedding, count)
+    return {
+        "vocabulary_norms": {"mean": norms.mean().item(), "median": norms.median().item()},
+        "nearest_tokens": [
+            [
+                {"id": token_id, "token": _token_text(tokenizer, token_id), "cosine": cosine}
+                for token_id, cosine in zip(row_ids, row_cosines, strict=True)
+            ]
+            for row_ids, row_cosines in zip(ids.tolist(), cosines.tolist(), strict=True)
+        ],
+    }
+
+
+def _load_embedding(name: str) -> tuple[torch.nn.Embedding, PreTrainedTokenizerBase]:
+    """The input-embedding module and the tokenizer of base model `name`, on the CPU; UserError where there is none."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    from lm_eval_spt.base_model import cannot_load, locate
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    path = locate(name)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype="auto")
+        return cast("torch.nn.Embedding", model.get_input_embeddings()), AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise cannot_load(name, error) from error
+
+
+def _token_text(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
+    """The text of a token; where it has none of its own (a part of a character), its entry in the vocabulary in <>."""
+    text = str(tokenizer.decode([token_id]))
+    if text and "\N{REPLACEMENT CHARACTER}" not in text:
+        return text
+    # Embeddings can outnumber tokens: many models pad their vocabulary.
+    return f"<{tokenizer.convert_ids_to_tokens(token_id) or token_id}>"
+
+
+def _as_text(report: dict[str, Any]) -> Iterator[str]:
+    """The report as lines in aligned columns."""
+    norms = report["norms"]
+    facts = {key: report[key] for key in ("name", "digest", "length", "hidden_size", "placement")} | {
+        key: value for key, value in _flattened(report["metadata"]) if key not in report
+    }
+    facts["norms"] = "  ".join(f"{key} {norms[key]:.4g}" for key in ("min", "mean", "max"))
+    if "vocabulary_norms" in report:
+        facts["vocabulary norms"] = "  ".join(f"{key} {value:.4g}" for key, value in report["vocabulary_norms"].items())
+    width = max(len(key) for key in facts)
+    for key, value in facts.items():
+        line = f"{key:{width}}  {value}"
+        yield line if line.isprintable() else repr(line)  # a file from elsewhere could hold control characters
+
+    yield ""
+    nearest = report.get("nearest_tokens", [[]] * report["length"])
+    yield "vector      norm" + ("  nearest tokens (cosine similarity)" if any(nearest) else "")
+    for index, (norm, tokens) in enumerate(zip(norms["per_vector"], nearest, strict=True)):
+        listing = "".join(f"  {token['token']!r} {token['cosine']:.2f}" for token in tokens)
+        yield f"{index:6d}  {norm:8.4g}{listing}"
+
+
+def _flattened(metadata: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Keys and values of nested objects, the keys joined by dots."""
+    for key, value in metadata.items():
+        if isinstance(value, dict):
+            yield from _flattened(value, f"{prefix}{key}.")
+        elif isinstance(value, list):
+            yield prefix + key, ", ".join(map(str, value))
+        else:
+            yield prefix + key, value
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lm-eval-spt",
+        description="Soft prompts for lm-evaluation-harness: train one, look into it, convert it to and from PEFT.",
+        epilog="example: lm-eval-spt inspect prompts/eng.safetensors --base-model mini",
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    commands.add_parser("train", help="learn a soft prompt on a task (see: lm-eval-spt train --help)")
+
+    command = commands.add_parser(
+        "inspect",
+        help="print a prompt's provenance, norms and nearest tokens",
+        description="Print where a prompt comes from, the norms of its vectors and, given the base model, the "
+        "vocabulary tokens nearest to every vector by cosine similarity.",
+        epilog="example: lm-eval-spt inspect prompts/eng.safetensors --base-model mini --neighbours 3",
+    )
+    command.add_argument(
+        "prompt", metavar="FILE", help="a .safetensors file, a PEFT adapter folder or a Hub repository"
+    )
+    command.add_argument(
+        "--base-model", metavar="NAME", help="a Hub id, a folder, or 'mini'; without it no tokens are shown"
+    )
+    command.add_argument("--neighbours", type=_positive, default=5, metavar="N", help="tokens per vector (default: 5)")
+    command.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    command.set_defaults(run=inspect)
+
+    command = commands.add_parser(
+        "convert",
+        help="turn a prompt file into a PEFT adapter folder, or back",
+        description="Turn a prompt file (prefix placement) into a folder that PEFT loads, or a PEFT prompt tuning "
+        "folder into a prompt file. The source decides which.",
+        epilog="example: lm-eval-spt convert prompts/eng.safetensors peft/eng",
+    )
+    command.add_argument("source", metavar="SOURCE", help="a .safetensors file, or a PEFT adapter folder")
+    command.add_argument("target", metavar="TARGET", help="a folder for a file, a .safetensors file for a folder")
+    command.add_argument("--force", action="store_true", help="overwrite a target that exists")
+    command.set_defaults(run=convert)
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text) if text.isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} given, expected a whole number from 1 on")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

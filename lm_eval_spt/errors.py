@@ -1,0 +1,35 @@
+"""The one exception type for mistakes in what the user gave, and how it is shown.
+
+Everything a user can get wrong (a file, a flag, a task name) raises :class:`UserError` where the value enters, with a
+message that says what was given, what was expected and what to do. Command lines show that message alone, without a
+traceback, and exit with status 1.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+
+
+class UserError(ValueError):
+    """A mistake in what the user gave. The message is one line and stands by itself."""
+
+
+def show_user_errors_in_one_line() -> None:
+    """Make an uncaught :class:`UserError` end the program with ``error: <message>`` instead of a traceback.
+
+    Needed where another program owns ``main``: the harness's command line calls this package, not the other way
+    round. All other exceptions are shown as before. Calling it again changes nothing.
+    """
+    previous = sys.excepthook
+    if getattr(previous, "shows_user_errors", False):
+        return
+
+    def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        if issubclass(kind, UserError):
+            print(f"error: {error}", file=sys.stderr)
+        else:
+            previous(kind, error, traceback)
+
+    hook.shows_user_errors = True  # type: ignore[attr-defined]
+    sys.excepthook = hook

@@ -1,0 +1,101 @@
+"""What this package changes in lm_eval, outside of its model class: all of it is here.
+
+Each function takes the lm_eval module that was just imported (see :mod:`lm_eval_spt.startup`). The names and
+signatures of lm_eval that they rely on are listed in ``tests/test_harness.py``.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from lm_eval_spt.errors import show_user_errors_in_one_line
+from lm_eval_spt.paths import tasks_folder
+
+MODEL_NAME = "spt"
+MODEL_CLASS = "lm_eval_spt.lm:SPTLM"  # imported when the model is used, not before
+
+
+def register_model(models: ModuleType) -> None:
+    """Register the model class, unless lm_eval has found its entry point by itself (group ``lm_eval.models``).
+
+    Args:
+        models: ``lm_eval.models``.
+    """
+    from lm_eval.api.registry import model_registry
+
+    show_user_errors_in_one_line()
+    if MODEL_NAME not in model_registry:
+        model_registry.register(MODEL_NAME, target=MODEL_CLASS)
+
+
+def add_installed_tasks(index: ModuleType) -> None:
+    """Make our tasks known wherever lm_eval's own are, as if they lay in its folder.
+
+    A name that lm_eval or an ``--include_path`` already has keeps its meaning.
+
+    Args:
+        index: ``lm_eval.tasks._index``.
+    """
+    show_user_errors_in_one_line()  # a task's data may be missing, whatever the model is
+    build_index = index.TaskIndex.build
+    own_folder = Path(str(index.__file__)).parent.resolve()
+
+    @functools.wraps(build_index)
+    def build(paths: Iterable[Path], **options: Any) -> dict[str, Any]:
+        paths = list(paths)
+        entries = build_index(paths, **options)
+        folders = {Path(path).resolve() for path in paths}
+        ours = tasks_folder().resolve()
+        if own_folder in folders and ours not in folders:
+            entries = build_index([ours], **options) | entries
+        return entries
+
+    index.TaskIndex.build = staticmethod(build)
+
+
+def name_results_after_prompt(tracker: ModuleType) -> None:
+    """Give every prompt a results folder of its own: ``<base model>+<prompt>@<first 8 digits of its digest>``.
+
+    Args:
+        tracker: ``lm_eval.loggers.evaluation_tracker``.
+    """
+    log_experiment_args = tracker.GeneralConfigTracker.log_experiment_args
+    sanitize_model_name = tracker.sanitize_model_name
+
+    @functools.wraps(log_experiment_args)
+    def log(self: Any, model_source: str, model_args: str | dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        log_experiment_args(self, model_source, model_args, *args, **kwargs)
+        name = results_name(model_args) if model_source == MODEL_NAME else None
+        if name is not None:
+            self.model_name = name
+            self.model_name_sanitized = sanitize_model_name(name)
+
+    tracker.GeneralConfigTracker.log_experiment_args = log
+
+
+def results_name(model_args: str | dict[str, Any]) -> str | None:
+    """Return the name of the model and prompt that the results belong to, or None where there is no prompt.
+
+    Args:
+        model_args: What the harness was given as ``--model_args``.
+
+    Raises:
+        UserError: The prompt can not be read.
+    """
+    from lm_eval.utils import simple_parse_args_string
+
+    from lm_eval_spt.prompt import SoftPrompt
+
+    given = simple_parse_args_string(model_args) if isinstance(model_args, str) else model_args
+    prompt = given.get("prompt")
+    if not prompt:
+        return None
+    if not isinstance(prompt, SoftPrompt):
+        prompt = SoftPrompt.from_pretrained(prompt)
+    # The harness's order: an adapter is given together with `pretrained`, and tells more.
+    base_model = given.get("peft") or given.get("delta") or given.get("pretrained") or prompt.metadata["base_model"]
+    return f"{base_model}+{prompt.name}@{prompt.digest[:8]}"

@@ -1,0 +1,158 @@
+"""The fast scorer: tokenised requests in, log-likelihoods out, each context read once.
+
+The harness hands over one request for each choice of a document. Here the requests of one context become one
+:class:`~lm_eval_spt.forward.Question`, questions of similar length share a batch, and a batch is as large as a budget
+of tokens allows. The answers are those of the harness's own loop (its `_loglikelihood_tokens`), to rounding.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from itertools import islice
+
+import psutil
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lm_eval_spt.forward import Question, device_of, loglikelihoods
+from lm_eval_spt.inject import model_inputs
+
+logger = logging.getLogger(__name__)
+
+Answer = tuple[float, bool]
+"""A continuation's log-likelihood, and whether greedy decoding would produce it."""
+
+
+def truncate(context: list[int], continuation: list[int], max_length: int) -> list[int]:
+    """Return the end of the context that fits before the continuation, as the harness does.
+
+    The model reads everything but the continuation's last token, so `max_length` + 1 tokens fit in all.
+
+    Raises:
+        ValueError: the continuation alone does not fit.
+    """
+    room = max_length + 1 - len(continuation)
+    if room < 1:
+        raise ValueError(f"a continuation of {len(continuation)} tokens does not fit into {max_length} tokens")
+    return context[-room:]
+
+
+@torch.inference_mode()
+def score(
+    model: PreTrainedModel,
+    requests: Sequence[tuple[list[int], list[int]]],
+    vectors: Tensor | None,
+    max_batch_tokens: int,
+    answered: Callable[[int, Answer], None] = lambda index, answer: None,
+) -> list[Answer]:
+    """Score continuations of contexts.
+
+    Args:
+        model: a causal LM in evaluation mode.
+        requests: (context, continuation) as token ids, virtual tokens marked; already truncated.
+        vectors: `[P, d]`, the soft prompt, if any.
+        max_batch_tokens: how many tokens, padding included, the model reads at once; halved when memory runs out.
+        answered: called with a request's index and answer as soon as it is known.
+
+    Returns:
+        The answers, in the order of the requests.
+    """
+    numbers: dict[tuple[int, ...], list[int]] = {}
+    for number, (context, _) in enumerate(requests):
+        numbers.setdefault(tuple(context), []).append(number)
+    # Longest first: if memory does not suffice, it shows at once, and the time left is not underestimated.
+    contexts = sorted(numbers, key=len, reverse=True)
+
+    answers: list[Answer | None] = [None] * len(requests)
+    start = 0
+    while start < len(contexts):
+        batch = _batch(contexts, start, numbers, requests, max_batch_tokens)
+        questions = [Question(list(c), [requests[number][1] for number in numbers[c]]) for c in batch]
+        try:
+            sums, greedy = loglikelihoods(model, questions, vectors)
+        except torch.OutOfMemoryError:
+            if len(batch) == 1:
+                raise
+            max_batch_tokens = max_batch_tokens // 2
+            torch.cuda.empty_cache()
+            logger.warning("out of memory with %d contexts: going on with %d tokens", len(batch), max_batch_tokens)
+            continue
+        order = [number for context in batch for number in numbers[context]]
+        for number, answer in zip(order, zip(sums.tolist(), greedy.tolist(), strict=True), strict=True):
+            answers[number] = answer
+            answered(number, answer)
+        start += len(batch)
+    return [answer for answer in answers if answer is not None]
+
+
+def _batch(
+    contexts: Sequence[tuple[int, ...]],
+    start: int,
+    numbers: dict[tuple[int, ...], list[int]],
+    requests: Sequence[tuple[list[int], list[int]]],
+    max_tokens: int,
+) -> list[tuple[int, ...]]:
+    """Return the contexts from `start` on that fit: as read, with padding, and as repeated for their branches."""
+    batch: list[tuple[int, ...]] = []
+    width = len(contexts[start])
+    cached = 0
+    for context in islice(contexts, start, None):
+        branches = {tuple(requests[number][1][:-1]) for number in numbers[context]} - {()}
+        cached += width * max(1, len(branches))
+        # Keys and values of a branch's context are copied, not computed: they weigh less than tokens that are read.
+        if batch and ((len(batch) + 1) * width > max_tokens or cached > 8 * max_tokens):
+            break
+        batch.append(context)
+    return batch
+
+
+def tokens_that_fit(model: PreTrainedModel, device: torch.device) -> int:
+    """Estimate from free memory how many tokens the model can read at once.
+
+    A token needs its keys and values, a few hidden states, and its share of the attention and of the logits; the
+    estimate takes half of the free memory and is generous with the rest.
+    """
+    config = model.config.get_text_config()
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    size = next(model.parameters()).element_size()
+    cache = 2 * config.num_hidden_layers * config.hidden_size * size
+    hidden = 32 * config.hidden_size * max(size, 4)
+    ceiling = 65536 if device.type == "cuda" else 4096  # beyond, a batch gains nothing
+    return int(max(256, min(ceiling, free / 2 / (16 * cache + hidden))))
+
+
+def agrees_with_plain_pass(
+    model: PreTrainedModel, vectors: Tensor | None, make_context: Callable[[list[int]], list[int]]
+) -> bool:
+    """Tell whether reading in two steps gives the log-likelihoods that one pass over the whole sequence gives.
+
+    Some architectures have no key-value cache that can be branched (recurrent ones, for example), or treat padding in
+    ways of their own. A few tokens show it, once, before anything is scored.
+    """
+    vocabulary = model.config.get_text_config().vocab_size
+    tokens = torch.randint(4, vocabulary, (16,), generator=torch.Generator().manual_seed(0)).tolist()
+    questions = [
+        Question(make_context(tokens[:3]), [tokens[8:11], tokens[8:9]]),
+        Question(make_context(tokens[3:8]), [tokens[11:13]]),
+    ]
+    try:
+        with torch.inference_mode():
+            fast, _ = loglikelihoods(model, questions, vectors)
+            plain = [plain_loglikelihood(model, q.context, c, vectors) for q in questions for c in q.continuations]
+    except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        logger.info("the fast scorer does not work with %s: %r", type(model).__name__, error)
+        return False
+    half_precision = next(model.parameters()).dtype in (torch.float16, torch.bfloat16)
+    return torch.allclose(fast.cpu(), torch.tensor(plain), rtol=0.05 if half_precision else 1e-3, atol=1e-3)
+
+
+def plain_loglikelihood(
+    model: PreTrainedModel, context: list[int], continuation: list[int], vectors: Tensor | None
+) -> float:
+    """Return a continuation's log-likelihood from one pass over one sequence: no cache, padding, mask or positions."""
+    ids = torch.tensor([context + continuation[:-1]], device=device_of(model))
+    logits = model(**model_inputs(model, ids, vectors), use_cache=False).logits[0, -len(continuation) :]
+    logprobs = logits.float().log_softmax(dim=-1)
+    return float(logprobs[range(len(continuation)), continuation].sum())

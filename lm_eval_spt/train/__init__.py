@@ -1,0 +1,25 @@
+"""Training: settings -> harness task -> examples -> frozen model -> loss -> prompt file."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+
+from lm_eval_spt.errors import UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train from the command line; returns the exit status."""
+    from lm_eval_spt.train.config import TrainingConfig
+    from lm_eval_spt.train.loop import train
+
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    try:
+        train(TrainingConfig.from_command_line(arguments))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0

@@ -1,0 +1,258 @@
+"""A training run from settings to prompt file."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import platform
+import random
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import PreTrainedModel, get_linear_schedule_with_warmup
+
+from lm_eval_spt.errors import UserError
+from lm_eval_spt.lm import SPTLM
+from lm_eval_spt.prompt import SoftPrompt
+from lm_eval_spt.scoring import tokens_that_fit
+from lm_eval_spt.train import contexts
+from lm_eval_spt.train.config import TrainingConfig
+from lm_eval_spt.train.contexts import ContextCache
+from lm_eval_spt.train.examples import Example, choose, encode, load_tasks, read_documents
+from lm_eval_spt.train.initialization import embedding_scale, initial_vectors
+from lm_eval_spt.train.objective import evaluate
+
+logger = logging.getLogger(__name__)
+
+HELD_OUT = 10  # every tenth training document validates where a task has no validation split
+
+
+class Diverged(Exception):
+    """The loss is not a number any more."""
+
+
+def train(config: TrainingConfig) -> SoftPrompt:
+    """Learn a soft prompt, write it to `config.output`, and return it.
+
+    The prompt with the lowest validation loss is written, the initial one included. It is also written when training
+    is interrupted (Ctrl-C) or its loss turns into NaN; the exception goes on to the caller.
+
+    Raises:
+        UserError: something in the settings can not be done, or the loss turned into NaN.
+    """
+    output = Path(config.output)
+    _check_writable(output)
+    tasks = load_tasks(config.tasks, config.include_path)
+    lm = SPTLM(
+        pretrained=config.model,
+        revision=config.revision,
+        dtype=config.dtype,
+        device=config.device,
+        add_bos_token=config.add_bos_token,
+    )
+    if lm.backend != "causal":
+        raise UserError(f"{config.model!r} is an encoder-decoder model: soft prompts need a causal LM")
+    max_length = min(config.max_length or lm.max_length, lm.max_length)
+    if config.prompt_length >= max_length:
+        raise UserError(
+            f"--prompt-length {config.prompt_length} leaves no room for text: {config.model!r} reads at most "
+            f"{max_length} tokens"
+        )
+
+    training, validation = [], []
+    for task in tasks:
+        documents = read_documents(task, "training")
+        if task.has_validation_docs():
+            held_out = read_documents(task, "validation")
+        else:
+            logger.warning("%s has no validation split: every tenth training document validates", task.task_name)
+            held_out = documents[::HELD_OUT]
+            documents = [document for index, document in enumerate(documents) if index % HELD_OUT]
+        placed = (lm, config.placement, config.prompt_length, max_length, config.truncation_side)
+        training += encode(choose(documents, config.shots, config.seed, "training"), *placed)
+        validation += encode(choose(held_out, config.validation_shots, config.seed, "validation"), *placed)
+
+    run = _Run(config, lm, training, validation)
+    print(run.summary(), flush=True)
+    with _log(output.with_suffix(".jsonl"), config) as log:
+        try:
+            run.train(log)
+        except Diverged as error:
+            run.save(output)
+            raise UserError(
+                f"{error}; the best prompt so far (epoch {run.best['epoch']}) is in {output}: try a smaller --lr"
+            ) from error
+        except KeyboardInterrupt:
+            run.save(output)
+            print(f"interrupted: the best prompt so far (epoch {run.best['epoch']}) is in {output}", file=sys.stderr)
+            raise
+    prompt = run.save(output)
+    print(f"{output}: epoch {run.best['epoch']}, validation {_scores(run.best)}")
+    return prompt
+
+
+class _Run:
+    """A run's state: the vectors, the examples, and the best prompt so far."""
+
+    def __init__(
+        self, config: TrainingConfig, lm: SPTLM, training: Sequence[Example], validation: Sequence[Example]
+    ) -> None:
+        self.config, self.lm = config, lm
+        self.training, self.validation = training, validation
+        self.model: PreTrainedModel = lm.model.requires_grad_(False)
+        embedding = self.model.get_input_embeddings()
+        self.scale = embedding_scale(embedding)
+        torch.manual_seed(config.seed)
+        initial = initial_vectors(lm, config, training).to(embedding.weight.device)
+        self.raw = nn.Parameter(initial)
+        self.cache = self._context_cache()
+        self.best: dict[str, Any] = {"epoch": 0, "loss": float("inf")}
+        self.best_vectors = self.vectors.detach().cpu()
+
+    @property
+    def vectors(self) -> Tensor:
+        """The prompt as the model receives it, `[P, d]`."""
+        return self.raw * self.scale
+
+    def summary(self) -> str:
+        """Return a line on what is tuned and with what."""
+        tuned, total = self.raw.numel(), sum(weight.numel() for weight in self.model.parameters())
+        return (
+            f"{tuned:,} tuned parameters, {tuned / total:.4%} of {self.config.model} ({total:,}); "
+            f"{len(self.training)} training and {len(self.validation)} validation documents"
+        )
+
+    def train(self, log: TextIO) -> None:
+        """Train for all epochs, keeping the vectors with the lowest validation loss."""
+        config = self.config
+        steps = -(-len(self.training) // config.batch_size) * config.epochs
+        optimizer = torch.optim.AdamW([self.raw], lr=config.lr, weight_decay=config.weight_decay)
+        schedule = get_linear_schedule_with_warmup(optimizer, round(config.warmup_ratio * steps), steps)
+        order = random.Random(config.seed)
+        started = time.perf_counter()
+        self._validate(0, {}, log, started)
+        bar = tqdm(total=steps, unit="step", leave=False)
+        with bar:
+            for epoch in range(1, config.epochs + 1):
+                loss = weight = correct = 0.0
+                for batch in _shuffled(self.training, config.batch_size, order):
+                    outcome = self._evaluate(batch)
+                    value = outcome.loss.item()
+                    if not math.isfinite(value):
+                        raise Diverged(f"the training loss turned into {value} in epoch {epoch}")
+                    optimizer.zero_grad()
+                    (outcome.loss / outcome.weight).backward()
+                    nn.utils.clip_grad_norm_([self.raw], config.clip)
+                    optimizer.step()
+                    schedule.step()
+                    bar.update()
+                    loss, weight, correct = loss + value, weight + outcome.weight, correct + outcome.correct
+                scores = {"loss": loss / weight, "accuracy": correct / len(self.training)}
+                self._validate(epoch, scores, log, started)
+
+    def _evaluate(self, batch: Sequence[Example]) -> Any:
+        return evaluate(self.model, batch, self.vectors, self.config.placement, self.config.loss, self.cache)
+
+    def _validate(self, epoch: int, training: dict[str, float], log: TextIO, started: float) -> None:
+        loss = weight = correct = 0.0
+        with torch.no_grad():
+            by_length = sorted(self.validation, key=lambda example: len(example.pairs[0][0]))
+            for start in range(0, len(by_length), self.config.batch_size):
+                outcome = self._evaluate(by_length[start : start + self.config.batch_size])
+                loss, weight, correct = loss + float(outcome.loss), weight + outcome.weight, correct + outcome.correct
+        scores = {"loss": loss / weight, "accuracy": correct / len(self.validation)}
+        if not math.isfinite(scores["loss"]):
+            raise Diverged(f"the validation loss turned into {scores['loss']} in epoch {epoch}")
+        better = scores["loss"] < self.best["loss"]
+        if better:
+            self.best = {"epoch": epoch, **scores, "documents": len(self.validation)}
+            self.best_vectors = self.vectors.detach().cpu()
+        row = {"epoch": epoch, "training": training, "validation": scores, "seconds": time.perf_counter() - started}
+        print(json.dumps(row), file=log, flush=True)
+        before = f"training {_scores(training)}  " if training else "before training".ljust(35)
+        tqdm.write(
+            f"epoch {epoch:>3}/{self.config.epochs}  {before}validation {_scores(scores)}{'  best' if better else ''}"
+        )
+
+    def save(self, output: Path) -> SoftPrompt:
+        """Write the best prompt so far, with its provenance."""
+        config = self.config
+        total = sum(weight.numel() for weight in self.model.parameters())
+        languages = [found[0] for name in config.tasks if (found := re.findall(r"[a-z]{3}_[A-Z][a-z]{3}$", name))]
+        metadata = {
+            "placement": config.placement,
+            "base_model": config.model,
+            "base_model_revision": config.revision,
+            "embedding_fingerprint": self.lm.fingerprint,
+            "tasks": config.tasks,
+            "source_languages": languages,
+            "shots": config.shots,
+            "seed": config.seed,
+            "hyperparameters": config.hyperparameters(),
+            "training_documents": len(self.training),
+            "validation": self.best,
+            "tuned_parameters": self.raw.numel(),
+            "tuned_share": self.raw.numel() / total,
+            "versions": _versions(),
+        }
+        prompt = SoftPrompt(self.best_vectors.contiguous(), metadata, name=output.stem)
+        prompt.save(output)
+        return prompt
+
+    def _context_cache(self) -> ContextCache | None:
+        if self.config.placement != "suffix" or self.config.context_cache == "off":
+            return None
+        texts = [context for example in [*self.training, *self.validation] for context, _ in example.pairs]
+        if self.config.context_cache == "auto" and not contexts.fits(self.model, texts):
+            return None
+        return ContextCache(self.model, texts, tokens_that_fit(self.model, self.raw.device))
+
+
+def _shuffled(examples: Sequence[Example], size: int, order: random.Random) -> Iterator[list[Example]]:
+    """Yield the examples in batches, in a new random order each time."""
+    indices = list(range(len(examples)))
+    order.shuffle(indices)
+    for start in range(0, len(indices), size):
+        yield [examples[index] for index in indices[start : start + size]]
+
+
+def _scores(scores: dict[str, float]) -> str:
+    return f"loss {scores['loss']:.4f} accuracy {scores['accuracy']:.3f}"
+
+
+def _versions() -> dict[str, str]:
+    libraries = ("lm_eval_spt", "torch", "transformers", "lm_eval", "datasets")
+    return {"python": platform.python_version(), **{name: version(name) for name in libraries}}
+
+
+def _check_writable(output: Path) -> None:
+    """Find out before training whether its result can be written.
+
+    Raises:
+        UserError: it can not.
+    """
+    probe = output.with_name(f".{output.name}.probe")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+        if output.is_dir():
+            raise IsADirectoryError(21, "Is a directory")
+    except OSError as error:
+        raise UserError(f"--output {output} can not be written: {error.strerror}") from error
+
+
+def _log(path: Path, config: TrainingConfig) -> TextIO:
+    log = path.open("w", encoding="utf-8")
+    print(json.dumps({"settings": asdict(config)}), file=log, flush=True)
+    return log

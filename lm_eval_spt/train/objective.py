@@ -1,0 +1,92 @@
+"""What training minimizes and validation reports, both from the log-likelihoods that the harness decides by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lm_eval_spt.forward import Question, loglikelihoods
+from lm_eval_spt.inject import VIRTUAL, place
+from lm_eval_spt.train.contexts import ContextCache
+from lm_eval_spt.train.examples import Example
+
+
+@dataclass
+class Outcome:
+    """Of a batch of examples.
+
+    Attributes:
+        loss: summed over `weight` examples (loss `choices`) or tokens (loss `target`), differentiable.
+        weight: by what to divide it.
+        correct: how many examples the harness would count as right.
+    """
+
+    loss: Tensor
+    weight: int
+    correct: int
+
+
+def evaluate(
+    model: PreTrainedModel,
+    examples: Sequence[Example],
+    vectors: Tensor,
+    placement: str,
+    loss: str,
+    cache: ContextCache | None = None,
+) -> Outcome:
+    """Score every choice of every example and compare with the right one.
+
+    Args:
+        model: the frozen causal LM.
+        examples: a batch.
+        vectors: `[P, d]`, as the model receives them.
+        placement: prefix or suffix.
+        loss: `choices`, cross-entropy over the log-likelihoods of an example's choices; or `target`, cross-entropy of
+            the right answer's tokens over the vocabulary. Examples without choices have only the latter.
+        cache: keys and values of the examples' contexts, for a suffix prompt.
+    """
+    contexts, questions, positions = _questions(examples)
+    if cache is not None:
+        past = cache.read(contexts)
+        for question in questions:
+            question.context = [VIRTUAL] * len(vectors)
+    else:
+        past = None
+        for question, context in zip(questions, contexts, strict=True):
+            question.context = place(context, len(vectors), "prefix" if placement == "prefix" else "suffix")
+    values, greedy = loglikelihoods(model, questions, vectors, past=past)
+
+    # [batch, most choices], what an example does not have being impossible.
+    most = max(len(example.pairs) for example in examples)
+    table = values.new_full((len(examples) * most,), -torch.inf)
+    cells = torch.tensor([row * most + choice for row, choice in positions], device=values.device)
+    table = table.index_copy(0, cells, values).view(len(examples), most)
+    gold = torch.tensor([example.gold for example in examples], device=values.device)
+
+    correct = table.argmax(dim=1) == gold
+    if most == 1:
+        correct = greedy
+    if loss == "choices" and most > 1:
+        return Outcome(nn.functional.cross_entropy(table, gold, reduction="sum"), len(examples), int(correct.sum()))
+    tokens = sum(len(example.pairs[example.gold][1]) for example in examples)
+    return Outcome(-table.gather(1, gold[:, None]).sum(), tokens, int(correct.sum()))
+
+
+def _questions(examples: Sequence[Example]) -> tuple[list[tuple[int, ...]], list[Question], list[tuple[int, int]]]:
+    """Return the contexts, a question for each, and for every continuation which example's which choice it is."""
+    contexts: list[tuple[int, ...]] = []
+    questions: list[Question] = []
+    positions: list[tuple[int, int]] = []
+    for row, example in enumerate(examples):
+        by_context: dict[tuple[int, ...], list[int]] = {}
+        for choice, (context, _) in enumerate(example.pairs):
+            by_context.setdefault(context, []).append(choice)
+        for context, choices in by_context.items():
+            contexts.append(context)
+            questions.append(Question([], [list(example.pairs[choice][1]) for choice in choices]))
+            positions += [(row, choice) for choice in choices]
+    return contexts, questions, positions

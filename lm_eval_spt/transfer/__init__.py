@@ -1,0 +1,1 @@
+"""From the harness's results files to tables of cross-lingual transfer."""

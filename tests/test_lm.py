@@ -1,0 +1,249 @@
+"""The model class against the harness's own HFLM, PEFT, and a plain restatement of where the prompt goes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from peft import PromptTuningConfig, get_peft_model
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lm_eval_spt.lm import SPTLM
+from lm_eval_spt.prompt import SoftPrompt
+from tests.conftest import build_model, random_prompt
+
+CLOSE = {"abs": 1e-4, "rel": 1e-5}
+CONTEXTS = [
+    "The river",
+    "A goalkeeper saved two penalties in the cup final of the year.",
+    "Bread",
+    "",
+    "End with space ",
+]
+CHOICES = [" sports", " science/technology", " geography", " the old town hall of the city"]
+
+
+def requests(kind: str, arguments: list[tuple]) -> list[Instance]:
+    return [Instance(kind, {}, argument, number) for number, argument in enumerate(arguments)]
+
+
+PAIRS = requests("loglikelihood", [(context, choice) for context in CONTEXTS for choice in CHOICES])
+# Not one sentence over and over: HFLM mixes up rolling windows of the same tokens when they share a batch.
+LONG = " ".join(f"On day {day} the river rose by {day * day} centimetres." for day in range(25))
+TEXTS = requests("loglikelihood_rolling", [("The river flows to the sea.",), (LONG,), ("x",)])
+
+
+def spt(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: SoftPrompt | None = None, **kwargs
+) -> SPTLM:
+    return SPTLM(pretrained=model, tokenizer=tokenizer, prompt=prompt, **{"batch_size": 4} | kwargs)
+
+
+def peft_lm(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: SoftPrompt) -> HFLM:
+    """The harness with the same prompt as a PeftModel, which PEFT itself prepends."""
+    config = PromptTuningConfig(
+        task_type="CAUSAL_LM",
+        num_virtual_tokens=prompt.length,
+        token_dim=prompt.hidden_size,
+        num_transformer_submodules=1,
+        num_layers=2,
+        num_attention_heads=4,
+    )
+    peft_model = get_peft_model(model, config)
+    with torch.no_grad():
+        peft_model.prompt_encoder["default"].embedding.weight.copy_(prompt.vectors)
+    return HFLM(pretrained=peft_model.eval(), tokenizer=tokenizer, batch_size=4)
+
+
+def restated(
+    model: PreTrainedModel, context: list[int], continuation: list[int], prompt: SoftPrompt
+) -> tuple[float, bool]:
+    """Log-likelihood of a continuation from one unpadded sequence of embeddings, put together by hand."""
+    embedding = model.get_input_embeddings()
+    parts = [
+        embedding(torch.tensor([ids])) if ids else torch.empty(1, 0, prompt.hidden_size)
+        for ids in (context, continuation)
+    ]
+    vectors = prompt.vectors[None]
+    before = [vectors, parts[0]] if prompt.placement == "prefix" else [parts[0], vectors]
+    with torch.no_grad():
+        logits = model(inputs_embeds=torch.cat([*before, parts[1]], dim=1)).logits[0]
+    logprobs = logits[-len(continuation) - 1 : -1].log_softmax(-1)
+    scores = logprobs[range(len(continuation)), continuation]
+    return float(scores.sum()), bool((logprobs.argmax(-1) == torch.tensor(continuation)).all())
+
+
+def values(answers: list[tuple[float, bool]]) -> list[float]:
+    return [value for value, _ in answers]
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_without_a_prompt_it_is_the_plain_model(tiny_model, tokenizer, fast):
+    ours, theirs = spt(tiny_model, tokenizer, fast=fast), HFLM(pretrained=tiny_model, tokenizer=tokenizer, batch_size=4)
+    expected = theirs.loglikelihood(PAIRS, disable_tqdm=True)
+    found = ours.loglikelihood(PAIRS, disable_tqdm=True)
+    assert values(found) == pytest.approx(values(expected), **CLOSE)
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
+    assert ours._fast_verified is (True if fast else None)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_prefix_prompt_scores_as_with_peft(tiny_model, tokenizer, fast):
+    prompt = random_prompt(tiny_model)
+    found = spt(tiny_model, tokenizer, prompt, fast=fast).loglikelihood(PAIRS, disable_tqdm=True)
+    expected = peft_lm(tiny_model, tokenizer, prompt).loglikelihood(PAIRS, disable_tqdm=True)
+    assert values(found) == pytest.approx(values(expected), **CLOSE)
+    unprompted = spt(tiny_model, tokenizer).loglikelihood(PAIRS, disable_tqdm=True)
+    assert values(found) != pytest.approx(values(unprompted), abs=0.01)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("placement", ["prefix", "suffix"])
+def test_the_prompt_stands_where_it_should(tiny_model, tokenizer, placement, fast):
+    prompt = random_prompt(tiny_model, placement=placement)
+    pairs = [pair for pair in PAIRS if pair.args[0]]
+    found = spt(tiny_model, tokenizer, prompt, fast=fast).loglikelihood(pairs, disable_tqdm=True)
+    for pair, (value, greedy) in zip(pairs, found, strict=True):
+        context, continuation = pair.args
+        stripped = context.rstrip()
+        continuation = context[len(stripped) :] + continuation
+        context_ids = tokenizer.encode(stripped)
+        if placement == "prefix":
+            continuation_ids = tokenizer.encode(stripped + continuation)[len(context_ids) :]
+        else:
+            continuation_ids = tokenizer.encode(continuation, add_special_tokens=False)
+        expected, expected_greedy = restated(tiny_model, context_ids, continuation_ids, prompt)
+        assert value == pytest.approx(expected, **CLOSE)
+        assert greedy == expected_greedy
+
+
+def test_rolling_equals_peft_for_a_prefix_within_one_window(tiny_model, tokenizer):
+    prompt = random_prompt(tiny_model)
+    short = [TEXTS[0], TEXTS[2]]
+    found = spt(tiny_model, tokenizer, prompt).loglikelihood_rolling(short, disable_tqdm=True)
+    expected = peft_lm(tiny_model, tokenizer, prompt).loglikelihood_rolling(short, disable_tqdm=True)
+    assert found == pytest.approx(expected, **CLOSE)
+
+
+def test_rolling_without_a_prompt_equals_hflm_over_several_windows(tiny_model, tokenizer):
+    found = spt(tiny_model, tokenizer, max_length=64).loglikelihood_rolling(TEXTS, disable_tqdm=True)
+    expected = HFLM(pretrained=tiny_model, tokenizer=tokenizer, batch_size=4, max_length=64).loglikelihood_rolling(
+        TEXTS
+    )
+    assert found == pytest.approx(expected, abs=1e-3, rel=1e-5)
+
+
+@pytest.mark.parametrize("placement", ["prefix", "suffix"])
+def test_rolling_puts_the_prompt_beside_the_leading_token(tiny_model, tokenizer, placement):
+    prompt = random_prompt(tiny_model, placement=placement)
+    (found,) = spt(tiny_model, tokenizer, prompt).loglikelihood_rolling(TEXTS[:1], disable_tqdm=True)
+    ids = tokenizer.encode(TEXTS[0].args[0])
+    expected, _ = restated(tiny_model, [tokenizer.bos_token_id], ids, prompt)
+    assert found == pytest.approx(expected, **CLOSE)
+
+
+@pytest.mark.parametrize("placement", ["prefix", "suffix"])
+def test_generation_is_greedy_decoding_from_the_prompted_context(tiny_model, tokenizer, placement):
+    prompt = random_prompt(tiny_model, placement=placement)
+    options = {"until": ["\n\n\n"], "max_gen_toks": 6}
+    texts = ["The river", "A goalkeeper saved two penalties in the cup final."]
+    found = spt(tiny_model, tokenizer, prompt).generate_until(
+        requests("generate_until", [(text, options) for text in texts]), disable_tqdm=True
+    )
+    embedding = tiny_model.get_input_embeddings()
+    for text, answer in zip(texts, found, strict=True):
+        context = embedding(torch.tensor([tokenizer.encode(text)]))
+        parts = [prompt.vectors[None], context] if placement == "prefix" else [context, prompt.vectors[None]]
+        embeds, tokens = torch.cat(parts, dim=1), []
+        with torch.no_grad():
+            for _ in range(6):
+                token = int(tiny_model(inputs_embeds=embeds).logits[0, -1].argmax())
+                if token == tokenizer.eos_token_id:
+                    break
+                tokens.append(token)
+                embeds = torch.cat([embeds, embedding(torch.tensor([[token]]))], dim=1)
+        assert answer == tokenizer.decode(tokens, skip_special_tokens=True).split("\n\n\n")[0]
+
+
+def test_generation_without_a_prompt_equals_hflm(tiny_model, tokenizer):
+    asked = requests("generate_until", [(text, {"until": ["."], "max_gen_toks": 8}) for text in CONTEXTS[:3]])
+    expected = HFLM(pretrained=tiny_model, tokenizer=tokenizer, batch_size=2).generate_until(asked, disable_tqdm=True)
+    assert spt(tiny_model, tokenizer).generate_until(asked, disable_tqdm=True) == expected
+
+
+@pytest.mark.parametrize("placement", ["prefix", "suffix", None])
+def test_batch_size_and_order_do_not_matter(tiny_model, tokenizer, placement):
+    prompt = random_prompt(tiny_model, placement=placement) if placement else None
+    expected = values(spt(tiny_model, tokenizer, prompt, batch_size=1).loglikelihood(PAIRS, disable_tqdm=True))
+    for size in (7, "auto"):
+        lm = spt(tiny_model, tokenizer, prompt, batch_size=size)
+        found = values(lm.loglikelihood(PAIRS[::-1], disable_tqdm=True))[::-1]
+        assert found == pytest.approx(expected, **CLOSE)
+
+
+@pytest.mark.parametrize("placement", ["prefix", "suffix"])
+@pytest.mark.parametrize("fast", [True, False])
+def test_text_is_cut_on_the_left_and_the_prompt_never(tiny_models, tokenizer, placement, fast):
+    model = tiny_models["llama"]
+    prompt = random_prompt(model, placement=placement)
+    long = "word " * 60 + "The goalkeeper saved a penalty in the final"
+    lm = spt(model, tokenizer, prompt, fast=fast, max_length=24)
+    (found,) = lm.loglikelihood(requests("loglikelihood", [(long, " sports")]), disable_tqdm=True)
+    context, continuation = lm._encode_pair(long, " sports")
+    room = 24 - prompt.length + 1 - len(continuation)
+    assert found[0] == pytest.approx(restated(model, context[-room:], continuation, prompt)[0], **CLOSE)
+
+
+def test_an_architecture_that_needs_the_plain_loop_gets_it(tokenizer, monkeypatch, caplog):
+    """A model that ignores its cache gives wrong answers the fast way; the check at the start must notice."""
+    model = build_model("llama")
+    forward = type(model).forward
+    monkeypatch.setattr(
+        type(model), "forward", lambda self, *a, **k: forward(self, *a, **{**k, "past_key_values": None})
+    )
+    lm = spt(model, tokenizer)
+    found = values(lm.loglikelihood(PAIRS, disable_tqdm=True))
+    monkeypatch.undo()
+    assert lm._fast_verified is False
+    assert "using the harness's loop" in caplog.text
+    assert found == pytest.approx(values(spt(model, tokenizer).loglikelihood(PAIRS, disable_tqdm=True)), **CLOSE)
+
+
+def test_out_of_memory_halves_the_batch_and_goes_on(tiny_models, tokenizer, monkeypatch, caplog):
+    from lm_eval_spt import scoring
+
+    lm = spt(tiny_models["llama"], tokenizer)
+    expected = values(lm.loglikelihood(PAIRS, disable_tqdm=True))
+    loglikelihoods, sizes = scoring.loglikelihoods, []
+
+    def small_memory(model, questions, vectors):
+        if len(questions) > 2:
+            raise torch.OutOfMemoryError("no memory left")
+        sizes.append(len(questions))
+        return loglikelihoods(model, questions, vectors)
+
+    monkeypatch.setattr(scoring, "loglikelihoods", small_memory)
+    assert values(lm.loglikelihood(PAIRS, disable_tqdm=True)) == pytest.approx(expected, **CLOSE)
+    assert sizes and "out of memory" in caplog.text
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_tokens_choices_lengths_and_placements(tiny_models, tokenizer, data):
+    """Fast scoring of any tokens, any number of choices of any length, is the harness's own loop's."""
+    model = tiny_models[data.draw(st.sampled_from(list(tiny_models)))]
+    token = st.integers(4, 20479)
+    prompt = random_prompt(
+        model, length=data.draw(st.integers(1, 9)), placement=data.draw(st.sampled_from(["prefix", "suffix"]))
+    )
+    asked = []
+    for _ in range(data.draw(st.integers(1, 4))):
+        context = data.draw(st.lists(token, min_size=1, max_size=30))
+        choices = data.draw(st.lists(st.lists(token, min_size=1, max_size=5), min_size=1, max_size=8))
+        asked += [(None, context, choice) for choice in choices]
+    fast = spt(model, tokenizer, prompt)._loglikelihood_tokens(asked, disable_tqdm=True)
+    plain = spt(model, tokenizer, prompt, fast=False)._loglikelihood_tokens(asked, disable_tqdm=True)
+    assert values(fast) == pytest.approx(values(plain), **CLOSE)
