@@ -1,8 +1,9 @@
-"""The command line ``lm-eval-spt``: train a soft prompt, look into one, convert it to and from PEFT.
+"""The command line ``lm-eval-spt``: train a soft prompt, look into one, convert it to and from PEFT, compare results.
 
     lm-eval-spt train --model mini --task mini_topics_eng_Latn --output prompts/eng.safetensors
     lm-eval-spt inspect prompts/eng.safetensors --base-model mini
     lm-eval-spt convert prompts/eng.safetensors peft/eng
+    lm-eval-spt transfer "no prompt=results/none" "prompt=results/seed0" "prompt=results/seed1" --source eng_Latn
 
 What needs torch is imported inside the commands, so that ``--help`` is immediate.
 """
@@ -106,6 +107,24 @@ def convert(arguments: argparse.Namespace) -> None:
     else:
         prompt.to_peft(target)
     print(f"{target}: {prompt.length} virtual tokens of size {prompt.hidden_size}, placement {prompt.placement}")
+
+
+def transfer(arguments: argparse.Namespace) -> None:
+    """Print, and save if wanted, a table of scores per language: a column for each arm, the mean over its runs."""
+    from lm_eval_spt.files import write
+    from lm_eval_spt.transfer.report import transfer_table
+    from lm_eval_spt.transfer.results import mean_over_runs, read_run, results_files
+
+    runs: dict[str, list[Any]] = {}
+    for given in arguments.results:
+        name, _, place = given.rpartition("=")
+        for path in results_files(Path(place)):
+            runs.setdefault(name or Path(place).stem, []).append(read_run(path, arguments.metric))
+    arms = {f"{name} ({len(of)} runs)" if len(of) > 1 else name: mean_over_runs(of) for name, of in runs.items()}
+    table = transfer_table(arms, arguments.source, arguments.majority)
+    if arguments.output:
+        write(Path(arguments.output), table.encode())
+    print(table, end="")
 
 
 def nearest_tokens(
@@ -253,6 +272,24 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("target", metavar="TARGET", help="a folder for a file, a .safetensors file for a folder")
     command.add_argument("--force", action="store_true", help="overwrite a target that exists")
     command.set_defaults(run=convert)
+
+    command = commands.add_parser(
+        "transfer",
+        help="compare the harness's results per language, in one table",
+        description="Print a Markdown table of scores per language, in percent with standard errors, and the mean over "
+        "the target languages. Results given under one name are one arm's runs, such as seeds: their mean is shown.",
+        epilog='example: lm-eval-spt transfer "no prompt=results/none" "prompt=results/spt" --source eng_Latn',
+    )
+    command.add_argument(
+        "results", metavar="[NAME=]PATH", nargs="+", help="a results_*.json of the harness, or a folder that holds some"
+    )
+    command.add_argument("--source", metavar="LANGUAGE", default="eng_Latn", help="source language (default: eng_Latn)")
+    command.add_argument("--metric", default="acc", help="metric to show, such as macro_f1 (default: acc)")
+    command.add_argument(
+        "--majority", type=float, metavar="SHARE", help="show the score of the largest class, such as 0.25"
+    )
+    command.add_argument("--output", metavar="FILE", help="save the table there, too")
+    command.set_defaults(run=transfer)
     return parser
 
 

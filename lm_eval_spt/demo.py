@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from lm_eval_spt.files import write
 from lm_eval_spt.transfer.report import transfer_table
 from lm_eval_spt.transfer.results import mean_over_runs, read_run, results_files
 
@@ -48,7 +49,7 @@ def main() -> None:
         run(*shlex.split(command))
         arms[name] = mean_over_runs([read_run(path) for path in results_files(place)])
     table = transfer_table(arms, SOURCE, majority=1 / 7)
-    (FOLDER / "table.md").write_text(table, encoding="utf-8")
+    write(FOLDER / "table.md", table.encode())
     print(f"\nAccuracy in percent, the prompt learned on {SOURCE} alone:\n\n{table}\nsaved in {FOLDER / 'table.md'}")
 
 

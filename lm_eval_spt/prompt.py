@@ -43,6 +43,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from lm_eval_spt.errors import UserError
+from lm_eval_spt.files import write
 
 FORMAT_VERSION = 1
 PLACEMENTS = ("prefix", "suffix")
@@ -181,7 +182,7 @@ class SoftPrompt:
         Raises:
             UserError: the file can not be written.
         """
-        _write(Path(os.path.expanduser(path)), self._to_bytes())
+        write(Path(os.path.expanduser(path)), self._to_bytes())
 
     @classmethod
     def from_peft(cls, folder: str | os.PathLike[str]) -> SoftPrompt:
@@ -243,10 +244,10 @@ class SoftPrompt:
             "prompt_tuning_init": "RANDOM",
         }
         # The configuration comes last: without it PEFT does not take the folder for an adapter.
-        _write(folder / PEFT_WEIGHTS, self._to_bytes())
+        write(folder / PEFT_WEIGHTS, self._to_bytes())
         if not (folder / "README.md").exists():
-            _write(folder / "README.md", _model_card(base_model, self.length).encode())
-        _write(folder / PEFT_CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+            write(folder / "README.md", _model_card(base_model, self.length).encode())
+        write(folder / PEFT_CONFIG, (json.dumps(config, indent=2) + "\n").encode())
 
     @classmethod
     def _read(cls, path: Path) -> SoftPrompt:
@@ -427,34 +428,6 @@ def _model_card(base_model: str | None, length: int) -> str:
         f"{length} virtual tokens before the text, for the base model {base_model or '(not recorded)'}.\n"
         f"Where they come from is in the metadata of `{PEFT_WEIGHTS}`: `lm-eval-spt inspect` prints it.\n"
     )
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Put `data` into `path`, whole or not at all: write beside it, make it durable, then rename.
-
-    Raises:
-        UserError: `path` can not be written; what was there before is still there.
-    """
-    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"{path}: can not be written ({error.strerror or error}): choose another place") from None
-    # The rename itself becomes durable with its folder, where the file system offers that.
-    with contextlib.suppress(OSError):
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def _folder_name(folder: Path) -> str:

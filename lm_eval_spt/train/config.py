@@ -80,7 +80,9 @@ class TrainingConfig:
     truncation_side: Literal["left", "right"] = _setting("left", "where a text that is too long is cut")
     add_bos_token: bool | None = _setting(None, "begin texts with the BOS token; default: as the tokenizer does")
 
-    epochs: int = _setting(20, "passes over the training documents; the one with the lowest validation loss is kept")
+    epochs: int = _setting(
+        20, "passes over the training documents; the best by validation loss is kept; 0 writes the initial prompt"
+    )
     lr: float = _setting(5e-3, "peak learning rate (AdamW), decaying linearly to zero after the warm-up")
     batch_size: int = _setting(16, "documents per step")
     warmup_ratio: float = _setting(0.1, "share of the steps over which the learning rate rises")
@@ -105,8 +107,9 @@ class TrainingConfig:
         _expect_choice("truncation-side", self.truncation_side, ("left", "right"))
         _expect_choice("context-cache", self.context_cache, ("auto", "on", "off"))
         _expect_choice("dtype", self.dtype, ("float32", "bfloat16", "float16", "auto"))
-        for name in ("prompt_length", "epochs", "batch_size"):
+        for name in ("prompt_length", "batch_size"):
             _expect(name, getattr(self, name), getattr(self, name) >= 1, "a whole number from 1 on")
+        _expect("epochs", self.epochs, self.epochs >= 0, "a whole number from 0 on (0 writes the initial prompt)")
         for name in ("shots", "validation_shots", "max_length"):
             value = getattr(self, name)
             _expect(name, value, value is None or value >= 1, "a whole number from 1 on, or nothing")
