@@ -109,6 +109,14 @@ def convert(arguments: argparse.Namespace) -> None:
     print(f"{target}: {prompt.length} virtual tokens of size {prompt.hidden_size}, placement {prompt.placement}")
 
 
+def evaluate(arguments: argparse.Namespace) -> None:
+    """Score many prompts of one base model on harness tasks, sharing what they can."""
+    from lm_eval_spt.evaluate import evaluate_prompts
+
+    options = {key: value for key, value in vars(arguments).items() if key not in ("run", "prompts", "tasks")}
+    evaluate_prompts(arguments.prompts, arguments.tasks.split(","), **options)
+
+
 def transfer(arguments: argparse.Namespace) -> None:
     """Print, and save if wanted, a table of scores per language: a column for each arm, the mean over its runs."""
     from lm_eval_spt.files import write
@@ -272,6 +280,26 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("target", metavar="TARGET", help="a folder for a file, a .safetensors file for a folder")
     command.add_argument("--force", action="store_true", help="overwrite a target that exists")
     command.set_defaults(run=convert)
+
+    command = commands.add_parser(
+        "evaluate",
+        help="score many prompts of one base model, sharing what they can",
+        description="Score many prompts of one base model on harness tasks, as lm_eval --model spt would one after the "
+        "other: the model is loaded once, and a text is read once for all suffix prompts. Each prompt gets a results "
+        "file of its own; what has one already is left out, so that an interrupted evaluation goes on.",
+        epilog="example: lm-eval-spt evaluate --prompts 'prompts/*.safetensors' --tasks mini_topics --output results",
+    )
+    command.add_argument("--prompts", nargs="+", required=True, metavar="FILE", help="prompt files; patterns will do")
+    command.add_argument("--tasks", required=True, metavar="TASKS", help="tasks and groups, comma separated")
+    command.add_argument("--output", required=True, metavar="FOLDER", help="where the results go")
+    command.add_argument("--model_args", "--model-args", default="", help="further arguments, as in lm_eval")
+    command.add_argument("--include_path", "--include-path", metavar="FOLDER", help="folder with further tasks")
+    command.add_argument("--log_samples", "--log-samples", action="store_true", help="also write every answer")
+    command.add_argument("--batch_size", "--batch-size", default="auto", help="as in lm_eval (default: auto)")
+    command.add_argument("--device", help="such as cpu or cuda:1 (default: the best that is here)")
+    command.add_argument("--limit", type=float, metavar="N", help="only the first N documents of each task")
+    command.add_argument("--num_fewshot", "--num-fewshot", type=int, metavar="N", help="shots in every context")
+    command.set_defaults(run=evaluate)
 
     command = commands.add_parser(
         "transfer",

@@ -163,9 +163,14 @@ class SPTLM(HFLM):
     # -- tokens ------------------------------------------------------------------------------------------------------
 
     @property
+    def whole_length(self) -> int:
+        """How many tokens the model can read, the prompt's among them."""
+        return super().max_length
+
+    @property
     def max_length(self) -> int:
         """How many tokens of text fit beside the prompt."""
-        return super().max_length - self._room_taken
+        return self.whole_length - self._room_taken
 
     def encode_pairs(self, pairs: Sequence[tuple[str, str]], placement: str) -> list[tuple[list[int], list[int]]]:
         """Return the token ids of (context, continuation) pairs.
@@ -228,17 +233,18 @@ class SPTLM(HFLM):
             with self._prompt_in_requests():
                 return super()._loglikelihood_tokens(prompted, disable_tqdm, override_bs)
 
-        bar = tqdm(total=len(prompted), disable=disable_tqdm or self.rank != 0, desc="Running loglikelihood requests")
+        pairs = [(context, continuation) for _, context, continuation in prompted]
+        answers: list[scoring.Answer] = [(0.0, True)] * len(prompted)
+        with self._progress(len(prompted), disable_tqdm) as bar, self._autocast():
+            for number, answer in scoring.score(self.model, pairs, self.vectors, self._max_batch_tokens()):
+                answers[number] = answer
+                if (text := prompted[number][0]) is not None:
+                    self.cache_hook.add_partial("loglikelihood", text, answer)
+                bar.update()
+        return answers
 
-        def answered(index: int, answer: scoring.Answer) -> None:
-            text = prompted[index][0]
-            if text is not None:
-                self.cache_hook.add_partial("loglikelihood", text, answer)
-            bar.update()
-
-        with bar, self._autocast():
-            pairs = [(context, continuation) for _, context, continuation in prompted]
-            return scoring.score(self.model, pairs, self.vectors, self._max_batch_tokens(), answered)
+    def _progress(self, requests: int, disable: bool = False) -> tqdm:
+        return tqdm(total=requests, disable=disable or self.rank != 0, desc="Running loglikelihood requests")
 
     def _use_fast(self) -> bool:
         if self._fast and self._fast_verified is None:
@@ -251,7 +257,7 @@ class SPTLM(HFLM):
     def _max_batch_tokens(self) -> int:
         if self.batch_size == "auto":
             return scoring.tokens_that_fit(self.model, self.device)
-        return int(self.batch_size) * super().max_length
+        return int(self.batch_size) * self.whole_length
 
     @contextmanager
     def _prompt_in_requests(self) -> Iterator[None]:

@@ -8,7 +8,7 @@ of tokens allows. The answers are those of the harness's own loop (its `_loglike
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 
 import psutil
@@ -16,10 +16,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lm_eval_spt.forward import Question, device_of, loglikelihoods
-from lm_eval_spt.inject import model_inputs
+from lm_eval_spt.forward import Question, device_of, loglikelihoods, read
+from lm_eval_spt.inject import VIRTUAL, model_inputs, pad_left
 
 logger = logging.getLogger(__name__)
+
+Request = tuple[list[int], list[int]]
+"""The token ids of a context and a continuation."""
 
 Answer = tuple[float, bool]
 """A continuation's log-likelihood, and whether greedy decoding would produce it."""
@@ -39,59 +42,89 @@ def truncate(context: list[int], continuation: list[int], max_length: int) -> li
     return context[-room:]
 
 
-@torch.inference_mode()
 def score(
-    model: PreTrainedModel,
-    requests: Sequence[tuple[list[int], list[int]]],
-    vectors: Tensor | None,
-    max_batch_tokens: int,
-    answered: Callable[[int, Answer], None] = lambda index, answer: None,
-) -> list[Answer]:
-    """Score continuations of contexts.
+    model: PreTrainedModel, requests: Sequence[Request], vectors: Tensor | None, max_batch_tokens: int
+) -> Iterator[tuple[int, Answer]]:
+    """Score continuations of contexts, and yield a request's number and answer as soon as it is known.
 
     Args:
         model: a causal LM in evaluation mode.
         requests: (context, continuation) as token ids, virtual tokens marked; already truncated.
         vectors: `[P, d]`, the soft prompt, if any.
         max_batch_tokens: how many tokens, padding included, the model reads at once; halved when memory runs out.
-        answered: called with a request's index and answer as soon as it is known.
-
-    Returns:
-        The answers, in the order of the requests.
     """
+    for number, (answer,) in _score_in_batches(
+        requests, lambda questions: [loglikelihoods(model, questions, vectors)], max_batch_tokens
+    ):
+        yield number, answer
+
+
+def score_suffixes(
+    model: PreTrainedModel, requests: Sequence[Request], prompts: Sequence[Tensor], max_batch_tokens: int
+) -> Iterator[tuple[int, list[Answer]]]:
+    """Score continuations of contexts with every one of several suffix prompts, reading each context once for all.
+
+    What the model makes of a text does not depend on what follows it, so that the prompts share its keys and values.
+
+    Args:
+        model: a causal LM in evaluation mode.
+        requests: (context, continuation) as token ids, without virtual tokens; each fits with the longest prompt.
+        prompts: vectors `[P, d]`, P may differ.
+        max_batch_tokens: as in :func:`score`.
+
+    Yields:
+        A request's number, and its answers prompt by prompt.
+    """
+
+    def answer(questions: Sequence[Question]) -> Iterator[tuple[Tensor, Tensor]]:
+        ids, mask = (tensor.to(device_of(model)) for tensor in pad_left([question.context for question in questions]))
+        _, past = read(model, ids, mask)
+        assert past is not None
+        every = torch.arange(len(questions), device=ids.device)
+        for vectors in prompts:
+            prompted = [Question([VIRTUAL] * len(vectors), question.continuations) for question in questions]
+            yield loglikelihoods(model, prompted, vectors, past=past.select(every))
+
+    return _score_in_batches(requests, answer, max_batch_tokens)
+
+
+@torch.inference_mode()
+def _score_in_batches(
+    requests: Sequence[Request],
+    answer: Callable[[Sequence[Question]], Iterable[tuple[Tensor, Tensor]]],
+    max_batch_tokens: int,
+) -> Iterator[tuple[int, list[Answer]]]:
+    """Put requests of one context together, batch the contexts, and yield every request's answers."""
     numbers: dict[tuple[int, ...], list[int]] = {}
     for number, (context, _) in enumerate(requests):
         numbers.setdefault(tuple(context), []).append(number)
     # Longest first: if memory does not suffice, it shows at once, and the time left is not underestimated.
     contexts = sorted(numbers, key=len, reverse=True)
 
-    answers: list[Answer | None] = [None] * len(requests)
     start = 0
     while start < len(contexts):
         batch = _batch(contexts, start, numbers, requests, max_batch_tokens)
         questions = [Question(list(c), [requests[number][1] for number in numbers[c]]) for c in batch]
         try:
-            sums, greedy = loglikelihoods(model, questions, vectors)
+            answers = [zip(sums.tolist(), greedy.tolist(), strict=True) for sums, greedy in answer(questions)]
         except torch.OutOfMemoryError:
             if len(batch) == 1:
                 raise
-            max_batch_tokens = max_batch_tokens // 2
+            max_batch_tokens //= 2
             torch.cuda.empty_cache()
             logger.warning("out of memory with %d contexts: going on with %d tokens", len(batch), max_batch_tokens)
             continue
         order = [number for context in batch for number in numbers[context]]
-        for number, answer in zip(order, zip(sums.tolist(), greedy.tolist(), strict=True), strict=True):
-            answers[number] = answer
-            answered(number, answer)
+        for number, *of_prompts in zip(order, *answers, strict=True):
+            yield number, of_prompts
         start += len(batch)
-    return [answer for answer in answers if answer is not None]
 
 
 def _batch(
     contexts: Sequence[tuple[int, ...]],
     start: int,
     numbers: dict[tuple[int, ...], list[int]],
-    requests: Sequence[tuple[list[int], list[int]]],
+    requests: Sequence[Request],
     max_tokens: int,
 ) -> list[tuple[int, ...]]:
     """Return the contexts from `start` on that fit: as read, with padding, and as repeated for their branches."""

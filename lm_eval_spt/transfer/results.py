@@ -1,4 +1,4 @@
-"""Reading the harness's results files: which language scored how much.
+"""Reading the harness's results files: which model, with which prompt, scored how much in which language.
 
 Any model class of the harness writes them (``--output_path``), so that a soft prompt can be compared with anything.
 """
@@ -7,17 +7,22 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from lm_eval_spt.errors import UserError
 
-LANGUAGE = re.compile(r"_([a-z]{3}_[A-Z][a-z]{3})$")
+TASK = re.compile(r"(?P<family>.+)_(?P<language>[a-z]{3}_[A-Z][a-z]{3})")
+"""A task that is named after a language, such as ``sib200_instruct_swh_Latn``."""
+
+MODEL_SETTINGS = ("model", "model_args", "prompt_digest", "random_seed", "numpy_seed", "torch_seed", "fewshot_seed")
+"""What of the harness's configuration can change a score, beside the task."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Score:
     """A metric's value and its standard error, both as shares of 1; the error is None where the harness gave none."""
 
@@ -27,17 +32,87 @@ class Score:
 
 @dataclass(frozen=True)
 class Run:
-    """One results file.
+    """One task family of one results file: a model's scores in many languages.
+
+    What a file does not say (older versions of the harness, other model classes) is None.
 
     Attributes:
-        path: where it lies.
-        scores: language code to score.
-        config: what the harness recorded of the model and the run.
+        path: the results file.
+        family: the tasks' common name without the language, such as ``sib200`` or ``sib200_instruct``.
+        scores: metric (``acc``, ``macro_f1`` ...) to language to score.
+        documents: language to how many documents were scored and how many its test set has.
+        task_version: the version that the task family gives itself.
+        num_fewshot: documents shown before each scored one.
+        limit: what ``--limit`` was.
+        model: the harness's model class, such as ``spt`` or ``hf``.
+        model_name: how the harness named the results, such as ``mini+eng@0123abcd``.
+        base_model: the frozen model.
+        harness_version: the version of lm-eval.
+        date: when it ran (UTC).
+        config: everything else that the harness recorded of the model and the run.
     """
 
     path: Path
-    scores: dict[str, Score]
-    config: dict[str, Any]
+    family: str
+    scores: Mapping[str, Mapping[str, Score]]
+    documents: Mapping[str, tuple[int, int]]
+    task_version: str | None
+    num_fewshot: int | None
+    limit: float | None
+    model: str | None
+    model_name: str | None
+    base_model: str | None
+    harness_version: str | None
+    date: datetime | None
+    config: Mapping[str, Any]
+
+    @property
+    def model_args(self) -> dict[str, Any]:
+        """What ``--model_args`` was; older versions of the harness record it as text."""
+        return _model_args(self.config)
+
+    @property
+    def prompt_name(self) -> str | None:
+        """The soft prompt's name; None without one."""
+        return self.config.get("prompt_name")
+
+    @property
+    def prompt_digest(self) -> str | None:
+        """The digest of the soft prompt's vectors and placement."""
+        return self.config.get("prompt_digest")
+
+    @property
+    def prompt_length(self) -> int | None:
+        """The number of virtual tokens."""
+        return self.config.get("prompt_length")
+
+    @property
+    def prompt_placement(self) -> str | None:
+        """``prefix`` or ``suffix``."""
+        return self.config.get("prompt_placement")
+
+    @property
+    def partial(self) -> str | None:
+        """In words, that not all documents were scored; None for a complete run."""
+        if self.limit is not None:
+            return f"made with --limit {self.limit:g}"
+        short = [language for language, (scored, there_are) in self.documents.items() if scored < there_are]
+        return f"not all documents were scored in {len(short)} languages" if short else None
+
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        """Equal for two runs of the same thing: model, prompt, seeds, tasks and documents."""
+        settings = (json.dumps(self.config.get(key), sort_keys=True, default=str) for key in MODEL_SETTINGS)
+        return (*settings, self.family, self.task_version, self.num_fewshot, self.limit)
+
+    def languages(self, metric: str = "acc") -> list[str]:
+        """The languages with a score of `metric`, sorted."""
+        return sorted(self.scores.get(metric, {}))
+
+    def samples_file(self, language: str) -> Path:
+        """Where ``--log_samples`` put the answers in `language`; that file need not be there."""
+        stamp = self.path.stem.removeprefix("results_")
+        return self.path.with_name(f"samples_{self.family}_{language}_{stamp}.jsonl")
 
 
 def results_files(place: Path) -> list[Path]:
@@ -52,50 +127,162 @@ def results_files(place: Path) -> list[Path]:
     return files
 
 
-def read_run(path: Path, metric: str = "acc") -> Run:
-    """Read one results file.
+def read_runs(path: Path) -> list[Run]:
+    """Read one results file: a run for each task family in it, sorted by the family's name.
 
     Args:
         path: a ``results_<date>.json`` of the harness.
-        metric: such as `acc` or `macro_f1`; of its filters the first is taken.
 
     Raises:
         UserError: it can not be read, is no results file, or holds no task that is named after a language.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        tasks: dict[str, dict[str, Any]] = content["results"]
-        config: dict[str, Any] = content["config"]
+        return _runs(path, content)
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"{path} can not be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a results file of the harness: {error}") from error
-    scores = {}
-    for task, values in tasks.items():
-        language = LANGUAGE.search(task)
-        found = next((key for key in values if key.startswith(f"{metric},")), None)
-        if language is None or found is None:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(f"{path} is not a results file of the harness, or not a whole one ({reason})") from error
+
+
+def read_run(path: Path) -> Run:
+    """Read a results file of one task family.
+
+    Raises:
+        UserError: as :func:`read_runs`, and where there are several families.
+    """
+    runs = read_runs(path)
+    if len(runs) > 1:
+        names = ", ".join(run.family for run in runs)
+        raise UserError(f"{path} holds several task families ({names}): score one at a time")
+    return runs[0]
+
+
+def read_all(places: Iterable[Path]) -> tuple[list[Run], list[str]]:
+    """Read all results files in `places`, files or folders, and go on where one can not be used.
+
+    Returns:
+        The runs, in the order of the files; and one line for each file or run that is left out: it can not be read, or
+        it repeats another one (of the same model, prompt, seeds, tasks and documents the latest is kept).
+
+    Raises:
+        UserError: there is no results file in one of `places`.
+    """
+    runs: dict[tuple[Any, ...], Run] = {}
+    left_out = []
+    for path in dict.fromkeys(path.resolve() for place in places for path in results_files(place)):
+        try:
+            found = read_runs(path)
+        except UserError as error:
+            left_out.append(f"left out: {error}")
             continue
-        if language[1] in scores:
-            raise UserError(f"{path} holds several tasks in {language[1]}: score one family of tasks at a time")
-        stderr = values.get(found.replace(",", "_stderr,", 1))
-        scores[language[1]] = Score(float(values[found]), float(stderr) if isinstance(stderr, int | float) else None)
-    if not scores:
-        raise UserError(f"{path} has no {metric!r} of a task whose name ends in a language code such as _eng_Latn")
-    return Run(path, scores, config)
+        for run in found:
+            other = runs.get(run.identity)
+            kept, dropped = (run, other) if other is None or _age(run) > _age(other) else (other, run)
+            runs[run.identity] = kept
+            if dropped is not None:
+                left_out.append(f"left out: {dropped.path} ({dropped.family}) repeats {kept.path}")
+    return list(runs.values()), left_out
 
 
-def mean_over_runs(runs: Iterable[Run]) -> dict[str, Score]:
+def mean_over_runs(runs: Iterable[Run], metric: str = "acc") -> dict[str, Score]:
     """Return the mean score per language over runs that differ in their seed, for the languages that all have.
 
     The standard error is the mean one of the runs: they share the test documents, so that more seeds do not shrink it.
     """
-    runs = list(runs)
-    languages = [language for language in runs[0].scores if all(language in run.scores for run in runs)]
+    per_run = [run.scores.get(metric, {}) for run in runs]
     means = {}
-    for language in languages:
-        scores = [run.scores[language] for run in runs]
-        errors = [score.stderr for score in scores if score.stderr is not None]
-        value = sum(score.value for score in scores) / len(scores)
-        means[language] = Score(value, sum(errors) / len(errors) if len(errors) == len(scores) else None)
+    for language in per_run[0]:
+        if all(language in scores for scores in per_run):
+            scores = [scores[language] for scores in per_run]
+            errors = [score.stderr for score in scores if score.stderr is not None]
+            value = sum(score.value for score in scores) / len(scores)
+            means[language] = Score(value, sum(errors) / len(errors) if len(errors) == len(scores) else None)
     return means
+
+
+def _runs(path: Path, content: dict[str, Any]) -> list[Run]:
+    """The runs of a parsed results file."""
+    results, config = content["results"], content["config"]
+    families: dict[str, dict[str, dict[str, Any]]] = {}
+    for task, values in results.items():
+        if (match := TASK.fullmatch(task)) and any("," in key for key in values):
+            families.setdefault(match["family"], {})[match["language"]] = values
+    if not families:
+        if results and not any("," in key for values in results.values() for key in values):
+            raise UserError(f"{path} was written by a version of lm-eval before 0.4, which is not read: score it again")
+        raise UserError(f"{path} has no task whose name ends in a language code, such as sib200_eng_Latn")
+
+    date = datetime.fromtimestamp(content["date"], timezone.utc) if "date" in content else None
+    runs = []
+    for family, languages in sorted(families.items()):
+        tasks = {language: f"{family}_{language}" for language in languages}
+        samples = content.get("n-samples", {})
+        runs.append(
+            Run(
+                path=path,
+                family=family,
+                scores=_scores(languages),
+                documents={
+                    language: (int(samples[task]["effective"]), int(samples[task]["original"]))
+                    for language, task in tasks.items()
+                    if task in samples
+                },
+                task_version=_common(path, "versions", content.get("versions", {}), tasks),
+                num_fewshot=_common(path, "few-shot numbers", content.get("n-shot", {}), tasks),
+                limit=config.get("limit"),
+                model=config.get("model"),
+                model_name=content.get("model_name"),
+                base_model=_base_model(config, content.get("model_name")),
+                harness_version=content.get("lm_eval_version"),
+                date=date,
+                config=config,
+            )
+        )
+    return runs
+
+
+def _scores(languages: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Score]]:
+    """Metric to language to score; where a metric was computed with several filters, of the first."""
+    scores: dict[str, dict[str, Score]] = {}
+    for language, values in languages.items():
+        for key, value in values.items():
+            metric, comma, answer_filter = key.partition(",")
+            if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
+                continue
+            stderr = values.get(f"{metric}_stderr,{answer_filter}")
+            score = Score(float(value), float(stderr) if isinstance(stderr, int | float) else None)
+            scores.setdefault(metric, {}).setdefault(language, score)
+    return scores
+
+
+def _common(path: Path, what: str, of_tasks: Mapping[str, Any], tasks: Mapping[str, str]) -> Any:
+    """The one value that all tasks have, a version as text; None where the file has none."""
+    values = {of_tasks[task] for task in tasks.values() if task in of_tasks}
+    if len(values) > 1:
+        raise UserError(f"{path} mixes {what} {', '.join(sorted(map(str, values)))} among its languages")
+    value = next(iter(values), None)
+    return str(value) if what == "versions" and value is not None else value
+
+
+def _model_args(config: Mapping[str, Any]) -> dict[str, Any]:
+    given = config.get("model_args") or {}
+    if isinstance(given, str):
+        return dict(part.partition("=")[::2] for part in given.split(","))
+    return dict(given)
+
+
+def _base_model(config: Mapping[str, Any], model_name: str | None) -> str | None:
+    """The base model: given by the user, or, where the prompt named it, the first part of the results' name."""
+    given = _model_args(config).get("pretrained")
+    if given or model_name is None:
+        return given
+    prompt, digest = config.get("prompt_name"), config.get("prompt_digest")
+    return model_name.removesuffix(f"+{prompt}@{digest[:8]}") if digest else model_name
+
+
+def _age(run: Run) -> float:
+    return run.date.timestamp() if run.date else 0.0

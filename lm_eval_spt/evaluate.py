@@ -1,0 +1,219 @@
+"""Score many prompts of one base model, as ``lm_eval --model spt`` would one after the other, but sharing the work.
+
+The base model is loaded once and the requests are tokenised once. A context is read once for all suffix prompts; prefix
+prompts, which change what the model makes of the context, are scored one by one. Every prompt gets the harness's own
+results file.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lm_eval.loggers.evaluation_tracker as tracking
+from lm_eval import simple_evaluate
+from lm_eval.api.instance import Instance
+from lm_eval.tasks import TaskManager
+from lm_eval.utils import simple_parse_args_string
+
+from lm_eval_spt import scoring
+from lm_eval_spt.errors import UserError
+from lm_eval_spt.harness import MODEL_NAME, results_name
+from lm_eval_spt.lm import SPTLM
+from lm_eval_spt.prompt import SoftPrompt
+
+logger = logging.getLogger(__name__)
+
+Pair = tuple[str, str]
+
+
+class ManyPromptsLM(SPTLM):
+    """The model class with several prompts, of which one is in use at a time.
+
+    The first prompt that is asked for log-likelihoods has them computed for all; the others find theirs.
+
+    Args:
+        prompts: soft prompts of one base model.
+        **spt: as for :class:`~lm_eval_spt.lm.SPTLM`.
+    """
+
+    def __init__(self, prompts: Sequence[SoftPrompt], **spt: Any) -> None:
+        super().__init__(prompt=None, **spt)
+        for prompt in prompts:
+            self._check_prompt(prompt)
+        self._prompts = list(prompts)
+        self._answers: dict[str, dict[Pair, scoring.Answer]] = {prompt.digest: {} for prompt in prompts}
+
+    def use(self, prompt: SoftPrompt) -> None:
+        """Make `prompt` the one in use."""
+        self.prompt = prompt
+        self._room_taken = prompt.length
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[scoring.Answer]:
+        """Return the answers under the prompt in use."""
+        assert self.prompt is not None
+        known = self._answers[self.prompt.digest]
+        if self.prompt.placement == "suffix" and self._use_fast():
+            new = [pair for pair in dict.fromkeys(request.args for request in requests) if pair not in known]
+            if new:
+                self._score_suffixes(new, disable_tqdm)
+            return [known[request.args] for request in requests]
+        return super().loglikelihood(requests, disable_tqdm)
+
+    def _score_suffixes(self, pairs: list[Pair], disable_tqdm: bool) -> None:
+        """Score pairs under all suffix prompts that have no answers to them yet."""
+        prompts = [prompt for prompt in self._prompts if prompt.placement == "suffix"]
+        room = min(self.whole_length - prompt.length for prompt in prompts)
+        encoded = self.encode_pairs(pairs, "suffix")
+        fitting: list[int] = []
+        too_long: list[int] = []
+        for index, (context, continuation) in enumerate(encoded):
+            (fitting if len(context) + len(continuation) <= room + 1 else too_long).append(index)
+
+        requests = [encoded[index] for index in fitting]
+        with self._progress(len(requests), disable_tqdm) as bar, self._autocast():
+            vectors = [prompt.vectors for prompt in prompts]
+            for number, answers in scoring.score_suffixes(self.model, requests, vectors, self._max_batch_tokens()):
+                for prompt, answer in zip(prompts, answers, strict=True):
+                    self._answers[prompt.digest][pairs[fitting[number]]] = answer
+                bar.update()
+
+        in_use = self.prompt
+        for prompt in prompts if too_long else ():  # each prompt leaves another part of a long text
+            self.use(prompt)
+            tokenised = [(None, *encoded[index]) for index in too_long]
+            for index, answer in zip(too_long, self._loglikelihood_tokens(tokenised, disable_tqdm), strict=True):
+                self._answers[prompt.digest][pairs[index]] = answer
+        if in_use is not None:
+            self.use(in_use)
+
+
+def evaluate_prompts(
+    prompts: Sequence[str],
+    tasks: Sequence[str],
+    output: str,
+    *,
+    model_args: str = "",
+    include_path: str | None = None,
+    log_samples: bool = False,
+    batch_size: str = "auto",
+    device: str | None = None,
+    limit: float | None = None,
+    num_fewshot: int | None = None,
+) -> list[Path]:
+    """Score prompts on harness tasks and write one results file of the harness for each.
+
+    A prompt whose results are there already, from the same tasks and settings, is left out: an interrupted evaluation
+    goes on where it stopped.
+
+    Args:
+        prompts: prompt files, folders, Hub repositories, or glob patterns of files.
+        tasks: names of tasks and groups.
+        output: folder for the results, one folder in it for each prompt.
+        model_args: further arguments of the model class, as in ``lm_eval --model_args``.
+        include_path, log_samples, batch_size, device, limit, num_fewshot: as in ``lm_eval``.
+
+    Returns:
+        The results files, in the order of the prompts.
+
+    Raises:
+        UserError: a prompt can not be read, the prompts have different base models, or a task does not exist.
+    """
+    names = _expand(prompts)
+    loaded = {name: SoftPrompt.from_pretrained(name) for name in names}
+    shared = simple_parse_args_string(model_args)
+    base_models = {shared.get("pretrained") or prompt.metadata.get("base_model") for prompt in loaded.values()}
+    if len(base_models) > 1:
+        raise UserError(
+            f"the prompts have different base models ({', '.join(map(str, base_models))}): give one at a time"
+        )
+    if None in base_models:
+        raise UserError("a prompt does not name its base model: give it with --model_args pretrained=<model>")
+
+    manager = TaskManager(include_path=include_path, metadata=shared | {"prompt": None})
+    if unknown := [task for task in tasks if not manager.match_tasks([task])]:
+        raise UserError(f"there is no task {', '.join(map(repr, unknown))}: `lm_eval ls tasks` lists all")
+    together = manager.load(manager.match_tasks(list(tasks)))
+    inside = {child for children in together.get("group_map", {}).values() for child in children}
+    tops = [thing for name, thing in (together.get("groups", {}) | together["tasks"]).items() if name not in inside]
+
+    shots = {name: _shots(task, num_fewshot) for name, task in together["tasks"].items()}
+    done = {name: _finished(_folder(output, name, shared), shots, limit) for name in names}
+    waiting = {name: prompt for name, prompt in loaded.items() if done[name] is None}
+    if len(waiting) < len(names):
+        logger.warning("%d of %d prompts have their results already", len(names) - len(waiting), len(names))
+    if not waiting:
+        return [path for path in done.values() if path]
+
+    arguments = shared | {"pretrained": base_models.pop()}
+    lm = ManyPromptsLM(list(waiting.values()), **arguments, batch_size=batch_size, device=device)
+    for name, prompt in waiting.items():
+        lm.use(prompt)
+        model_arguments = {**shared, "prompt": name}
+        tracker = tracking.EvaluationTracker(output_path=output)
+        results = simple_evaluate(
+            model=lm,
+            tasks=tops,
+            task_manager=manager,
+            batch_size=batch_size,
+            device=device,
+            limit=limit,
+            num_fewshot=num_fewshot,
+            log_samples=log_samples,
+        )
+        if results is None:  # another process writes
+            continue
+        tracker.general_config_tracker.log_experiment_args(MODEL_NAME, model_arguments, None, None, True)
+        results["config"] |= {"model": MODEL_NAME, "model_args": model_arguments}
+        for config in results["configs"].values():
+            config["metadata"] |= {"prompt": name}
+        samples = results.pop("samples", {})
+        tracker.save_results_aggregated(results=results, samples=samples if log_samples else None)
+        if log_samples:
+            for task, of_task in samples.items():
+                tracker.save_results_samples(task_name=task, samples=of_task)
+        done[name] = _finished(_folder(output, name, shared), shots, limit)
+        if done[name] is None:
+            raise UserError(f"the results of {name} could not be written to {output}: is it writable?")
+        print(done[name], flush=True)
+    return [path for path in done.values() if path]
+
+
+def _expand(names: Sequence[str]) -> list[str]:
+    """Return the prompts' names with glob patterns replaced by the files that they match, each once."""
+    expanded: list[str] = []
+    for name in names:
+        found = sorted(glob.glob(name)) if glob.has_magic(name) else [name]
+        if not found:
+            raise UserError(f"no prompt file matches {name!r}")
+        expanded += found
+    return list(dict.fromkeys(expanded))
+
+
+def _folder(output: str, prompt: str, shared: dict[str, Any]) -> Path:
+    """Return where the harness puts a prompt's results."""
+    return Path(output) / tracking.sanitize_model_name(results_name({**shared, "prompt": prompt}) or "")
+
+
+def _shots(task: Any, asked: int | None) -> int:
+    """Return how many shots the harness gives a task: a task that says 0 keeps it."""
+    own = task.get_config("num_fewshot")
+    return own or 0 if asked is None or own == 0 else asked
+
+
+def _finished(folder: Path, shots: dict[str, int], limit: float | None) -> Path | None:
+    """Return the newest results file in `folder` that holds all tasks with these shots and this limit, if any."""
+    for path in sorted(folder.glob("results_*.json"), reverse=True):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            same_limit = content["config"]["limit"] == limit
+            same_shots = all(content["n-shot"][task] == number for task, number in shots.items())
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # of other tasks, or written halfway
+        if same_limit and same_shots:
+            return path
+    return None
