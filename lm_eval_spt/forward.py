@@ -22,6 +22,8 @@ from lm_eval_spt.inject import model_inputs, pad_left
 
 # Logits of one call: 2**27 values are half a gigabyte in fp32.
 MAX_LOGITS = 2**27
+# Padding read along with branches of unequal length before it is cheaper to read them in another call.
+MAX_PADDING = 64
 
 
 @dataclass
@@ -211,10 +213,13 @@ def _chunks(
 ) -> Iterator[list[tuple[int, tuple[int, ...]]]]:
     """Yield branches of similar length together, at most `positions` scored positions or a single branch at a time."""
     chunk: list[tuple[int, tuple[int, ...]]] = []
+    tokens = 0
     for branch in sorted(branches, key=lambda branch: len(branch[1])):
-        if chunk and (len(chunk) + 1) * len(branch[1]) > positions:
+        padded = (len(chunk) + 1) * len(branch[1])
+        if chunk and (padded > positions or padded - tokens - len(branch[1]) > MAX_PADDING):
             yield chunk
-            chunk = []
+            chunk, tokens = [], 0
         chunk.append(branch)
+        tokens += len(branch[1])
     if chunk:
         yield chunk

@@ -235,3 +235,25 @@ def test_mistakes_on_the_harness_command_line_are_one_line(tmp_path, model_args,
 def test_the_embedded_model_by_its_name_and_by_its_folder(mini):
     assert SPTLM(pretrained=resolve("mini"), device="cpu").fingerprint == mini.fingerprint
     assert SPTLM(pretrained="mini", device="cpu", dtype="bfloat16").fingerprint == mini.fingerprint
+
+
+# -- real rows -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("placement", ["prefix", "suffix"])
+def test_real_sib200_rows_score_as_in_the_harness(mini, sib200_folder, monkeypatch, placement):
+    """Real texts in six scripts: as with PEFT (prefix), and as in the harness's own loop (suffix)."""
+    monkeypatch.setenv("SIB200_DIR", str(sib200_folder))
+    languages = ("eng_Latn", "arb_Arab", "hin_Deva", "zho_Hans", "mya_Mymr", "taq_Tfng")
+    manager = TaskManager(include_path=str(tasks_folder()), include_defaults=False)
+    options = {"tasks": [f"sib200_{language}" for language in languages], "limit": 3}
+    prompt = random_prompt(mini.model, length=5, placement=placement)
+    found = evaluate(SPTLM(mini.model, prompt, tokenizer=mini.tokenizer, batch_size=2), manager, **options)
+    if placement == "prefix":
+        other: HFLM = peft_lm(build_same(mini), mini.tokenizer, prompt)
+    else:
+        other = SPTLM(mini.model, prompt, tokenizer=mini.tokenizer, batch_size=8, fast=False)
+    expected = evaluate(other, manager, **options)
+    assert len(found) == len(languages)
+    for task, answers in found.items():
+        assert answers == pytest.approx(expected[task], abs=1e-4, rel=1e-5)

@@ -141,7 +141,7 @@ class _Run:
         order = random.Random(config.seed)
         started = time.perf_counter()
         self._validate(0, {}, log, started)
-        bar = tqdm(total=steps, unit="step", leave=False)
+        bar = tqdm(total=steps, unit="step", leave=False, disable=None)
         with bar:
             for epoch in range(1, config.epochs + 1):
                 loss = weight = correct = 0.0

@@ -1,0 +1,43 @@
+"""The arithmetic limit: work that can not be avoided, over the rate at which the machine multiplies matrices."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from transformers import PreTrainedModel
+
+
+def matmul_rate(model: PreTrainedModel, tokens: int = 512) -> float:
+    """Return floating-point operations per second of this machine's matrix products in the model's own shapes.
+
+    Every distinct weight shape of a transformer layer is multiplied with `tokens` positions, in the model's dtype and
+    on its device, again and again for about two seconds.
+    """
+    shapes = {tuple(weight.shape) for name, weight in model.named_parameters() if weight.dim() == 2 and ".0." in name}
+    weights = [torch.randn(shape, dtype=model.dtype, device=model.device) for shape in shapes]
+    inputs = [torch.randn(tokens, shape[1], dtype=model.dtype, device=model.device) for shape in shapes]
+    done, started = 0, None
+    while started is None or time.perf_counter() - started < 2:
+        for weight, values in zip(weights, inputs, strict=True):
+            values @ weight.T
+            done += 2 * tokens * weight.numel() if started is not None else 0
+        if model.device.type == "cuda":
+            torch.cuda.synchronize()
+        started = started or time.perf_counter()
+    return done / (time.perf_counter() - started)
+
+
+def body_parameters(model: PreTrainedModel) -> int:
+    """Return the number of weights that every token is multiplied with: all matrices but embeddings and head."""
+    outside = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
+    return sum(
+        weight.numel()
+        for name, weight in model.named_parameters()
+        if weight.dim() == 2 and id(weight) not in outside and "position" not in name and "wpe" not in name
+    )
+
+
+def forward_work(model: PreTrainedModel, tokens: int, scored: int) -> float:
+    """Return the operations of reading `tokens` tokens once and scoring `scored` positions; attention is left out."""
+    return 2.0 * tokens * body_parameters(model) + 2.0 * scored * model.get_output_embeddings().weight.numel()

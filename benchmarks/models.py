@@ -1,0 +1,61 @@
+"""What the benchmarks run on: base models of real shapes with random weights, and texts of real lengths."""
+
+from __future__ import annotations
+
+import csv
+import os
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from lm_eval_spt.base_model import resolve
+from lm_eval_spt.paths import tasks_folder
+
+SHAPES = {
+    "bloom-560m": ("bloom", {"vocab_size": 250880, "hidden_size": 1024, "n_layer": 24, "n_head": 16}),
+    "xglm-564m": (
+        "xglm",
+        {"vocab_size": 256008, "d_model": 1024, "ffn_dim": 4096, "num_layers": 24, "attention_heads": 16},
+    ),
+    "llama-1b": (
+        "llama",
+        {
+            "vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
+            "num_attention_heads": 32, "num_key_value_heads": 8, "tie_word_embeddings": True,
+        },
+    ),
+    "mini": ("mini", {}),
+}  # fmt: skip
+"""Name -> family and the settings that make its size; the vocabularies are the originals' in full."""
+
+CATEGORIES = ["science/technology", "travel", "politics", "sports", "health", "entertainment", "geography"]
+VERBALIZERS = [" science", " travel", " politics", " sports", " health", " entertainment", " geography"]
+"""The same as single tokens of the embedded model's tokenizer; without the space the names have 1 to 5 tokens."""
+
+
+def build(shape: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> PreTrainedModel:
+    """Return a model of this shape, its weights random (but for `mini`), frozen and in evaluation mode."""
+    family, settings = SHAPES[shape]
+    if family == "mini":
+        model = AutoModelForCausalLM.from_pretrained(resolve("mini"), dtype=dtype)
+    else:
+        torch.manual_seed(0)
+        config = AutoConfig.for_model(family, **settings)
+        with torch.device(device):
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    return model.to(device).eval().requires_grad_(False)
+
+
+def tokenizer() -> PreTrainedTokenizerBase:
+    """Return the embedded model's tokenizer: its ids exist in every vocabulary above."""
+    return AutoTokenizer.from_pretrained(resolve("mini"))
+
+
+def texts(number: int, language: str = "eng_Latn", split: str = "test") -> list[str]:
+    """Return texts of SIB-200 where ``SIB200_DIR`` names a copy, else of mini_topics, over again if need be."""
+    folder = os.environ.get("SIB200_DIR")
+    path = (Path(folder) if folder else tasks_folder() / "mini_topics" / "data") / language / f"{split}.tsv"
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = [row["text"] for row in csv.DictReader(file, delimiter="\t")]
+    return [rows[index % len(rows)] for index in range(number)]
