@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/installed
 
-.PHONY: help install demo test clean
+.PHONY: help install demo test bench clean
 
 help:  ## list the commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | sort | expand -t 12
@@ -30,6 +30,10 @@ test: install  ## check style and types, and run the tests
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy lm_eval_spt train_prompt.py
 	$(VENV)/bin/python -m pytest -q
+
+bench: install  ## compare speed and memory with the harness and PEFT, side by side (BLOOM-560m's shape: half an hour)
+	$(VENV)/bin/python -m benchmarks.score --documents 24 --many 1 2 5 10 20
+	$(VENV)/bin/python -m benchmarks.train --prompt-length 5 10
 
 clean:  ## remove .venv and what builds and tools leave behind
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

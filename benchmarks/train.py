@@ -64,13 +64,15 @@ def seconds_per(work: Callable[[], object], times: int) -> float:
 def ours(model: PreTrainedModel, length: int, steps: int, placement: str) -> dict[str, float]:
     """This package's trainer, as :mod:`lm_eval_spt.train.loop` runs it."""
     training, validation = examples(TRAINING), examples(TRAINING + VALIDATION)[TRAINING:]
-    raw = torch.nn.Parameter(torch.rand(length, model.get_input_embeddings().weight.shape[1]) - 0.5)
+    width = model.get_input_embeddings().weight.shape[1]
+    raw = torch.nn.Parameter(torch.rand(length, width, device=model.device) - 0.5)
     optimizer = torch.optim.AdamW([raw], lr=5e-3)
     started = time.perf_counter()
     cache = None
     if placement == "suffix":
         contexts = [example.pairs[0][0] for example in [*training, *validation]]
-        cache = ContextCache(model, contexts, tokens_that_fit(model, model.device))
+        cache = ContextCache(model, tokens_that_fit(model, model.device))
+        cache.add(contexts)
     building = time.perf_counter() - started
     stream = batches(training)
 
@@ -130,7 +132,7 @@ def peft_trainer(model: PreTrainedModel, length: int, steps: int) -> dict[str, f
 def paper(model: PreTrainedModel, length: int, steps: int) -> dict[str, float]:
     """The paper's recipe: text and prompt padded to 128 tokens, logits everywhere, the answer's read at the end."""
     embedding = model.get_input_embeddings()
-    raw = torch.nn.Parameter(torch.rand(length, embedding.weight.shape[1]) - 0.5)
+    raw = torch.nn.Parameter(torch.rand(length, embedding.weight.shape[1], device=model.device) - 0.5)
     optimizer = torch.optim.AdamW([raw], lr=5e-3)
     stream = batches(examples(TRAINING))
 

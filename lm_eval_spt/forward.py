@@ -56,9 +56,17 @@ def device_of(model: PreTrainedModel) -> torch.device:
     return model.get_input_embeddings().weight.device  # type: ignore[return-value]
 
 
+def _accepts_positions(model: PreTrainedModel) -> bool:
+    """Tell whether the model takes `position_ids`; an adapter around it (PEFT) hands on what it does not know."""
+    inner: Any = model
+    if hasattr(inner, "get_base_model"):
+        inner = inner.get_base_model()
+    return _has_parameter(type(inner).forward, "position_ids")
+
+
 @lru_cache(maxsize=8)
-def _accepts_positions(forward: Callable[..., Any]) -> bool:
-    return "position_ids" in inspect.signature(forward).parameters
+def _has_parameter(function: Callable[..., Any], name: str) -> bool:
+    return name in inspect.signature(function).parameters
 
 
 @contextmanager
@@ -106,7 +114,7 @@ def read(
     if past is not None:
         mask = torch.cat([past.mask, mask], dim=1)
     arguments = model_inputs(model, ids, vectors)
-    if _accepts_positions(type(model).forward):
+    if _accepts_positions(model):
         arguments["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
     cache = past.cache if past is not None else DynamicCache() if keep else None
     with head_only_at(model, torch.zeros_like(ids, dtype=torch.bool) if scored is None else scored):

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from peft import PromptTuningConfig, get_peft_model
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lm_eval_spt.lm import SPTLM
@@ -195,6 +195,24 @@ def test_text_is_cut_on_the_left_and_the_prompt_never(tiny_models, tokenizer, pl
     context, continuation = lm._encode_pair(long, " sports")
     room = 24 - prompt.length + 1 - len(continuation)
     assert found[0] == pytest.approx(restated(model, context[-room:], continuation, prompt)[0], **CLOSE)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "opt"])
+def test_an_adapter_and_a_prompt_together(tokenizer, family):
+    """A LoRA adapter on the base model is read the fast way too."""
+    targets = {"gpt2": ["c_attn"], "llama": ["q_proj", "v_proj"], "opt": ["q_proj", "v_proj"]}[family]
+    adapted = get_peft_model(
+        build_model(family), LoraConfig(task_type="CAUSAL_LM", target_modules=targets, init_lora_weights=False)
+    ).eval()
+    found = spt(adapted, tokenizer).loglikelihood(PAIRS, disable_tqdm=True)
+    expected = HFLM(pretrained=adapted, tokenizer=tokenizer, batch_size=4).loglikelihood(PAIRS, disable_tqdm=True)
+    assert values(found) == pytest.approx(values(expected), **CLOSE)
+    assert values(found) != pytest.approx(values(spt(build_model(family), tokenizer).loglikelihood(PAIRS)), abs=0.01)
+    prompt = random_prompt(adapted, placement="suffix")
+    lm = spt(adapted, tokenizer, prompt)
+    found = lm.loglikelihood(PAIRS, disable_tqdm=True)
+    expected = spt(adapted, tokenizer, prompt, fast=False).loglikelihood(PAIRS, disable_tqdm=True)
+    assert lm._fast_verified and values(found) == pytest.approx(values(expected), **CLOSE)
 
 
 def test_an_architecture_that_needs_the_plain_loop_gets_it(tokenizer, monkeypatch, caplog):

@@ -90,7 +90,9 @@ def test_loss_and_gradient_are_those_of_the_plain_computation(tiny_models, data)
     )
     examples = examples_of(data)
     cached = placement == "suffix" and data.draw(st.booleans())
-    cache = ContextCache(model, [context for e in examples for context, _ in e.pairs], 64) if cached else None
+    cache = ContextCache(model, 64) if cached else None
+    if cache is not None:
+        cache.add(context for example in examples for context, _ in example.pairs)
     start = random_prompt(model, length=data.draw(st.integers(1, 6))).vectors
 
     found_at, expected_at = start.clone().requires_grad_(), start.clone().requires_grad_()
@@ -260,6 +262,30 @@ def test_ctrl_c_keeps_the_best_prompt(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         train(settings_for(tmp_path / "p.safetensors", epochs=50))
     assert SoftPrompt.load(tmp_path / "p.safetensors").metadata["validation"]["epoch"] >= 0
+
+
+def test_a_grid_trains_each_run_as_if_alone(tmp_path):
+    flags = ["--model", "mini", "--task", TASK, "--shots", "2", "--validation-shots", "1", "--epochs", "2"]
+    several = [*flags, "--seed", "0", "1", "--prompt-length", "2", "4", "--output", str(tmp_path / "g.safetensors")]
+    assert main(several) == 0
+    names = [f"g-seed{seed}-prompt_length{length}" for seed in (0, 1) for length in (2, 4)]
+    assert sorted(file.stem for file in tmp_path.glob("*.safetensors")) == sorted(names)
+    assert sorted(file.stem for file in tmp_path.glob("*.jsonl")) == sorted(names)
+    alone = [*flags, "--seed", "1", "--prompt-length", "4", "--output", str(tmp_path / "alone.safetensors")]
+    assert main(alone) == 0
+    prompt, expected = (
+        SoftPrompt.load(tmp_path / f"{names[3]}.safetensors"),
+        SoftPrompt.load(tmp_path / "alone.safetensors"),
+    )
+    assert torch.allclose(prompt.vectors, expected.vectors, atol=1e-5)
+    assert prompt.metadata["seed"] == 1 and prompt.metadata["hyperparameters"] == expected.metadata["hyperparameters"]
+
+
+def test_a_grid_of_equal_runs_is_refused(tmp_path, capsys):
+    flags = ["--model", "mini", "--task", TASK, "--seed", "0", "0", "--output", str(tmp_path / "g.safetensors")]
+    assert main(flags) == 1
+    assert "two runs would write" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 # -- the command line ------------------------------------------------------------------------------------------------

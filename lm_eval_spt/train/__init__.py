@@ -11,12 +11,11 @@ from lm_eval_spt.errors import UserError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train from the command line; returns the exit status."""
-    from lm_eval_spt.train.config import TrainingConfig
-    from lm_eval_spt.train.loop import train
+    from lm_eval_spt.train.grid import configurations, train_grid
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     try:
-        train(TrainingConfig.from_command_line(arguments))
+        train_grid(configurations(sys.argv[1:] if arguments is None else arguments))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -155,7 +155,8 @@ def parser() -> HfArgumentParser:
         TrainingConfig,  # type: ignore[arg-type]
         prog="train_prompt.py",
         description="Learn a soft prompt: a few vectors in the input space of a frozen causal language model.",
-        epilog="example: train_prompt.py --model mini --task mini_topics_eng_Latn --output prompts/my.safetensors",
+        epilog="example: train_prompt.py --model mini --task mini_topics_eng_Latn --output prompts/my.safetensors; "
+        "several values (--seed 0 1 2 --lr 1e-3 5e-3) train a prompt for each combination",
     )
 
 

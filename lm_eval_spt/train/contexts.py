@@ -7,7 +7,7 @@ prompt. So the text is read once, and every step reads only the prompt and the a
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import psutil
 import torch
@@ -27,21 +27,25 @@ class ContextCache:
 
     Args:
         model: the frozen causal LM.
-        contexts: token ids without prompt; repetitions are kept once.
         max_batch_tokens: how many tokens, padding included, are read at once.
     """
 
-    def __init__(self, model: PreTrainedModel, contexts: Sequence[Context], max_batch_tokens: int) -> None:
+    def __init__(self, model: PreTrainedModel, max_batch_tokens: int) -> None:
+        self._model = model
+        self._max_batch_tokens = max_batch_tokens
         self._device = device_of(model)
         # For each context and layer the keys and values, [2, heads, time, head_dim].
         self._states: dict[Context, list[Tensor]] = {}
-        waiting = sorted(set(contexts), key=len)
+
+    def add(self, contexts: Iterable[Context]) -> None:
+        """Read the contexts (token ids, without prompt) that are not here yet."""
+        waiting = sorted(set(contexts) - set(self._states), key=len)
         while waiting:
-            size = max(1, max_batch_tokens // len(waiting[-1]))
+            size = max(1, self._max_batch_tokens // len(waiting[-1]))
             batch, waiting = waiting[-size:], waiting[:-size]
             ids, mask = (tensor.to(self._device) for tensor in pad_left(batch))
             with torch.no_grad():
-                _, state = read(model, ids, mask)
+                _, state = read(self._model, ids, mask)
             assert state is not None
             for row, context in enumerate(batch):
                 self._states[context] = [

@@ -11,7 +11,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TextIO
@@ -41,18 +41,20 @@ class Diverged(Exception):
     """The loss is not a number any more."""
 
 
-def train(config: TrainingConfig) -> SoftPrompt:
-    """Learn a soft prompt, write it to `config.output`, and return it.
+@dataclass
+class Frozen:
+    """The base model, and the keys and values of the texts it has read; both serve any number of runs."""
 
-    The prompt with the lowest validation loss is written, the initial one included. It is also written when training
-    is interrupted (Ctrl-C) or its loss turns into NaN; the exception goes on to the caller.
+    lm: SPTLM
+    cache: ContextCache
+
+
+def load_frozen(config: TrainingConfig) -> Frozen:
+    """Load the base model of a run.
 
     Raises:
-        UserError: something in the settings can not be done, or the loss turned into NaN.
+        UserError: it can not be loaded, or is no causal LM.
     """
-    output = Path(config.output)
-    _check_writable(output)
-    tasks = load_tasks(config.tasks, config.include_path)
     lm = SPTLM(
         pretrained=config.model,
         revision=config.revision,
@@ -62,6 +64,28 @@ def train(config: TrainingConfig) -> SoftPrompt:
     )
     if lm.backend != "causal":
         raise UserError(f"{config.model!r} is an encoder-decoder model: soft prompts need a causal LM")
+    lm.model.requires_grad_(False)
+    return Frozen(lm, ContextCache(lm.model, tokens_that_fit(lm.model, lm.device)))
+
+
+def train(config: TrainingConfig, frozen: Frozen | None = None) -> SoftPrompt:
+    """Learn a soft prompt, write it to `config.output`, and return it.
+
+    The prompt with the lowest validation loss is written, the initial one included. It is also written when training
+    is interrupted (Ctrl-C) or its loss turns into NaN; the exception goes on to the caller.
+
+    Args:
+        config: the settings.
+        frozen: the base model of these settings, if an earlier run has loaded it.
+
+    Raises:
+        UserError: something in the settings can not be done, or the loss turned into NaN.
+    """
+    output = Path(config.output)
+    _check_writable(output)
+    tasks = load_tasks(config.tasks, config.include_path)
+    frozen = frozen or load_frozen(config)
+    lm = frozen.lm
     max_length = min(config.max_length or lm.max_length, lm.max_length)
     if config.prompt_length >= max_length:
         raise UserError(
@@ -82,7 +106,7 @@ def train(config: TrainingConfig) -> SoftPrompt:
         training += encode(choose(documents, config.shots, config.seed, "training"), *placed)
         validation += encode(choose(held_out, config.validation_shots, config.seed, "validation"), *placed)
 
-    run = _Run(config, lm, training, validation)
+    run = _Run(config, frozen, training, validation)
     print(run.summary(), flush=True)
     with _log(output.with_suffix(".jsonl"), config) as log:
         try:
@@ -105,17 +129,17 @@ class _Run:
     """A run's state: the vectors, the examples, and the best prompt so far."""
 
     def __init__(
-        self, config: TrainingConfig, lm: SPTLM, training: Sequence[Example], validation: Sequence[Example]
+        self, config: TrainingConfig, frozen: Frozen, training: Sequence[Example], validation: Sequence[Example]
     ) -> None:
-        self.config, self.lm = config, lm
+        self.config, self.lm = config, frozen.lm
         self.training, self.validation = training, validation
-        self.model: PreTrainedModel = lm.model.requires_grad_(False)
+        self.model: PreTrainedModel = frozen.lm.model
         embedding = self.model.get_input_embeddings()
         self.scale = embedding_scale(embedding)
         torch.manual_seed(config.seed)
-        initial = initial_vectors(lm, config, training).to(embedding.weight.device)
+        initial = initial_vectors(self.lm, config, training).to(embedding.weight.device)
         self.raw = nn.Parameter(initial)
-        self.cache = self._context_cache()
+        self.cache = self._cache_contexts(frozen.cache)
         self.best: dict[str, Any] = {"epoch": 0, "loss": float("inf")}
         self.best_vectors = self.vectors.detach().cpu()
 
@@ -209,13 +233,14 @@ class _Run:
         prompt.save(output)
         return prompt
 
-    def _context_cache(self) -> ContextCache | None:
+    def _cache_contexts(self, cache: ContextCache) -> ContextCache | None:
         if self.config.placement != "suffix" or self.config.context_cache == "off":
             return None
         texts = [context for example in [*self.training, *self.validation] for context, _ in example.pairs]
         if self.config.context_cache == "auto" and not contexts.fits(self.model, texts):
             return None
-        return ContextCache(self.model, texts, tokens_that_fit(self.model, self.raw.device))
+        cache.add(texts)
+        return cache
 
 
 def _shuffled(examples: Sequence[Example], size: int, order: random.Random) -> Iterator[list[Example]]:
