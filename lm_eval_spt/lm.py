@@ -11,7 +11,7 @@ of tokens (sorting, batching, padding, rolling windows, sharding over processes)
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -179,27 +179,41 @@ class SPTLM(HFLM):
         context's end going to the continuation. A suffix prompt comes between the two, so that they are encoded
         separately and nothing merges across it. Texts that occur again are encoded once.
         """
-        known: dict[tuple[str, bool | None], list[int]] = {}
-
-        def tokens(text: str, special: bool | None = None) -> list[int]:
-            if (text, special) not in known:
-                known[text, special] = self.tok_encode(text, add_special_tokens=special)
-            return known[text, special]
-
-        encoded = []
+        parts = []
         for context, continuation in pairs:
             text = context.rstrip()
-            continuation = context[len(text) :] + continuation
+            parts.append((text, context[len(text) :] + continuation))
+        together = placement != "suffix"
+        contexts = self._encode_texts(text for text, _ in parts)
+        wholes = self._encode_texts(text + continuation for text, continuation in parts if together and text)
+        alone = self._encode_texts((rest for text, rest in parts if not together or not text), special=False)
+
+        encoded = []
+        for text, continuation in parts:
             if not text:
-                start, rest = [self.prefix_token_id], tokens(continuation, False)
+                start, rest = [self.prefix_token_id], alone[continuation]
                 if rest[:1] == start:
                     rest = rest[1:]
-            elif placement == "suffix":
-                start, rest = tokens(text), tokens(continuation, False)
+            elif together:
+                start = contexts[text]
+                rest = wholes[text + continuation][len(start) :]
             else:
-                start = tokens(text)
-                rest = tokens(text + continuation)[len(start) :]
+                start, rest = contexts[text], alone[continuation]
             encoded.append((start, rest))
+        return encoded
+
+    def _encode_texts(self, texts: Iterable[str], special: bool | None = None) -> dict[str, list[int]]:
+        """Return what `tok_encode` makes of every text, encoded in one batch."""
+        bos = self.tokenizer.decode(self.prefix_token_id)
+        ordinary: list[str] = []
+        begun: list[str] = []
+        for text in dict.fromkeys(texts):
+            (begun if special is None and text.startswith(bos) else ordinary).append(text)
+        encoded: dict[str, list[int]] = {}
+        for group, wanted in ((ordinary, self.add_bos_token if special is None else special), (begun, False)):
+            if group:
+                options = {} if wanted is None else {"add_special_tokens": wanted}
+                encoded |= zip(group, self.tokenizer(group, **options)["input_ids"], strict=True)
         return encoded
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:

@@ -184,6 +184,24 @@ def test_batch_size_and_order_do_not_matter(tiny_model, tokenizer, placement):
         assert found == pytest.approx(expected, **CLOSE)
 
 
+@pytest.mark.parametrize("add_bos_token", [None, True, False])
+def test_texts_are_encoded_as_the_harness_does(tiny_models, tokenizer, add_bos_token):
+    """In batches as one by one: with a BOS token, without, and where the text brings one."""
+    texts = [
+        ("The river", " sports"),
+        ("<s>The river", " sports"),
+        ("Bread ", "and butter"),
+        ("河流", "体育"),
+        ("", " x"),
+    ]
+    ours = spt(tiny_models["llama"], tokenizer, add_bos_token=add_bos_token)
+    theirs = HFLM(tiny_models["llama"], tokenizer=tokenizer, add_bos_token=add_bos_token)
+    expected: list[tuple[list[int], list[int]]] = []
+    theirs._loglikelihood_tokens = lambda found, **_: expected.extend(pair[1:] for pair in found)
+    theirs.loglikelihood(requests("loglikelihood", texts), disable_tqdm=True)
+    assert ours.encode_pairs(texts, "prefix") == expected
+
+
 @pytest.mark.parametrize("placement", ["prefix", "suffix"])
 @pytest.mark.parametrize("fast", [True, False])
 def test_text_is_cut_on_the_left_and_the_prompt_never(tiny_models, tokenizer, placement, fast):
