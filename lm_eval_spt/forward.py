@@ -178,18 +178,15 @@ def loglikelihoods(
         rows = torch.tensor([row for row, _ in chunk], device=device)
         time = max(len(tokens) for _, tokens in chunk)
         branch_ids = torch.tensor([list(tokens) + [0] * (time - len(tokens)) for _, tokens in chunk], device=device)
-        # Padding after a branch is read but never looked at: attention is causal.
         lengths = torch.tensor([len(tokens) for _, tokens in chunk], device=device)
-        scored = torch.arange(time, device=device)[None] < lengths[:, None]
+        scored = torch.arange(time, device=device)[None] < lengths[:, None]  # the rest is padding
         targets: list[tuple[int, int, int]] = []
         start = 0
         for branch in chunk:
             for number, continuation in branches[branch]:
                 targets += [(start + step, token, number) for step, token in enumerate(continuation[1:])]
             start += len(branch[1])
-        logits, _ = read(
-            model, branch_ids, torch.ones_like(branch_ids), past=context.select(rows), scored=scored, keep=False
-        )
+        logits, _ = read(model, branch_ids, scored.long(), past=context.select(rows), scored=scored, keep=False)
         tally.add(logits, targets)
     return tally.result()
 

@@ -248,6 +248,18 @@ def test_an_architecture_that_needs_the_plain_loop_gets_it(tokenizer, monkeypatc
     assert found == pytest.approx(values(spt(model, tokenizer).loglikelihood(PAIRS, disable_tqdm=True)), **CLOSE)
 
 
+def test_texts_that_fill_the_model_to_its_last_position(tiny_model, tokenizer):
+    """Padding beside a full row must not ask for positions that the model does not have."""
+    tokens = tokenizer.encode(LONG)
+    asked = [(None, tokens[:124], tokens[:length]) for length in (1, 3, 5)]
+    asked += [(None, tokens[5 : 5 + length], tokens[:6]) for length in (1, 60, 123)]
+    for prompt in (None, random_prompt(tiny_model, length=5), random_prompt(tiny_model, length=5, placement="suffix")):
+        fast = spt(tiny_model, tokenizer, prompt, max_length=128)._loglikelihood_tokens(asked, disable_tqdm=True)
+        plain = spt(tiny_model, tokenizer, prompt, max_length=128, fast=False)
+        expected = plain._loglikelihood_tokens(asked, disable_tqdm=True)
+        assert values(fast) == pytest.approx(values(expected), **CLOSE)
+
+
 def test_out_of_memory_halves_the_batch_and_goes_on(tiny_models, tokenizer, monkeypatch, caplog):
     from lm_eval_spt import scoring
 
