@@ -8,7 +8,7 @@ The vocabulary head runs only at positions whose next token is scored. Everythin
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -39,11 +39,32 @@ class Read:
     mask: Tensor
 
     def select(self, rows: Tensor) -> Read:
-        """Return the batch of `rows` (repetitions allowed), `[new batch]`; the original stays as it is."""
-        cache = DynamicCache()
-        for index, (keys, values) in enumerate(keys_and_values(self.cache)):
-            cache.update(keys.index_select(0, rows), values.index_select(0, rows), index)
-        return Read(cache, self.mask.index_select(0, rows))
+        """Return the batch of `rows` `[new batch]`, repetitions allowed."""
+        states = [(keys.index_select(0, rows), values.index_select(0, rows)) for keys, values in self._states()]
+        return Read(cache_of(states), self.mask.index_select(0, rows))
+
+    def branch(self, batch: int | None = None) -> Read:
+        """Return the same to read on from, leaving this as it is; or its only row for each of a new batch.
+
+        Nothing is copied: a cache that grows makes new tensors.
+        """
+        if batch is None:
+            return Read(cache_of(self._states()), self.mask)
+        states = [(keys.expand(batch, -1, -1, -1), values.expand(batch, -1, -1, -1)) for keys, values in self._states()]
+        return Read(cache_of(states), self.mask.expand(batch, -1))
+
+    def _states(self) -> list[tuple[Tensor, Tensor]]:
+        return keys_and_values(self.cache)
+
+
+def cache_of(states: Iterable[tuple[Tensor, Tensor]]) -> DynamicCache:
+    """Return a cache of these keys and values of each layer, `[batch, heads, time, head_dim]`, without copying them."""
+    cache = DynamicCache()
+    for index, (keys, values) in enumerate(states):
+        cache.update(keys[:, :, :0], values[:, :, :0], index)  # makes the layer
+        layer: Any = cache.layers[index]
+        layer.keys, layer.values = keys, values
+    return cache
 
 
 def keys_and_values(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:

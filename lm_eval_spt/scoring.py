@@ -59,8 +59,7 @@ def score(
         if shared is None or vectors is None:
             return [loglikelihoods(model, questions, vectors)]
         texts = [Question(question.context[len(vectors) :], question.continuations) for question in questions]
-        everyone = torch.zeros(len(questions), dtype=torch.long, device=shared.mask.device)
-        return [loglikelihoods(model, texts, past=shared.select(everyone))]
+        return [loglikelihoods(model, texts, past=shared.branch(len(questions)))]
 
     for number, (answer,) in _score_in_batches(requests, answers, max_batch_tokens):
         yield number, answer
@@ -102,10 +101,9 @@ def score_suffixes(
         ids, mask = (tensor.to(device_of(model)) for tensor in pad_left([question.context for question in questions]))
         _, past = read(model, ids, mask)
         assert past is not None
-        every = torch.arange(len(questions), device=ids.device)
         for vectors in prompts:
             prompted = [Question([VIRTUAL] * len(vectors), question.continuations) for question in questions]
-            yield loglikelihoods(model, prompted, vectors, past=past.select(every))
+            yield loglikelihoods(model, prompted, vectors, past=past.branch())
 
     return _score_in_batches(requests, answer, max_batch_tokens)
 

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Sequence
 import psutil
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
-from lm_eval_spt.forward import Read, device_of, keys_and_values, read
+from lm_eval_spt.forward import Read, cache_of, device_of, keys_and_values, read
 from lm_eval_spt.inject import pad_left
 
 logger = logging.getLogger(__name__)
@@ -57,14 +57,14 @@ class ContextCache:
         """Return what the model has read after these contexts, one row for each."""
         states = [self._states[context] for context in contexts]
         time = max(map(len, contexts))
-        cache = DynamicCache()
+        layers = []
         for layer, first in enumerate(states[0]):
             both = first.new_zeros(2, len(contexts), first.shape[1], time, first.shape[3])
             for row, state in enumerate(states):
                 both[:, row, :, time - state[layer].shape[2] :] = state[layer]
-            cache.update(both[0], both[1], layer)
+            layers.append((both[0], both[1]))
         _, mask = pad_left(contexts)
-        return Read(cache, mask.to(self._device))
+        return Read(cache_of(layers), mask.to(self._device))
 
 
 def fits(model: PreTrainedModel, contexts: Sequence[Context]) -> bool:
