@@ -1,9 +1,13 @@
-"""The command line ``lm-eval-spt``: train a soft prompt, look into one, convert it to and from PEFT, compare results.
+"""The command line ``lm-eval-spt``: train a soft prompt, look into one, convert it to and from PEFT, compare results,
+share it.
 
     lm-eval-spt train --model mini --task mini_topics_eng_Latn --output prompts/eng.safetensors
     lm-eval-spt inspect prompts/eng.safetensors --base-model mini
     lm-eval-spt convert prompts/eng.safetensors peft/eng
     lm-eval-spt transfer "no prompt=results/none" "prompt=results/seed0" "prompt=results/seed1" --source eng_Latn
+    lm-eval-spt leaderboard "no prompt=results/none" "prompt=results/seed0" --output leaderboard.html
+    lm-eval-spt card prompts/eng.safetensors --results results/seed0
+    lm-eval-spt push prompts/eng.safetensors owner/name --results results/seed0
 
 What needs torch is imported inside the commands, so that ``--help`` is immediate.
 """
@@ -16,7 +20,8 @@ import json
 import os
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -118,21 +123,98 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
 
 def transfer(arguments: argparse.Namespace) -> None:
-    """Print, and save if wanted, a table of scores per language: a column for each arm, the mean over its runs."""
-    from lm_eval_spt.files import write
-    from lm_eval_spt.transfer.report import transfer_table
-    from lm_eval_spt.transfer.results import mean_over_runs, read_run, results_files
+    """Analyse how scores carry over from the source language: print the tables, save what is asked for."""
+    from lm_eval_spt.transfer import report
+    from lm_eval_spt.transfer.analysis import analyse
+    from lm_eval_spt.transfer.arms import read_arms
+    from lm_eval_spt.transfer.distances import distances
 
-    runs: dict[str, list[Any]] = {}
-    for given in arguments.results:
-        name, _, place = given.rpartition("=")
-        for path in results_files(Path(place)):
-            runs.setdefault(name or Path(place).stem, []).append(read_run(path, arguments.metric))
-    arms = {f"{name} ({len(of)} runs)" if len(of) > 1 else name: mean_over_runs(of) for name, of in runs.items()}
-    table = transfer_table(arms, arguments.source, arguments.majority)
-    if arguments.output:
-        write(Path(arguments.output), table.encode())
-    print(table, end="")
+    arms, left_out = read_arms(_places(arguments.results))
+    languages = sorted({language for arm in arms for run in arm.runs for language in run.languages(arguments.metric)})
+    analysis = analyse(
+        arms,
+        distances(arguments.source, languages, arguments.formula, arguments.distances),
+        arguments.metric,
+        arguments.reference,
+        arguments.bootstrap == "documents",
+        left_out,
+    )
+    written = [path for place in arguments.output for path in report.save(analysis, Path(place), arguments.majority)]
+    if arguments.figures:
+        from lm_eval_spt.transfer.figures import draw
+
+        written += draw(analysis, arms, Path(arguments.figures))
+    if arguments.latex:
+        print(report.as_latex(analysis), end="")
+    elif sys.stdout.isatty():
+        from rich.console import Console
+
+        report.show(analysis, Console(), arguments.majority, arguments.languages)
+    else:
+        print(report.as_markdown(analysis, arguments.majority), end="")
+    for folder, count in Counter(path.parent for path in written).items():
+        print(f"wrote {count} files to {folder}", file=sys.stderr)
+
+
+def leaderboard(arguments: argparse.Namespace) -> None:
+    """Rank arms by their mean score in the target languages: print the ranking, write the page with all details."""
+    from lm_eval_spt.files import write
+    from lm_eval_spt.transfer.arms import read_arms
+    from lm_eval_spt.transfer.leaderboard import rank, ranking_lines
+    from lm_eval_spt.transfer.page import page
+
+    arms, left_out = read_arms(_places(arguments.results))
+    board = rank(arms, arguments.source, arguments.metric, left_out)
+    write(Path(arguments.output), page(board).encode())
+    _print_notices(board.notices)
+    print("\n".join(ranking_lines(board)))
+    print(f"\n{arguments.output} shows it language by language")
+
+
+def card(arguments: argparse.Namespace) -> None:
+    """Write a prompt's model card, or write it anew around what people added to it."""
+    from lm_eval_spt.files import write
+    from lm_eval_spt.prompt import SoftPrompt
+    from lm_eval_spt.sharing import CARD, model_card
+    from lm_eval_spt.transfer.arms import read_arms
+
+    prompt, place = SoftPrompt.load(arguments.prompt), Path(arguments.prompt)
+    arms, left_out = read_arms(_places(arguments.results)) if arguments.results else ([], [])
+    output = Path(arguments.output or (place / CARD if place.is_dir() else place.with_suffix(".md")))
+    try:
+        existing = output.read_text(encoding="utf-8") if output.exists() else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{output} is there but can not be read ({error}): choose another --output") from None
+    write(output, model_card(prompt, arguments.repository or arguments.prompt, arms, existing).encode())
+    _print_notices(left_out)
+    print(output)
+
+
+def push(arguments: argparse.Namespace) -> None:
+    """Upload a prompt with its card and results to the Hub."""
+    from lm_eval_spt import sharing
+    from lm_eval_spt.prompt import SoftPrompt
+    from lm_eval_spt.transfer.arms import read_arms
+
+    prompt = SoftPrompt.load(arguments.prompt)
+    arms, left_out = read_arms(_places(arguments.results)) if arguments.results else ([], [])
+    _print_notices(left_out)
+    print(sharing.push(prompt, arguments.repository, arms, arguments.private))
+    print(f"lm_eval --model spt --model_args prompt={arguments.repository} loads it")
+
+
+def _places(given: Iterable[str]) -> list[tuple[str | None, Path]]:
+    """`[NAME=]PATH` arguments as name, None without one, and path."""
+    places = []
+    for text in given:
+        name, _, place = ("", "", text) if Path(text).exists() else text.rpartition("=")
+        places.append((name or None, Path(place)))
+    return places
+
+
+def _print_notices(notices: Sequence[str]) -> None:
+    for notice in notices:
+        print(notice if notice.isprintable() else repr(notice), file=sys.stderr)
 
 
 def nearest_tokens(
@@ -303,21 +385,98 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser(
         "transfer",
-        help="compare the harness's results per language, in one table",
-        description="Print a Markdown table of scores per language, in percent with standard errors, and the mean over "
-        "the target languages. Results given under one name are one arm's runs, such as seeds: their mean is shown.",
+        help="analyse how scores carry over from the source language to others",
+        description="Tables of scores per language, family and script, transfer gaps, correlations with six distances "
+        "from the source language, close and distant halves, and differences between arms. Printed for reading in a "
+        "terminal, as Markdown into a file or pipe. Results given under one name are one arm's runs; without a name "
+        "those that differ in the training seed alone are.",
         epilog='example: lm-eval-spt transfer "no prompt=results/none" "prompt=results/spt" --source eng_Latn',
     )
     command.add_argument(
         "results", metavar="[NAME=]PATH", nargs="+", help="a results_*.json of the harness, or a folder that holds some"
     )
     command.add_argument("--source", metavar="LANGUAGE", default="eng_Latn", help="source language (default: eng_Latn)")
-    command.add_argument("--metric", default="acc", help="metric to show, such as macro_f1 (default: acc)")
+    command.add_argument("--metric", default="acc", help="metric to analyse, such as macro_f1 (default: acc)")
+    command.add_argument(
+        "--reference", metavar="NAME", help="arm that the others are compared with (default: the first)"
+    )
+    command.add_argument(
+        "--bootstrap",
+        choices=("documents", "languages"),
+        default="documents",
+        help="what is resampled for differences; documents need --log_samples, else it is languages "
+        "(default: documents)",
+    )
+    command.add_argument(
+        "--distances",
+        choices=("lang2vec", "urielplus"),
+        default="lang2vec",
+        help="where distances come from (default: lang2vec)",
+    )
+    command.add_argument(
+        "--formula", choices=("angular", "cosine"), default="angular", help="of the distances (default: angular)"
+    )
     command.add_argument(
         "--majority", type=float, metavar="SHARE", help="show the score of the largest class, such as 0.25"
     )
-    command.add_argument("--output", metavar="FILE", help="save the table there, too")
+    command.add_argument("--languages", action="store_true", help="show more than 60 languages in the terminal, too")
+    command.add_argument("--latex", action="store_true", help="print LaTeX tables instead")
+    command.add_argument(
+        "--output",
+        metavar="PLACE",
+        action="append",
+        default=[],
+        help="save a report: a file that ends in .md, .tex, .json, .csv or .parquet, or a folder for everything; "
+        "can be given again",
+    )
+    command.add_argument("--figures", metavar="FOLDER", help="save figures there, as PNG and PDF")
     command.set_defaults(run=transfer)
+
+    command = commands.add_parser(
+        "leaderboard",
+        help="rank results by their mean score in the target languages, on one HTML page",
+        description="Rank arms by their mean score in the target languages, with the ranks that chance leaves open, "
+        "and write one HTML page that shows every language. Results given under one name are one arm's runs; without a "
+        "name those that differ in the training seed alone are. What can not be compared is left out, with the reason.",
+        epilog='example: lm-eval-spt leaderboard "no prompt=results/none" "prompt=results/spt" --output page.html',
+    )
+    command.add_argument(
+        "results", metavar="[NAME=]PATH", nargs="+", help="a results_*.json of the harness, or a folder that holds some"
+    )
+    command.add_argument("--source", metavar="LANGUAGE", default="eng_Latn", help="source language (default: eng_Latn)")
+    command.add_argument("--metric", default="acc", help="metric to rank by, such as macro_f1 (default: acc)")
+    command.add_argument(
+        "--output", metavar="FILE", default="leaderboard.html", help="the page (default: leaderboard.html)"
+    )
+    command.set_defaults(run=leaderboard)
+
+    results = "results_*.json of the harness, or folders that hold some: of this prompt, and of what to compare it with"
+    command = commands.add_parser(
+        "card",
+        help="write a prompt's model card",
+        description="Write the model card of a prompt: what it is, how it was trained, how to use it and, with "
+        "results, a table of its scores. A card that is there keeps what was written around that.",
+        epilog='example: lm-eval-spt card prompts/eng.safetensors --results results/eng "no prompt=results/none"',
+    )
+    command.add_argument("prompt", metavar="FILE", help="a .safetensors file or a PEFT adapter folder")
+    command.add_argument("--results", metavar="[NAME=]PATH", nargs="+", default=[], help=results)
+    command.add_argument("--repository", metavar="OWNER/NAME", help="where it will be on the Hub, for the card's text")
+    command.add_argument("--output", metavar="CARD", help="default: FILE with the ending .md, or README.md in a folder")
+    command.set_defaults(run=card)
+
+    command = commands.add_parser(
+        "push",
+        help="upload a prompt, its card and its results to the Hugging Face Hub",
+        description="Upload a prompt, its model card and its results to a repository on the Hugging Face Hub, which is "
+        "created where there is none; prompt=OWNER/NAME then loads it. A prefix prompt becomes a PEFT adapter there. "
+        "Log in first: hf auth login.",
+        epilog="example: lm-eval-spt push prompts/eng.safetensors me/bloom-topics-eng --results results/eng",
+    )
+    command.add_argument("prompt", metavar="FILE", help="a .safetensors file or a PEFT adapter folder")
+    command.add_argument("repository", metavar="OWNER/NAME", help="the repository")
+    command.add_argument("--results", metavar="[NAME=]PATH", nargs="+", default=[], help=results)
+    command.add_argument("--private", action="store_true", help="a repository that is created is private")
+    command.set_defaults(run=push)
     return parser
 
 

@@ -23,7 +23,7 @@ from lm_eval.utils import simple_parse_args_string
 from lm_eval_spt import scoring
 from lm_eval_spt.errors import UserError
 from lm_eval_spt.harness import MODEL_NAME, results_name
-from lm_eval_spt.lm import SPTLM
+from lm_eval_spt.lm import SPTLM, TokenisedRequest
 from lm_eval_spt.prompt import SoftPrompt
 
 logger = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ class ManyPromptsLM(SPTLM):
         in_use = self.prompt
         for prompt in prompts if too_long else ():  # each prompt leaves another part of a long text
             self.use(prompt)
-            tokenised = [(None, *encoded[index]) for index in too_long]
+            tokenised: list[TokenisedRequest] = [(None, *encoded[index]) for index in too_long]
             for index, answer in zip(too_long, self._loglikelihood_tokens(tokenised, disable_tqdm), strict=True):
                 self._answers[prompt.digest][pairs[index]] = answer
         if in_use is not None:

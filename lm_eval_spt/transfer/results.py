@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from lm_eval_spt.errors import UserError
 TASK = re.compile(r"(?P<family>.+)_(?P<language>[a-z]{3}_[A-Z][a-z]{3})")
 """A task that is named after a language, such as ``sib200_instruct_swh_Latn``."""
 
-MODEL_SETTINGS = ("model", "model_args", "prompt_digest", "random_seed", "numpy_seed", "torch_seed", "fewshot_seed")
+MODEL_SETTINGS = ("model", "prompt_digest", "random_seed", "numpy_seed", "torch_seed", "fewshot_seed")
 """What of the harness's configuration can change a score, beside the task."""
 
 
@@ -102,8 +103,12 @@ class Run:
     @property
     def identity(self) -> tuple[Any, ...]:
         """Equal for two runs of the same thing: model, prompt, seeds, tasks and documents."""
-        settings = (json.dumps(self.config.get(key), sort_keys=True, default=str) for key in MODEL_SETTINGS)
-        return (*settings, self.family, self.task_version, self.num_fewshot, self.limit)
+        model_args = self.model_args
+        if self.prompt_digest:  # wherever the file lies
+            model_args.pop("prompt", None)
+        settings = {key: self.config.get(key) for key in MODEL_SETTINGS} | {"model_args": model_args}
+        as_text = json.dumps(settings, sort_keys=True, default=str)
+        return as_text, self.family, self.task_version, self.num_fewshot, self.limit
 
     def languages(self, metric: str = "acc") -> list[str]:
         """The languages with a score of `metric`, sorted."""
@@ -142,8 +147,8 @@ def read_runs(path: Path) -> list[Run]:
     except UserError:
         raise
     except OSError as error:
-        raise UserError(f"{path} can not be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} can not be read: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise UserError(f"{path} is not a results file of the harness, or not a whole one ({reason})") from error
 
@@ -251,7 +256,7 @@ def _scores(languages: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, S
     for language, values in languages.items():
         for key, value in values.items():
             metric, comma, answer_filter = key.partition(",")
-            if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
+            if not comma or metric.endswith("_stderr") or not isinstance(value, int | float) or not isfinite(value):
                 continue
             stderr = values.get(f"{metric}_stderr,{answer_filter}")
             score = Score(float(value), float(stderr) if isinstance(stderr, int | float) else None)

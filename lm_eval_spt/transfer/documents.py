@@ -1,0 +1,121 @@
+"""An arm's answers document by document, and the bootstrap over documents.
+
+The documents of SIB-200 are the same sentences in every language, in one order, so that they are resampled together in
+all languages: a sentence that is hard in one language is hard in others, and languages are not independent.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lm_eval_spt.errors import UserError
+from lm_eval_spt.transfer.results import Run
+
+CLASSES_METRIC = "macro_f1"
+"""The metric that is not a mean over documents: of each document the harness logs (label, predicted label)."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What an arm's runs answered.
+
+    Attributes:
+        languages: L of them.
+        labels: `[documents]`: what makes the documents of two arms the same.
+        values: `[runs, L, documents]`: the metric of every document; for macro-F1 the predicted label.
+    """
+
+    languages: Sequence[str]
+    labels: np.ndarray
+    values: np.ndarray
+
+    def resampled(self, metric: str, counts: np.ndarray) -> np.ndarray:
+        """Return the arm's score, the mean over its runs, in every resample of the documents.
+
+        Args:
+            metric: what `values` are of.
+            counts: `[resamples, documents]`, how often each document was drawn.
+
+        Returns:
+            `[resamples, L]`
+        """
+        if metric != CLASSES_METRIC:
+            return counts @ self.values.mean(axis=0, dtype=np.float32).T / counts.shape[1]
+        of_runs = [[_macro_f1(self.labels, predicted, counts) for predicted in run] for run in self.values]
+        return np.mean(of_runs, axis=0).T
+
+
+def read_answers(runs: Sequence[Run], languages: Sequence[str], metric: str) -> Answers:
+    """Read the ``samples_*.jsonl`` files that ``--log_samples`` put beside the results files.
+
+    Args:
+        runs: the runs of one arm.
+        languages: the languages to read.
+        metric: such as ``acc``.
+
+    Raises:
+        UserError: they are not there for all runs and languages, can not be read, lack the metric, or do not hold the
+            same documents in every language.
+    """
+    labels: np.ndarray | None = None
+    values = []
+    for run in runs:
+        of_run = []
+        for language in languages:
+            path = run.samples_file(language)
+            their_labels, of_language = _read(path, metric)
+            if labels is None:
+                labels = their_labels
+            elif not np.array_equal(labels, their_labels):
+                raise UserError(f"{path} does not hold the documents that the other languages have")
+            of_run.append(of_language)
+        values.append(of_run)
+    if labels is None:
+        raise UserError("there are no languages to read answers of")
+    return Answers(languages, labels, np.array(values))
+
+
+def _read(path: Path, metric: str) -> tuple[np.ndarray, np.ndarray]:
+    """The labels and the metric of each document, in the order of their ids."""
+    try:
+        documents: dict[int, tuple[Any, Any]] = {}
+        with path.open(encoding="utf-8") as file:
+            for sample in _samples(file):
+                # Where a task applies several filters there is a line for each: the first is the one that is reported.
+                documents.setdefault(sample["doc_id"], (sample["target"], sample[metric]))
+        ordered = [documents[key] for key in sorted(documents)]
+        labels = np.array([str(target) for target, _ in ordered])
+        if metric == CLASSES_METRIC:
+            labels = np.array([label for _, (label, _) in ordered])
+            return labels, np.array([predicted for _, (_, predicted) in ordered])
+        return labels, np.array([float(value) for _, value in ordered], dtype=np.float32)
+    except FileNotFoundError:
+        raise UserError(f"there is no {path.name} beside the results: score with --log_samples to have one") from None
+    except OSError as error:
+        raise UserError(f"{path} can not be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(f"{path} is not a samples file with {metric!r} in every line ({reason})") from error
+
+
+def _samples(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    return (json.loads(line) for line in lines if line.strip())
+
+
+def _macro_f1(labels: np.ndarray, predicted: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Macro-F1 in each resample, of the classes that occur in it as a label or as a prediction: `[resamples]`.
+
+    The definition is that of :func:`lm_eval_spt.topics.macro_f1`.
+    """
+    classes = np.union1d(labels, predicted)
+    is_label, is_predicted = labels[:, None] == classes, predicted[:, None] == classes
+    true_positives = counts @ (is_label & is_predicted).astype(np.float32)
+    occurrences = counts @ (is_label.astype(np.float32) + is_predicted)
+    f1 = 2 * true_positives / np.maximum(occurrences, 1)
+    return f1.sum(axis=1) / (occurrences > 0).sum(axis=1)

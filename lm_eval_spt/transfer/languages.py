@@ -1,0 +1,72 @@
+"""The languages of SIB-200: names, scripts, families, areas, and which base models saw them in pre-training.
+
+The table is ``languages.csv`` beside this file; ``generate_languages.py`` writes it and says where it comes from.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+BASE_MODELS = ("xglm", "bloom", "mini")
+"""Families of base models of which the languages of pre-training are known."""
+
+
+@dataclass(frozen=True)
+class Language:
+    """A language in a script.
+
+    Attributes:
+        code: as in FLORES-200, such as ``swh_Latn``.
+        iso639_3: its ISO 639-3 code, such as ``swh``.
+        name: in English.
+        script: its ISO 15924 code, such as ``Latn``.
+        script_name: in English.
+        family: the top node in Glottolog's tree, such as ``Indo-European``.
+        branch: the first node below at which the family's languages in SIB-200 divide; empty where none does.
+        macro_area: Glottolog's, such as ``Papunesia``.
+        xglm_share: share of XGLM's pre-training data, of 1; None where unseen, or where no share was published.
+        bloom_share: share of BLOOM's.
+        seen_by: those of :data:`BASE_MODELS` that saw the language.
+    """
+
+    code: str
+    iso639_3: str
+    name: str
+    script: str
+    script_name: str
+    family: str
+    branch: str
+    macro_area: str
+    xglm_share: float | None
+    bloom_share: float | None
+    seen_by: tuple[str, ...]
+
+
+@functools.cache
+def languages() -> dict[str, Language]:
+    """Return the languages by code, sorted by it."""
+    with (Path(__file__).parent / "languages.csv").open(encoding="utf-8", newline="") as file:
+        return {row["code"]: _language(row) for row in csv.DictReader(file)}
+
+
+def seen_by(base_model: str | None) -> frozenset[str] | None:
+    """Return the codes of the languages that a base model saw in pre-training; None where that is not known.
+
+    Args:
+        base_model: such as ``bigscience/bloom-560m``: the model's name tells its family.
+    """
+    name = (base_model or "").rstrip("/").rpartition("/")[2].lower()
+    # BLOOMZ was pre-trained as BLOOM; other models may be called mini-something.
+    family = "mini" if name == "mini" else next((of for of in ("xglm", "bloom") if name.startswith(of)), None)
+    if family is None:
+        return None
+    return frozenset(code for code, language in languages().items() if family in language.seen_by)
+
+
+def _language(row: dict[str, str]) -> Language:
+    shares = {key: float(row[key]) if row[key] else None for key in ("xglm_share", "bloom_share")}
+    texts = {key: row[key] for key in row if key not in (*shares, "seen_by")}
+    return Language(**texts, **shares, seen_by=tuple(row["seen_by"].split()))  # type: ignore[arg-type]

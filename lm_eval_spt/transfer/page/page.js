@@ -1,0 +1,248 @@
+// Fills the page from the JSON that stands in it, and draws again what the reader changes.
+// Text from results files reaches the page as text, never as HTML.
+"use strict";
+
+const board = JSON.parse(document.getElementById("board").textContent);
+const element = (id) => document.getElementById(id);
+const METRIC_NAMES = { acc: "accuracy", macro_f1: "macro-F1", acc_norm: "normalised accuracy", exact_match: "exact match", f1: "F1" };
+const EVERY = "all";
+
+board.languages.forEach((language, index) => Object.assign(language, { index }));
+const targets = board.languages.filter((language) => language.code !== board.source);
+const ranked = () => d3.sort(board.arms, (arm) => arm.scores[metric()].position);
+const metric = () => element("metric").value;
+const scoreLabel = () => `${METRIC_NAMES[metric()] ?? metric()}, %`;
+
+function fillSelect(id, options, chosen) {
+  d3.select(element(id)).selectAll("option").data(options).join("option")
+    .attr("value", ([value]) => value).property("selected", ([value]) => value === chosen).text(([, text]) => text);
+}
+
+function shownLanguages() {
+  const search = element("search").value.trim().toLowerCase();
+  const matches = (id) => (language) => [EVERY, language[id]].includes(element(id).value);
+  return board.languages
+    .filter((language) => `${language.name} ${language.code}`.toLowerCase().includes(search))
+    .filter(matches("family")).filter(matches("script")).filter(matches("seen"));
+}
+
+// -- ranking ----------------------------------------------------------------------------------------------------------
+
+function rankingColumns() {
+  const score = (arm) => arm.scores[metric()];
+  const range = ([first, last]) => (first === last ? `${first}` : `${first}–${last}`);
+  return [
+    { title: "Arm", value: (arm) => arm.name },
+    { title: "Rank", number: true, value: (arm) => score(arm).position, text: (arm) => range(score(arm).rank) },
+    { title: "Mean over targets, %", number: true, value: (arm) => score(arm).mean, text: (arm) => percent(score(arm).mean) },
+    { title: "95% interval", number: true, value: (arm) => score(arm).interval[0], text: (arm) => score(arm).interval.map(percent).join(" – ") },
+    { title: "Source, %", number: true, value: (arm) => score(arm).source, text: (arm) => percent(score(arm).source) },
+    { title: "Transfer gap", number: true, value: (arm) => score(arm).gap, text: (arm) => signed(score(arm).gap) }, // source minus targets
+    { title: "Runs", number: true, value: (arm) => arm.runs.length },
+    { title: "Seeds", value: (arm) => arm.seeds },
+    { title: "Trained on", value: (arm) => arm.trained_on },
+    { title: "Tuned parameters", number: true, value: (arm) => arm.tuned_parameters, text: (arm) => arm.tuned_parameters?.toLocaleString("en") },
+    { title: "Training cost", value: (arm) => arm.training_cost },
+    { title: "Base model", value: (arm) => arm.base_model },
+    { title: "Prompt", value: (arm) => arm.prompt },
+    { title: "Placement", value: (arm) => arm.placement },
+    { title: "Length", number: true, value: (arm) => arm.prompt_length },
+    { title: "Reparameterization", value: (arm) => arm.reparameterization },
+    { title: "Tasks", value: (arm) => arm.tasks },
+    { title: "Harness", value: (arm) => arm.harness },
+  ];
+}
+
+function rankingCsvColumns() {
+  const score = (arm) => arm.scores[metric()];
+  const numbers = [
+    { title: "Metric", value: () => metric() },
+    { title: "First rank", value: (arm) => score(arm).rank[0] },
+    { title: "Last rank", value: (arm) => score(arm).rank[1] },
+    { title: "Mean over targets", value: (arm) => score(arm).mean },
+    { title: "Interval from", value: (arm) => score(arm).interval[0] },
+    { title: "Interval to", value: (arm) => score(arm).interval[1] },
+  ];
+  const [name, , , , ...others] = rankingColumns();
+  return [name, ...numbers, ...others];
+}
+
+function drawRanking() {
+  sortableTable(element("ranking"), rankingColumns(), ranked(), { sort: 1, descending: false, ...element("ranking").order?.() });
+  drawIntervals(element("intervals"), ranked(), metric(), `${METRIC_NAMES[metric()] ?? metric()}, mean over targets, %`);
+}
+
+// -- languages --------------------------------------------------------------------------------------------------------
+
+const LANGUAGE_COLUMNS = [
+  { title: "Language", value: (language) => language.name },
+  { title: "Code", value: (language) => language.code },
+  { title: "Family", value: (language) => language.family },
+  { title: "Script", value: (language) => language.script },
+  { title: "Seen", value: (language) => language.seen },
+];
+
+function drawLanguages(languages) {
+  const columns = [
+    ...LANGUAGE_COLUMNS,
+    {
+      title: `Distance (${element("distance").value})`, number: true,
+      value: (language) => language.distances[element("distance").value], text: (language) => language.distances[element("distance").value]?.toFixed(2),
+    },
+    ...ranked().map(({ name, scores: { [metric()]: { values } } }) => (
+      { title: name, number: true, value: (language) => values[language.index], text: (language) => percent(values[language.index]) })),
+  ];
+  const means = ranked().map((arm) => percent(d3.mean(languages, (language) => arm.scores[metric()].values[language.index] ?? undefined)));
+  const total = [`mean of ${languages.length}`, "", "", "", "", "", ...means];
+  sortableTable(element("languages"), columns, languages, { total, ...element("languages").order?.() });
+  element("shown").textContent = `${languages.length} of ${board.languages.length} languages shown`;
+}
+
+function scoreRows(languages) {
+  return board.arms.flatMap((arm) => languages.flatMap((language) => board.metrics.flatMap((name) => {
+    const { values, errors, runs } = arm.scores[name];
+    const row = { arm: arm.name, language, metric: name };
+    const mean = { ...row, run: "mean", score: values[language.index], error: errors[language.index] };
+    const single = runs.map((scores, index) => ({ ...row, run: arm.runs[index], score: scores[language.index], error: null }));
+    return [mean, ...single].filter((one) => one.score !== null);
+  })));
+}
+
+function scoreColumns() {
+  const ofLanguage = [
+    ...LANGUAGE_COLUMNS,
+    ...board.distances.map((name) => ({ title: `Distance (${name})`, value: (language) => language.distances[name] })),
+  ];
+  return [
+    { title: "Arm", value: (row) => row.arm },
+    { title: "Run", value: (row) => row.run },
+    { title: "Metric", value: (row) => row.metric },
+    { title: "Score", value: (row) => row.score },
+    { title: "Standard error", value: (row) => row.error },
+    ...ofLanguage.map((column) => ({ ...column, value: (row) => column.value(row.language) })),
+  ];
+}
+
+const HEAT_ORDERS = {
+  "mean score": (language) => -d3.mean(board.arms, (arm) => arm.scores[metric()].values[language.index] ?? undefined),
+  name: (language) => language.name,
+  family: (language) => `${language.family} ${language.name}`,
+  distance: (language) => language.distances[element("distance").value] ?? Infinity,
+};
+
+function drawHeat(languages) {
+  const order = HEAT_ORDERS[element("heat-order").value];
+  drawHeatMap(element("heat"), element("heat-legend"), ranked(), d3.sort(languages, order), metric(), scoreLabel());
+}
+
+function drawDistances(languages) {
+  const distance = element("distance").value;
+  const chosen = new Set([...document.querySelectorAll("#scatter-arms input:checked")].map((box) => box.value));
+  const labels = { source: board.source, distance: `${distance} distance from ${board.source}`, score: scoreLabel() };
+  drawScatter(element("scatter"), ranked().filter((arm) => chosen.has(arm.name)), languages, metric(), distance, labels);
+  const missing = languages.filter((language) => language.distances[distance] === null).length;
+  const note = missing ? ` ${missing} of the languages shown have no ${distance} distance and are not drawn.` : "";
+  element("scatter-note").textContent = `Lines: least squares over the target languages, with 95% confidence bands. ${board.distance_method}${note}`;
+}
+
+function pairDifferences(languages) {
+  const [first, second] = ["pair-first", "pair-second"].map((id) => board.arms.find((arm) => arm.name === element(id).value));
+  return languages.map((language) => {
+    const [a, b] = [first, second].map((arm) => arm.scores[metric()].values[language.index]);
+    return { language, first: a, second: b, difference: a === null || b === null ? null : a - b };
+  }).filter((d) => d.difference !== null);
+}
+
+function drawPair(languages) {
+  const differences = pairDifferences(languages);
+  const [mean, deviation] = [d3.mean, d3.deviation].map((statistic) => statistic(differences, (d) => d.difference));
+  const count = (wanted) => differences.filter((d) => Math.sign(d.difference) === wanted).length;
+  const error = deviation === undefined ? "" : ` (standard error over languages ${(100 * deviation / Math.sqrt(differences.length)).toFixed(1)})`;
+  element("pair-result").textContent = differences.length
+    ? `Mean difference ${signed(mean)} points${error}: higher in ${count(1)}, lower in ${count(-1)}, equal in ${count(0)} of ${differences.length} languages.`
+    : "No language shown has both.";
+  drawDifferences(element("pair"), differences, "difference, points");
+}
+
+function pairCsv() {
+  const columns = [
+    ...LANGUAGE_COLUMNS.map((column) => ({ ...column, value: (row) => column.value(row.language) })),
+    { title: `${metric()} of ${element("pair-first").value}`, value: (row) => row.first },
+    { title: `${metric()} of ${element("pair-second").value}`, value: (row) => row.second },
+    { title: "Difference", value: (row) => row.difference },
+  ];
+  return asCsv(columns, pairDifferences(shownLanguages()));
+}
+
+// -- settings ---------------------------------------------------------------------------------------------------------
+
+function drawCurves() {
+  const { prompt_length: lengths, reparameterization: kinds } = board.curves;
+  const absent = (name) => `Drawn where arms differ in nothing but their ${name}; of these, none do.`;
+  if (lengths.length) drawLengths(element("length"), lengths, board.arms, metric(), scoreLabel());
+  else element("length").textContent = absent("prompt length");
+  if (kinds.length) drawReparameterizations(element("reparameterization"), kinds, board.arms, targets, metric(), scoreLabel());
+  else element("reparameterization").textContent = absent("reparameterization");
+}
+
+// -- the page ---------------------------------------------------------------------------------------------------------
+
+function drawShown() {
+  const languages = shownLanguages();
+  drawLanguages(languages);
+  drawHeat(languages);
+  drawDistances(languages);
+  drawPair(languages);
+}
+
+function drawAll() {
+  drawRanking();
+  drawShown();
+  drawCurves();
+}
+
+function fillControls() {
+  const names = ranked().map((arm) => [arm.name, arm.name]);
+  for (const id of ["family", "script", "seen"]) {
+    const values = d3.sort(new Set(board.languages.map((language) => language[id])));
+    fillSelect(id, [[EVERY, EVERY], ...values.map((value) => [value, value])], EVERY);
+  }
+  fillSelect("distance", board.distances.map((name) => [name, name]), "genetic");
+  fillSelect("heat-order", Object.keys(HEAT_ORDERS).map((name) => [name, name]), "mean score");
+  fillSelect("pair-first", names, names[0][0]);
+  fillSelect("pair-second", names, names.at(-1)[0]);
+  const boxes = d3.select("#scatter-arms").selectAll("label").data(names).join("label");
+  boxes.append("input").attr("type", "checkbox").attr("value", ([name]) => name).property("checked", (_, index) => index < 3);
+  boxes.append("span").text(([name]) => ` ${name}`);
+}
+
+function listen() {
+  const withLanguages = (draw) => () => draw(shownLanguages());
+  const downloads = {
+    "ranking-csv": () => ["ranking.csv", asCsv(rankingCsvColumns(), ranked())],
+    "languages-csv": () => ["scores_shown.csv", asCsv(scoreColumns(), scoreRows(shownLanguages()))],
+    "all-csv": () => ["scores.csv", asCsv(scoreColumns(), scoreRows(board.languages))],
+    "pair-csv": () => ["differences.csv", pairCsv()],
+  };
+  for (const [id, file] of Object.entries(downloads)) element(id).addEventListener("click", () => download(...file()));
+  element("metric").addEventListener("change", drawAll);
+  element("filters").addEventListener("input", drawShown);
+  element("filters").addEventListener("reset", () => setTimeout(drawShown)); // after the fields have their values
+  element("filters").addEventListener("submit", (event) => event.preventDefault());
+  element("heat-order").addEventListener("change", withLanguages(drawHeat));
+  element("scatter-arms").addEventListener("change", withLanguages(drawDistances));
+  for (const id of ["pair-first", "pair-second"]) element(id).addEventListener("change", withLanguages(drawPair));
+  let width = document.body.clientWidth;
+  window.addEventListener("resize", () => {
+    if (document.body.clientWidth !== width) drawAll(); // a phone's address bar changes the height alone
+    width = document.body.clientWidth;
+  });
+}
+
+element("summary").textContent = board.summary;
+element("ranking-method").textContent = board.method;
+d3.select("#notices").selectAll("li").data(board.notices).join("li").text((notice) => notice);
+fillSelect("metric", board.metrics.map((name) => [name, METRIC_NAMES[name] ?? name]), board.metric);
+fillControls();
+listen();
+drawAll();
