@@ -1,4 +1,4 @@
-"""``make demo``: learn a prompt on English, score it in 21 languages with the harness, print and save the table.
+"""``make demo``: learn prompts on English, score them in 21 languages with the harness, compare them.
 
 Every command is printed before it runs, so that it can be repeated by hand. Nothing is downloaded.
 """
@@ -16,41 +16,46 @@ from lm_eval_spt.transfer.results import mean_over_runs, read_run, results_files
 
 SOURCE = "eng_Latn"
 FOLDER = Path("results/demo")
-PROMPT = FOLDER / f"{SOURCE}.safetensors"
 
 ARMS = {
     "no prompt": ("pretrained=mini", "mini_topics"),
     "instruction": ("pretrained=mini", "mini_topics_instruct"),
-    "soft prompt": (f"prompt={PROMPT}", "mini_topics"),
+    "prefix prompt": (f"prompt={FOLDER}/{SOURCE}-placementprefix.safetensors", "mini_topics"),
+    "suffix prompt": (f"prompt={FOLDER}/{SOURCE}-placementsuffix.safetensors", "mini_topics"),
 }
 
 
-def run(*command: str) -> None:
-    """Print a command and run it with this interpreter's environment; a failure ends the demo."""
-    print(f"\n$ {shlex.join(command)}", flush=True)
-    beside = Path(sys.executable).parent / command[0]
-    program = [str(beside)] if beside.exists() else [sys.executable, command[0]]
-    status = subprocess.run([*program, *command[1:]], check=False).returncode
+def run(command: str) -> None:
+    """Print a command and run it with the programs beside this interpreter; a failure ends the demo."""
+    print(f"\n$ {command}", flush=True)
+    program, *arguments = shlex.split(command)
+    status = subprocess.run([Path(sys.executable).parent / program, *arguments], check=False).returncode
     if status:
         raise SystemExit(status)
 
 
 def main() -> None:
-    """Train, score three arms, and compare them."""
-    run("lm-eval-spt", "train", "--model", "mini", "--task", f"mini_topics_{SOURCE}", "--output", str(PROMPT))
-    arms = {}
+    """Train two prompts, score four arms, and compare them."""
+    run(
+        f"lm-eval-spt train --model mini --task mini_topics_{SOURCE} --placement prefix suffix "
+        f"--output {FOLDER}/{SOURCE}.safetensors"
+    )
+    places = {name: FOLDER / name.replace(" ", "_") for name in ARMS}
     for name, (model_args, tasks) in ARMS.items():
-        place = FOLDER / name.replace(" ", "_")
-        for old in place.glob("**/results_*.json"):
+        for old in places[name].glob("**/results_*.json"):
             old.unlink()
-        command = (
-            f"lm_eval --model spt --model_args {model_args} --tasks {tasks} --batch_size auto --output_path {place}"
+        run(
+            f"lm_eval --model spt --model_args {model_args} --tasks {tasks} --batch_size auto "
+            f"--output_path {places[name]}"
         )
-        run(*shlex.split(command))
-        arms[name] = mean_over_runs([read_run(path) for path in results_files(place)])
+    named = " ".join(shlex.quote(f"{name}={place}") for name, place in places.items())
+    run(f"lm-eval-spt leaderboard {named} --source {SOURCE} --output {FOLDER}/leaderboard.html")
+
+    arms = {name: mean_over_runs([read_run(path) for path in results_files(place)]) for name, place in places.items()}
     table = transfer_table(arms, SOURCE, majority=1 / 7)
     write(FOLDER / "table.md", table.encode())
-    print(f"\nAccuracy in percent, the prompt learned on {SOURCE} alone:\n\n{table}\nsaved in {FOLDER / 'table.md'}")
+    print(f"\nAccuracy in percent, the prompts learned on {SOURCE} alone:\n\n{table}")
+    print(f"saved in {FOLDER}/table.md; to look at more closely: {FOLDER}/leaderboard.html")
 
 
 if __name__ == "__main__":

@@ -135,6 +135,7 @@ class SPTLM(HFLM):
                 "prompt_digest": self.prompt.digest,
                 "prompt_length": self.prompt.length,
                 "prompt_placement": self.prompt.placement,
+                "prompt_metadata": self.prompt.metadata,
             }
         return info
 

@@ -100,12 +100,13 @@ def test_the_base_model_comes_from_the_prompt(prompts):
     lm = SPTLM(prompt=str(prompts["suffix"]), device="cpu")
     assert lm.base_model_name == "mini" and lm.max_length == 512 - 3
     info = lm.get_model_info()
-    digest = SoftPrompt.load(prompts["suffix"]).digest
+    prompt = SoftPrompt.load(prompts["suffix"])
     assert {key: info[key] for key in info if key.startswith("prompt_")} == {
         "prompt_name": "suffix",
-        "prompt_digest": digest,
+        "prompt_digest": prompt.digest,
         "prompt_length": 3,
         "prompt_placement": "suffix",
+        "prompt_metadata": prompt.metadata,
     }
 
 

@@ -203,8 +203,11 @@ def curves(arms: Sequence[Arm], setting: str) -> list[tuple[str, list[int]]]:
 def training_record(run: Run) -> dict[str, Any]:
     """Return what the run's prompt says of its training.
 
-    It is read from the prompt that the run names, as long as that is still there and still the same; empty otherwise.
+    The results hold it; those of other tools, or without it, may name a prompt that is still there and still the same.
     """
+    recorded = run.config.get("prompt_metadata")
+    if isinstance(recorded, dict) and recorded:
+        return recorded
     place = run.model_args.get("prompt")
     if run.prompt_digest is None or not isinstance(place, str) or not Path(place).exists():
         return {}
