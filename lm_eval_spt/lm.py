@@ -239,11 +239,17 @@ class SPTLM(HFLM):
         if self.backend != "causal":
             return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
         prompted: list[TokenisedRequest] = []
+        cut = 0
         for text, context, continuation in requests:
             fitting = scoring.truncate(context, continuation, self.max_length)
-            if len(fitting) < len(context):
-                logger.warning("a context of %d tokens is cut on the left to %d", len(context), len(fitting))
+            cut += len(fitting) < len(context)
             prompted.append((text, self.with_prompt(fitting), continuation))
+        if cut:
+            logger.warning(
+                "%d of %d contexts were too long for the model, the prompt and the answer: their beginnings were cut",
+                cut,
+                len(requests),
+            )
         if not self._use_fast():
             with self._prompt_in_requests():
                 return super()._loglikelihood_tokens(prompted, disable_tqdm, override_bs)

@@ -115,7 +115,7 @@ def read_arms(places: Iterable[tuple[str | None, Path]]) -> tuple[list[Arm], lis
         UserError: a place holds no results file, or none can be used.
     """
     places = list(places)
-    names = {path.resolve(): name for name, place in places for path in results_files(place)}
+    names = {path: name for name, place in places for path in results_files(place)}
     runs: list[Run] = []
     left_out: list[str] = []
     for name in dict.fromkeys(name for name, _ in places):  # what two names are given to is wanted twice

@@ -178,7 +178,7 @@ def read_all(places: Iterable[Path]) -> tuple[list[Run], list[str]]:
     """
     runs: dict[tuple[Any, ...], Run] = {}
     left_out = []
-    for path in dict.fromkeys(path.resolve() for place in places for path in results_files(place)):
+    for path in {path.resolve(): path for place in places for path in results_files(place)}.values():
         try:
             found = read_runs(path)
         except UserError as error:
