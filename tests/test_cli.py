@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from lm_eval_spt import cli
+from lm_eval_spt import cli, inspection
 from lm_eval_spt.base_model import resolve
 from lm_eval_spt.prompt import SoftPrompt, embedding_fingerprint
 from tests.conftest import ROOT, build_model
@@ -95,7 +95,7 @@ def test_neighbours_are_compared_with_scaled_embeddings(family: str) -> None:
     """These families multiply embeddings by sqrt(d) on the way out of the module: norms must include it."""
     embedding = build_model(family).get_input_embeddings()
     vectors = 0.5 * embedding(torch.tensor(TOKENS)).detach()
-    ids, cosines, norms = cli.nearest_tokens(vectors, embedding, 1)
+    ids, cosines, norms = inspection.nearest_tokens(vectors, embedding, 1)
     assert ids.flatten().tolist() == TOKENS
     torch.testing.assert_close(cosines.flatten(), torch.ones(3))
     scale = embedding.weight.shape[1] ** 0.5
@@ -103,14 +103,14 @@ def test_neighbours_are_compared_with_scaled_embeddings(family: str) -> None:
 
 
 def test_neighbours_match_an_exhaustive_search() -> None:
-    embedding = torch.nn.Embedding(cli.VOCABULARY_CHUNK + 50, 4)
+    embedding = torch.nn.Embedding(inspection.VOCABULARY_CHUNK + 50, 4)
     vectors = torch.randn(3, 4)
     similarity = torch.cosine_similarity(vectors[:, None], embedding.weight.detach()[None], dim=2)
-    ids, cosines, _ = cli.nearest_tokens(vectors, embedding, 7)
+    ids, cosines, _ = inspection.nearest_tokens(vectors, embedding, 7)
     assert torch.equal(ids, similarity.argsort(dim=1, descending=True)[:, :7])
     torch.testing.assert_close(cosines, similarity.gather(1, ids))
     small = torch.nn.Embedding(5, 4)
-    assert cli.nearest_tokens(vectors, small, 7)[0].sort().values.tolist() == [[0, 1, 2, 3, 4]] * 3
+    assert inspection.nearest_tokens(vectors, small, 7)[0].sort().values.tolist() == [[0, 1, 2, 3, 4]] * 3
 
 
 # -- convert -----------------------------------------------------------------------------------------------------------
