@@ -11,10 +11,10 @@ from lm_eval_spt.errors import UserError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train from the command line; returns the exit status."""
-    from lm_eval_spt.train.grid import configurations, train_grid
-
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     try:
+        from lm_eval_spt.train.grid import configurations, train_grid  # takes seconds, in which Ctrl-C may come
+
         train_grid(configurations(sys.argv[1:] if arguments is None else arguments))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
