@@ -190,9 +190,12 @@ def test_two_prompts_two_folders_and_what_was_used_is_recorded(prompts, tmp_path
 def test_two_processes_give_the_answers_of_one(prompts, tmp_path):
     options = ("--tasks", ",".join(TASKS), "--limit", "7", "--log_samples", "--device", "cpu")
     model = ("--model", "spt", "--model_args", f"prompt={prompts['suffix']}")
-    launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1")
     one = lm_eval(*model, *options, "--output_path", tmp_path / "one")
-    two = lm_eval(*model, *options, "--output_path", tmp_path / "two", launcher=(*launcher, "--mixed_precision", "no"))
+    # On CPUs `accelerate launch` starts a single process; torchrun starts several, and accelerate finds them.
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "--rdzv_backend", "c10d")
+    two = lm_eval(
+        *model, *options, "--output_path", tmp_path / "two", launcher=(*launcher, "--rdzv_endpoint", "localhost:0")
+    )
     assert (one.returncode, two.returncode) == (0, 0), one.stderr + two.stderr
 
     def answers(folder: Path) -> dict[tuple[str, int], list[float]]:
@@ -206,6 +209,8 @@ def test_two_processes_give_the_answers_of_one(prompts, tmp_path):
 
     expected, found = answers(tmp_path / "one"), answers(tmp_path / "two")
     assert len(list(tmp_path.glob("two/*/results_*.json"))) == 1
+    # Two tasks of seven documents with seven choices; of two processes the first has four of the documents.
+    assert "| 0/98 [" in one.stderr and "| 0/56 [" in two.stderr and "| 0/98 [" not in two.stderr
     assert expected.keys() == found.keys() and len(found) == 14
     for key, values in expected.items():
         assert found[key] == pytest.approx(values, abs=1e-4)
