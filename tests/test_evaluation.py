@@ -165,7 +165,8 @@ def test_a_base_model_that_is_not_there():
 def lm_eval(*arguments: str | Path, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
     """Run the harness's own command in a process of its own."""
     command = [*launcher, "-m", "lm_eval", *map(str, arguments)]
-    return subprocess.run([sys.executable, *command], capture_output=True, text=True, env=ENVIRONMENT)
+    environment = ENVIRONMENT | ({"ACCELERATE_USE_CPU": "true"} if launcher else {})
+    return subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment)
 
 
 def read_results(folder: Path) -> dict[str, dict[str, Any]]:
