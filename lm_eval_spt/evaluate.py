@@ -142,7 +142,7 @@ def evaluate_prompts(
     tops = [thing for name, thing in (together.get("groups", {}) | together["tasks"]).items() if name not in inside]
 
     shots = {name: _shots(task, num_fewshot) for name, task in together["tasks"].items()}
-    done = {name: _finished(_folder(output, name, shared), shots, limit) for name in names}
+    done = {name: _finished(_folder(output, loaded[name], shared), shots, limit) for name in names}
     waiting = {name: prompt for name, prompt in loaded.items() if done[name] is None}
     if len(waiting) < len(names):
         logger.warning("%d of %d prompts have their results already", len(names) - len(waiting), len(names))
@@ -176,7 +176,7 @@ def evaluate_prompts(
         if log_samples:
             for task, of_task in samples.items():
                 tracker.save_results_samples(task_name=task, samples=of_task)
-        done[name] = _finished(_folder(output, name, shared), shots, limit)
+        done[name] = _finished(_folder(output, prompt, shared), shots, limit)
         if done[name] is None:
             raise UserError(f"the results of {name} could not be written to {output}: is it writable?")
         print(done[name], flush=True)
@@ -194,7 +194,7 @@ def _expand(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(expanded))
 
 
-def _folder(output: str, prompt: str, shared: dict[str, Any]) -> Path:
+def _folder(output: str, prompt: SoftPrompt, shared: dict[str, Any]) -> Path:
     """Return where the harness puts a prompt's results."""
     return Path(output) / tracking.sanitize_model_name(results_name({**shared, "prompt": prompt}) or "")
 
