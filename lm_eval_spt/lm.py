@@ -77,7 +77,7 @@ class SPTLM(HFLM):
         self.prompt = SoftPrompt.from_pretrained(prompt) if isinstance(prompt, str | Path) else prompt
         known = self.prompt.metadata if self.prompt else {}
         if pretrained is None:
-            pretrained = known.get("base_model")
+            pretrained = self.prompt.base_model if self.prompt else None
             revision = revision or known.get("base_model_revision")
         if pretrained is None:
             raise UserError(
@@ -90,7 +90,7 @@ class SPTLM(HFLM):
         source = locate(pretrained, revision) if isinstance(pretrained, str) else pretrained
         try:
             super().__init__(source, revision=revision or "main", **hflm)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise cannot_load(pretrained, error) from error
         self.base_model_name = pretrained if isinstance(pretrained, str) else self.model.name_or_path
         self._fast = fast
