@@ -32,7 +32,7 @@ except ImportError:
 with atheris.instrument_imports(include=["lm_eval_spt"]) if atheris else contextlib.nullcontext():
     from tests.fuzz.mutations import mutate
     from tests.fuzz.readers import READERS, Reader
-    from tests.fuzz.run import MAX_GROWTH, Failure, Outcome, give, keep, peak, run, workplace
+    from tests.fuzz.run import MAX_GROWTH, Failure, Outcome, give, keep, peak, read_valid_files, run, workplace
 
 
 def main() -> int:
@@ -71,6 +71,7 @@ def fuzz(reader: Reader, inputs: int, seed: int) -> None:
 
 def _guided(reader: Reader, inputs: int, seed: int, folder: Path, started: float) -> None:
     """Let libFuzzer decide which files to damage further. It ends the process, so that nothing comes after."""
+    read_valid_files(reader, folder)
     outcome, before = Outcome(), peak()
 
     def one(data: bytes) -> None:
