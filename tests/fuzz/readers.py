@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -75,7 +76,8 @@ def _use_prompt(prompt: SoftPrompt) -> None:
     list(as_text(json.loads(json.dumps(report(prompt, None, 5)))))
     model_card(prompt, "owner/name").encode()
     assert math.isfinite(prompt.vectors.sum(dtype=torch.float64)) and prompt.digest
-    assert prompt.base_model is None or ".." not in Path(prompt.base_model).parts
+    here, named = os.getcwd(), prompt.base_model or "mini"
+    assert os.path.commonpath([here, os.path.normpath(os.path.join(here, named))]) == here
 
 
 def read_prompt(path: Path) -> None:
