@@ -1,34 +1,40 @@
 """Read a text once, then score any number of continuations of it.
 
-The one way in which this package calls a causal LM, shared by scoring and training: :func:`read` runs the model over
-new tokens and keeps its keys and values, and :func:`loglikelihoods` branches from there into every continuation.
-The vocabulary head runs only at positions whose next token is scored. Everything is differentiable in the prompt.
+The one way in which this package runs a causal LM, shared by scoring and training. :func:`read` keeps what the model
+made of a text; :func:`ask` runs it over questions, each a tree whose every token is read once, and returns the hidden
+states where something is scored; :func:`resolve` runs the vocabulary head on these. Everything is differentiable in the
+prompt.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from lm_eval_spt import causal_lm
+from lm_eval_spt.causal_lm import cache_of, device_of, keys_and_values
 from lm_eval_spt.inject import model_inputs, pad_left
+from lm_eval_spt.tree import Question, Rows, causal, lay_out, positions_of
+
+logger = logging.getLogger(__name__)
 
 # Logits of one call: 2**27 values are half a gigabyte in fp32.
 MAX_LOGITS = 2**27
-# Padding read along with branches of unequal length before it is cheaper to read them in another call.
-MAX_PADDING = 64
+# Tokens in a row beyond which its context is read first: a mask of everything by everything grows with the square.
+LONG = 2048
+# Rows of logits that are normalized at once: few enough to stay in a processor's cache between the passes over them.
+ROWS_IN_CACHE = 8
 
 
 @dataclass
 class Read:
-    """What the model has read so far.
+    """What the model has read so far: texts, without branches.
 
     Attributes:
         cache: keys and values of all layers, `[batch, heads, time, head_dim]` each.
@@ -57,195 +63,198 @@ class Read:
         return keys_and_values(self.cache)
 
 
-def cache_of(states: Iterable[tuple[Tensor, Tensor]]) -> DynamicCache:
-    """Return a cache of these keys and values of each layer, `[batch, heads, time, head_dim]`, without copying them."""
-    cache = DynamicCache()
-    for index, (keys, values) in enumerate(states):
-        cache.update(keys[:, :, :0], values[:, :, :0], index)  # makes the layer
-        layer: Any = cache.layers[index]
-        layer.keys, layer.values = keys, values
-    return cache
-
-
-def keys_and_values(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
-    """Return each layer's keys and values, `[batch, heads, time, head_dim]`."""
-    return [(layer.keys, layer.values) for layer in cache.layers]  # type: ignore[union-attr, misc]
-
-
-def device_of(model: PreTrainedModel) -> torch.device:
-    """Return where the model expects its input."""
-    return model.get_input_embeddings().weight.device  # type: ignore[return-value]
-
-
-def _accepts_positions(model: PreTrainedModel) -> bool:
-    """Tell whether the model takes `position_ids`; an adapter around it (PEFT) hands on what it does not know."""
-    inner: Any = model
-    if hasattr(inner, "get_base_model"):
-        inner = inner.get_base_model()
-    return _has_parameter(type(inner).forward, "position_ids")
-
-
-@lru_cache(maxsize=8)
-def _has_parameter(function: Callable[..., Any], name: str) -> bool:
-    return name in inspect.signature(function).parameters
-
-
-@contextmanager
-def head_only_at(model: PreTrainedModel, scored: Tensor) -> Iterator[None]:
-    """Within this context the vocabulary head sees only the positions of the boolean mask `scored` `[batch, time]`.
-
-    The model's logits are then `[1, scored positions, vocabulary]`, in row order. A hook on the output embeddings does
-    it for every architecture alike, whatever it is called and whatever is done to the logits afterwards.
-    """
-
-    def gather(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (inputs[0][scored.to(inputs[0].device)][None], *inputs[1:])
-
-    hook = model.get_output_embeddings().register_forward_pre_hook(gather)
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
 def read(
-    model: PreTrainedModel,
-    ids: Tensor,
-    mask: Tensor,
-    vectors: Tensor | None = None,
-    *,
-    past: Read | None = None,
-    scored: Tensor | None = None,
-    keep: bool = True,
-) -> tuple[Tensor, Read | None]:
-    """Run the model over new tokens.
+    model: PreTrainedModel, ids: Tensor, mask: Tensor, vectors: Tensor | None = None, *, past: Read | None = None
+) -> Read:
+    """Run the model over texts, to read on from them.
 
     Args:
         model: a causal LM.
-        ids: `[batch, new]`, virtual tokens marked (see :mod:`lm_eval_spt.inject`).
-        mask: `[batch, new]`, 1 for a token and 0 for padding.
-        vectors: `[P, d]`, the soft prompt, needed where `ids` holds virtual tokens.
-        past: what the same rows have read before; it is extended in place.
-        scored: boolean `[batch, new]`, where logits are wanted; nowhere by default.
-        keep: whether to keep keys and values, so that reading can go on.
-
-    Returns:
-        The logits at the scored positions, `[scored positions, vocabulary]`, and what has been read by now.
+        ids: `[batch, time]`, padded on the left, virtual tokens marked (see :mod:`lm_eval_spt.inject`).
+        mask: `[batch, time]`, 1 for a token and 0 for padding.
+        vectors: the soft prompt, as for :func:`ask`, needed where `ids` holds virtual tokens.
+        past: what the same rows have read before; it is used up.
     """
-    if past is not None:
-        mask = torch.cat([past.mask, mask], dim=1)
-    arguments = model_inputs(model, ids, vectors)
-    if _accepts_positions(model):
-        arguments["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-    cache = past.cache if past is not None else DynamicCache() if keep else None
-    with head_only_at(model, torch.zeros_like(ids, dtype=torch.bool) if scored is None else scored):
-        logits = model(
-            **arguments, attention_mask=mask, past_key_values=cache, use_cache=cache is not None, return_dict=True
-        ).logits[0]
-    return logits, Read(cache, mask) if keep and cache is not None else None
+    step = _Step(model, mask, None, past)
+    cache = past.cache if past is not None else DynamicCache()
+    step.hidden_states(model_inputs(model, ids, vectors), cache)
+    return Read(cache, step.whole_mask)
 
 
 @dataclass
-class Question:
-    """A context and the continuations to score, as token ids; the context may hold virtual tokens."""
+class Asked:
+    """Hidden states that wait for the vocabulary head.
 
-    context: list[int]
-    continuations: list[list[int]]
+    Attributes:
+        hidden: `[nodes, d]`.
+        targets: (node, token, continuation) `[targets, 3]`: whose log-probability counts for which continuation.
+        continuations: how many there are.
+    """
+
+    hidden: Tensor
+    targets: Tensor
+    continuations: int
 
 
-def loglikelihoods(
-    model: PreTrainedModel,
-    questions: Sequence[Question],
-    vectors: Tensor | None = None,
-    *,
-    past: Read | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Return the log-likelihood of every continuation and whether greedy decoding would produce it.
-
-    Each context is read once; the first tokens of all its continuations are scored there, and continuations of more
-    than one token branch off its keys and values.
+def ask(
+    model: PreTrainedModel, questions: Sequence[Question], vectors: Tensor | None = None, *, past: Read | None = None
+) -> Asked:
+    """Run the model over contexts and the branches of their continuations, every distinct token once.
 
     Args:
         model: a causal LM.
         questions: contexts with their continuations.
-        vectors: `[P, d]`, the soft prompt.
-        past: what has been read before the contexts, one row for each question.
+        vectors: the soft prompt, `[P, d]`, or one for each question, `[questions, P, d]`.
+        past: what has been read before the contexts, one row for each question; it is used up.
+    """
+    if not takes_trees(model):
+        alone = [Question(question.context, [one]) for question in questions for one in question.continuations]
+        of = [row for row, question in enumerate(questions) for _ in question.continuations]
+        rows = torch.tensor(of, device=device_of(model))
+        past = past.select(rows) if past is not None else None
+        vectors = (
+            vectors.index_select(0, rows.to(vectors.device)) if vectors is not None and vectors.dim() == 3 else vectors
+        )
+        questions = alone
+    return _ask(model, questions, vectors, past)
+
+
+def _ask(model: PreTrainedModel, questions: Sequence[Question], vectors: Tensor | None, past: Read | None) -> Asked:
+    device = device_of(model)
+    rows = lay_out(questions)
+    if rows.visible is not None and rows.ids.shape[1] > LONG:
+        questions, past = _read_most(model, questions, vectors, past)
+        rows = lay_out(questions)
+    step = _Step(model, rows.mask.to(device), rows, past)
+    inputs = model_inputs(model, rows.ids.to(device), vectors)
+    hidden = step.hidden_states(inputs, past.cache if past is not None else None)
+    row, slot = rows.scored.to(hidden.device)
+    return Asked(hidden[row, slot], rows.targets.to(hidden.device), rows.continuations)
+
+
+def _read_most(
+    model: PreTrainedModel, questions: Sequence[Question], vectors: Tensor | None, past: Read | None
+) -> tuple[list[Question], Read]:
+    """Read all but the last token of every context: a mask of everything by everything would be too large."""
+    ids, mask = (tensor.to(device_of(model)) for tensor in pad_left([question.context[:-1] for question in questions]))
+    rest = [Question(question.context[-1:], question.continuations) for question in questions]
+    return rest, read(model, ids, mask, vectors, past=past)
+
+
+class _Step:
+    """Masks and positions of new tokens behind what has been read: what :func:`causal_lm.hidden_states` wants."""
+
+    def __init__(self, model: PreTrainedModel, mask: Tensor, rows: Rows | None, past: Read | None) -> None:
+        self._model = model
+        self.whole_mask = mask
+        self._positions = rows.positions.to(mask.device) if rows is not None else positions_of(mask)
+        self._key_positions = self._positions
+        self._visible = rows.visible.to(mask.device) if rows is not None and rows.visible is not None else None
+        if past is None:
+            return
+        self.whole_mask = torch.cat([past.mask, mask], dim=1)
+        self._positions = self._positions + past.mask.sum(dim=1, keepdim=True)
+        self._key_positions = torch.cat([positions_of(past.mask), self._positions], dim=1)
+        if self._visible is None and causal_lm.sliding_window(model) is not None:
+            self._visible = causal(mask)  # a window must not count the padding between past and present
+        if self._visible is not None:
+            before = past.mask.bool()[:, None, :].expand(-1, mask.shape[1], -1)
+            self._visible = torch.cat([before, self._visible], dim=2)
+
+    def hidden_states(self, inputs: dict[str, Tensor], cache: DynamicCache | None) -> Tensor:
+        """Return the decoder's output for the new tokens, `[batch, new, d]`."""
+        return causal_lm.hidden_states(
+            self._model,
+            inputs,
+            self.whole_mask,
+            self._positions,
+            visible=self._visible,
+            key_positions=self._key_positions if self._visible is not None else None,
+            cache=cache,
+        )
+
+
+def join(parts: Sequence[Asked]) -> Asked:
+    """Put what was asked in several calls together."""
+    nodes = continuations = 0
+    targets = []
+    for part in parts:
+        targets.append(part.targets + part.targets.new_tensor([nodes, 0, continuations]))
+        nodes, continuations = nodes + len(part.hidden), continuations + part.continuations
+    return Asked(torch.cat([part.hidden for part in parts]), torch.cat(targets), continuations)
+
+
+def resolve(model: PreTrainedModel, asked: Asked) -> tuple[Tensor, Tensor]:
+    """Return the log-likelihood of every continuation and whether greedy decoding would produce it.
 
     Returns:
-        Two tensors `[number of continuations]`, question by question: fp32 log-likelihoods, and booleans.
+        Two tensors `[continuations]`: fp32 log-likelihoods, and booleans. A continuation without tokens is certain.
     """
-    device = device_of(model)
-    tally = _Tally(sum(len(question.continuations) for question in questions), device)
-    ids, mask = (tensor.to(device) for tensor in pad_left([question.context for question in questions]))
-    last = torch.zeros_like(mask, dtype=torch.bool)
-    last[:, -1] = True
-
-    firsts: list[tuple[int, int, int]] = []  # logit row, token, index of the continuation
-    branches: dict[tuple[int, tuple[int, ...]], list[tuple[int, list[int]]]] = {}
-    index = 0
-    for row, question in enumerate(questions):
-        for continuation in question.continuations:
-            if continuation:  # nothing is certain: log-likelihood 0
-                firsts.append((row, continuation[0], index))
-            if len(continuation) > 1:
-                branches.setdefault((row, tuple(continuation[:-1])), []).append((index, continuation))
-            index += 1
-
-    logits, context = read(model, ids, mask, vectors, past=past, scored=last, keep=bool(branches))
-    tally.add(logits, firsts)
-    if context is None:
-        return tally.result()
-    for chunk in _chunks(branches, MAX_LOGITS // logits.shape[-1]):
-        rows = torch.tensor([row for row, _ in chunk], device=device)
-        time = max(len(tokens) for _, tokens in chunk)
-        branch_ids = torch.tensor([list(tokens) + [0] * (time - len(tokens)) for _, tokens in chunk], device=device)
-        lengths = torch.tensor([len(tokens) for _, tokens in chunk], device=device)
-        scored = torch.arange(time, device=device)[None] < lengths[:, None]  # the rest is padding
-        targets: list[tuple[int, int, int]] = []
-        start = 0
-        for branch in chunk:
-            for number, continuation in branches[branch]:
-                targets += [(start + step, token, number) for step, token in enumerate(continuation[1:])]
-            start += len(branch[1])
-        logits, _ = read(model, branch_ids, scored.long(), past=context.select(rows), scored=scored, keep=False)
-        tally.add(logits, targets)
-    return tally.result()
+    sums = torch.zeros(asked.continuations, device=asked.hidden.device)
+    greedy = torch.ones(asked.continuations, dtype=torch.bool, device=asked.hidden.device)
+    nodes, tokens, numbers = asked.targets.unbind(dim=1)
+    size = max(1, MAX_LOGITS // model.config.get_text_config().vocab_size)
+    for start in range(0, len(asked.hidden), size):
+        logits = causal_lm.logits(model, asked.hidden[start : start + size])
+        normalizers, best = _normalize(logits)
+        here = (nodes >= start) & (nodes < start + size)
+        row, token, number = nodes[here] - start, tokens[here], numbers[here]
+        sums = sums.index_add(0, number, logits[row, token].float() - normalizers[row])
+        greedy[number[best[row] != token]] = False
+    return sums, greedy
 
 
-class _Tally:
-    """Sums the log-probabilities of a continuation's tokens as they become known."""
-
-    def __init__(self, size: int, device: torch.device) -> None:
-        self._sums = torch.zeros(size, device=device)
-        self._greedy = torch.ones(size, dtype=torch.bool, device=device)
-
-    def add(self, logits: Tensor, targets: list[tuple[int, int, int]]) -> None:
-        """Add, for each (row of `logits` `[rows, vocabulary]`, token, continuation), the token's log-probability."""
-        if not targets:
-            return
-        rows, tokens, numbers = torch.tensor(targets, device=logits.device).unbind(dim=1)
-        normalizers = torch.logsumexp(logits.float(), dim=-1)
-        logprobs = logits[rows, tokens].float() - normalizers[rows]
-        self._sums = self._sums.index_add(0, numbers, logprobs)
-        missed = logits.argmax(dim=-1)[rows] != tokens
-        self._greedy[numbers[missed]] = False
-
-    def result(self) -> tuple[Tensor, Tensor]:
-        return self._sums, self._greedy
+def _normalize(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Return each row's log of the sum of exponentials, in fp32, and its largest entry's index, both `[rows]`."""
+    rows = ROWS_IN_CACHE if logits.device.type == "cpu" else len(logits)
+    pieces = logits.split(max(1, rows))
+    normalizers = [piece.float().logsumexp(dim=-1) for piece in pieces]
+    return torch.cat(normalizers), torch.cat([piece.argmax(dim=-1) for piece in pieces])
 
 
-def _chunks(
-    branches: dict[tuple[int, tuple[int, ...]], Any], positions: int
-) -> Iterator[list[tuple[int, tuple[int, ...]]]]:
-    """Yield branches of similar length together, at most `positions` scored positions or a single branch at a time."""
-    chunk: list[tuple[int, tuple[int, ...]]] = []
-    tokens = 0
-    for branch in sorted(branches, key=lambda branch: len(branch[1])):
-        padded = (len(chunk) + 1) * len(branch[1])
-        if chunk and (padded > positions or padded - tokens - len(branch[1]) > MAX_PADDING):
-            yield chunk
-            chunk, tokens = [], 0
-        chunk.append(branch)
-        tokens += len(branch[1])
-    if chunk:
-        yield chunk
+def loglikelihoods(
+    model: PreTrainedModel, questions: Sequence[Question], vectors: Tensor | None = None, *, past: Read | None = None
+) -> tuple[Tensor, Tensor]:
+    """Ask and resolve at once; arguments as for :func:`ask`, results as of :func:`resolve`."""
+    return resolve(model, ask(model, questions, vectors, past=past))
+
+
+# -- what a model can do -----------------------------------------------------------------------------------------------
+
+_takes_trees: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
+
+
+def takes_trees(model: PreTrainedModel) -> bool:
+    """Tell whether the model reads a tree as it would read its branches one by one: a few tokens show it, once.
+
+    Not every architecture keeps to a mask that says which token may look at which; those read each continuation by
+    itself.
+    """
+    if model not in _takes_trees:
+        _takes_trees[model] = _reads_trees_right(model)
+    return _takes_trees[model]
+
+
+@torch.no_grad()
+def _reads_trees_right(model: PreTrainedModel) -> bool:
+    vocabulary = model.config.get_text_config().vocab_size
+    tokens = torch.randint(4, vocabulary, (12,), generator=torch.Generator().manual_seed(0)).tolist()
+    first, second, third = tokens[4:6], tokens[6:9], tokens[9:11]
+    questions = [Question(tokens[:4], [first, second, [*second[:2], third[0]]]), Question(tokens[1:3], [third, second])]
+    alone = [Question(question.context, [one]) for question in questions for one in question.continuations]
+    try:
+        together, apart = _ask(model, questions, None, None), _ask(model, alone, None, None)
+        found, expected = (resolve(model, asked)[0] for asked in (together, apart))
+        past_ids = torch.tensor([tokens[8:12]], device=device_of(model))
+        past = read(model, past_ids, torch.ones_like(past_ids))
+        after = _ask(model, questions, None, past.branch(len(questions)))
+        after_alone = _ask(model, alone, None, past.branch(len(alone)))
+        found_after, expected_after = (resolve(model, asked)[0] for asked in (after, after_alone))
+    except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        logger.info("%s does not read trees: %r", type(model).__name__, error)
+        return False
+    tolerance = 0.05 if model.dtype in (torch.float16, torch.bfloat16) else 1e-3
+    return all(
+        torch.allclose(one, other, rtol=tolerance, atol=tolerance)
+        for one, other in ((found, expected), (found_after, expected_after))
+    )

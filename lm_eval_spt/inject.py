@@ -1,6 +1,6 @@
 """Where the vectors of a soft prompt go: from token ids to what the model receives.
 
-A virtual token is written into a list of token ids as :data:`VIRTUAL`, so that a prompted text stays an ordinary list
+A virtual token is written into a list of token ids as a negative mark, so that a prompted text stays an ordinary list
 that can be sorted, truncated, padded and batched. Only at the model's door are the marks replaced by vectors.
 """
 
@@ -16,7 +16,10 @@ from transformers import PreTrainedModel
 Placement = Literal["prefix", "suffix"]
 PLACEMENTS: tuple[Placement, ...] = ("prefix", "suffix")
 
-VIRTUAL = -1  # no tokenizer uses a negative id
+
+def is_virtual(token: int) -> bool:
+    """Tell a virtual token's mark from a token's id."""
+    return token < 0  # no tokenizer uses a negative id
 
 
 def place(context: Sequence[int], length: int, placement: Placement) -> list[int]:
@@ -25,7 +28,7 @@ def place(context: Sequence[int], length: int, placement: Placement) -> list[int
     Prefix is what PEFT's prompt tuning does; suffix, with the answer read at the last virtual token, is what the
     paper's code does (arXiv 2402.03782).
     """
-    virtual = [VIRTUAL] * length
+    virtual = [-1 - number for number in range(length)]
     return virtual + list(context) if placement == "prefix" else list(context) + virtual
 
 
@@ -45,23 +48,24 @@ def model_inputs(model: PreTrainedModel, ids: Tensor, vectors: Tensor | None) ->
 
     Args:
         model: a causal LM; its input embedding is called as a module, because some (XGLM, Gemma) scale inside it.
-        ids: `[batch, time]`, virtual tokens marked by :data:`VIRTUAL`; a row holds none or exactly P of them.
-        vectors: `[P, d]`, the soft prompt, cast to the embedding's dtype; gradients flow back to it.
+        ids: `[batch, time]`, virtual tokens marked: mark -1 is the prompt's first vector, -2 its second, and so on.
+        vectors: the soft prompt, `[P, d]`, or one for each row, `[batch, P, d]`; cast to the embedding's dtype.
+            Gradients flow back to it.
 
     Returns:
         `input_ids` where no virtual token occurs, else `inputs_embeds` `[batch, time, d]`.
 
     Raises:
-        ValueError: virtual tokens without vectors, or a row with another number of them than P.
+        ValueError: a virtual token that `vectors` does not have.
     """
-    virtual = ids == VIRTUAL
+    virtual = ids < 0
     if not virtual.any():
         return {"input_ids": ids}
-    if vectors is None:
-        raise ValueError("the ids hold virtual tokens, but no prompt vectors were given")
-    prompted = virtual.any(dim=1)
-    if (virtual.sum(dim=1)[prompted] != len(vectors)).any():
-        raise ValueError(f"every prompted row must hold {len(vectors)} virtual tokens, one for each vector")
+    if vectors is None or -int(ids.min()) > vectors.shape[-2]:
+        raise ValueError(f"the ids hold virtual token {-int(ids.min())}: the prompt has no such vector")
     embeds: Tensor = model.get_input_embeddings()(ids.clamp(min=0))
-    rows = vectors.to(embeds.device, embeds.dtype).expand(int(prompted.sum()), -1, -1)
-    return {"inputs_embeds": embeds.masked_scatter(virtual[..., None], rows)}
+    row, time = virtual.nonzero(as_tuple=True)
+    number = -1 - ids[row, time]
+    vectors = vectors.to(embeds.device, embeds.dtype)
+    chosen = vectors[row, number] if vectors.dim() == 3 else vectors[number]
+    return {"inputs_embeds": embeds.index_put((row, time), chosen)}

@@ -16,13 +16,18 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lm_eval_spt.forward import Question, Read, device_of, loglikelihoods, read
-from lm_eval_spt.inject import VIRTUAL, model_inputs, pad_left
+from lm_eval_spt.causal_lm import device_of
+from lm_eval_spt.forward import Asked, Read, ask, join, read, resolve
+from lm_eval_spt.inject import is_virtual, model_inputs, pad_left, place
+from lm_eval_spt.tree import Question, row_length
 
 logger = logging.getLogger(__name__)
 
 Request = tuple[list[int], list[int]]
 """The token ids of a context and a continuation."""
+
+# Hidden states that wait for the vocabulary head before it runs.
+NODES_AT_ONCE = 512
 
 Answer = tuple[float, bool]
 """A continuation's log-likelihood, and whether greedy decoding would produce it."""
@@ -55,29 +60,24 @@ def score(
     """
     shared = _read_prefix(model, requests, vectors)
 
-    def answers(questions: Sequence[Question]) -> list[tuple[Tensor, Tensor]]:
+    def answer(questions: Sequence[Question]) -> Iterator[Asked]:
         if shared is None or vectors is None:
-            return [loglikelihoods(model, questions, vectors)]
-        texts = [Question(question.context[len(vectors) :], question.continuations) for question in questions]
-        return [loglikelihoods(model, texts, past=shared.branch(len(questions)))]
+            yield ask(model, questions, vectors)
+        else:
+            texts = [Question(question.context[len(vectors) :], question.continuations) for question in questions]
+            yield ask(model, texts, past=shared.branch(len(questions)))
 
-    for number, (answer,) in _score_in_batches(requests, answers, max_batch_tokens):
-        yield number, answer
+    for number, (answer_,) in _score_in_batches(model, requests, answer, max_batch_tokens):
+        yield number, answer_
 
 
 def _read_prefix(model: PreTrainedModel, requests: Sequence[Request], vectors: Tensor | None) -> Read | None:
-    """Return the keys and values of a prefix prompt, which all texts share; None where there is nothing to share.
-
-    In a batch, the padding of shorter texts then stands between prompt and text. It is masked and takes no position,
-    so that nothing changes, unless the model looks back over a window of slots: such a model reads the prompt anew.
-    """
-    if vectors is None or not requests or requests[0][0][0] != VIRTUAL:
+    """Return the keys and values of a prefix prompt, which all texts share; None where there is no prefix prompt."""
+    if vectors is None or not requests or not is_virtual(requests[0][0][0]):
         return None
-    if getattr(model.config.get_text_config(), "sliding_window", None) is not None:
-        return None
-    ids, mask = (tensor.to(device_of(model)) for tensor in pad_left([[VIRTUAL] * len(vectors)]))
+    ids, mask = (tensor.to(device_of(model)) for tensor in pad_left([place([], len(vectors), "prefix")]))
     with torch.inference_mode():
-        return read(model, ids, mask, vectors)[1]
+        return read(model, ids, mask, vectors)
 
 
 def score_suffixes(
@@ -97,68 +97,80 @@ def score_suffixes(
         A request's number, and its answers prompt by prompt.
     """
 
-    def answer(questions: Sequence[Question]) -> Iterator[tuple[Tensor, Tensor]]:
+    def answer(questions: Sequence[Question]) -> Iterator[Asked]:
         ids, mask = (tensor.to(device_of(model)) for tensor in pad_left([question.context for question in questions]))
-        _, past = read(model, ids, mask)
-        assert past is not None
+        past = read(model, ids, mask)
         for vectors in prompts:
-            prompted = [Question([VIRTUAL] * len(vectors), question.continuations) for question in questions]
-            yield loglikelihoods(model, prompted, vectors, past=past.branch())
+            marks = place([], len(vectors), "suffix")
+            prompted = [Question(marks, question.continuations) for question in questions]
+            yield ask(model, prompted, vectors, past=past.branch())
 
-    return _score_in_batches(requests, answer, max_batch_tokens)
+    return _score_in_batches(model, requests, answer, max_batch_tokens)
 
 
 @torch.inference_mode()
 def _score_in_batches(
+    model: PreTrainedModel,
     requests: Sequence[Request],
-    answer: Callable[[Sequence[Question]], Iterable[tuple[Tensor, Tensor]]],
+    answer: Callable[[Sequence[Question]], Iterable[Asked]],
     max_batch_tokens: int,
 ) -> Iterator[tuple[int, list[Answer]]]:
-    """Put requests of one context together, batch the contexts, and yield every request's answers."""
+    """Put requests of one context together, batch the contexts, and yield every request's answers.
+
+    The vocabulary head runs when enough hidden states wait for it: its weights are read once for all of them.
+    """
     numbers: dict[tuple[int, ...], list[int]] = {}
     for number, (context, _) in enumerate(requests):
         numbers.setdefault(tuple(context), []).append(number)
+    questions = [Question(list(context), [requests[number][1] for number in of]) for context, of in numbers.items()]
     # Longest first: if memory does not suffice, it shows at once, and the time left is not underestimated.
-    contexts = sorted(numbers, key=len, reverse=True)
+    by_length = sorted(zip(map(row_length, questions), questions, numbers.values(), strict=True), key=lambda of: -of[0])
 
+    waiting: list[list[Asked]] = []
+    order: list[int] = []
     start = 0
-    while start < len(contexts):
-        batch = _batch(contexts, start, numbers, requests, max_batch_tokens)
-        questions = [Question(list(c), [requests[number][1] for number in numbers[c]]) for c in batch]
+    while start < len(by_length):
+        size = _batch_size([length for length, _, _ in by_length[start : start + max_batch_tokens]], max_batch_tokens)
+        batch = by_length[start : start + size]
         try:
-            answers = [zip(sums.tolist(), greedy.tolist(), strict=True) for sums, greedy in answer(questions)]
+            asked = list(answer([question for _, question, _ in batch]))
         except torch.OutOfMemoryError:
-            if len(batch) == 1:
+            if size == 1:
                 raise
             max_batch_tokens //= 2
             torch.cuda.empty_cache()
-            logger.warning("out of memory with %d contexts: going on with %d tokens", len(batch), max_batch_tokens)
+            logger.warning("out of memory with %d contexts: going on with %d tokens", size, max_batch_tokens)
             continue
-        order = [number for context in batch for number in numbers[context]]
-        for number, *of_prompts in zip(order, *answers, strict=True):
-            yield number, of_prompts
-        start += len(batch)
+        start += size
+        waiting.append(asked)
+        order += [number for _, _, of in batch for number in of]
+        if start == len(by_length) or sum(len(part.hidden) for of in waiting for part in of) >= NODES_AT_ONCE:
+            yield from zip(order, _resolve(model, waiting), strict=True)
+            waiting, order = [], []
 
 
-def _batch(
-    contexts: Sequence[tuple[int, ...]],
-    start: int,
-    numbers: dict[tuple[int, ...], list[int]],
-    requests: Sequence[Request],
-    max_tokens: int,
-) -> list[tuple[int, ...]]:
-    """Return the contexts from `start` on that fit: as read, with padding, and as repeated for their branches."""
-    batch: list[tuple[int, ...]] = []
-    width = len(contexts[start])
-    cached = 0
-    for context in islice(contexts, start, None):
-        branches = {tuple(requests[number][1][:-1]) for number in numbers[context]} - {()}
-        cached += width * max(1, len(branches))
-        # Keys and values of a branch's context are copied, not computed: they weigh less than tokens that are read.
-        if batch and ((len(batch) + 1) * width > max_tokens or cached > 8 * max_tokens):
-            break
-        batch.append(context)
-    return batch
+def _batch_size(lengths: Sequence[int], max_tokens: int) -> int:
+    """Return how many of the next rows, of falling length, to read at once.
+
+    Not more than fit; and fewer where the padding would cost more than the time that a larger batch saves.
+    """
+    width, padding = lengths[0], 0
+    for size, length in enumerate(lengths):
+        padding += width - length
+        if size and ((size + 1) * width > max_tokens or padding > max_tokens / 16):
+            return size
+    return len(lengths)
+
+
+def _resolve(model: PreTrainedModel, waiting: Sequence[Sequence[Asked]]) -> list[list[Answer]]:
+    """Return the answers to what was asked batch by batch, prompt by prompt; for each continuation prompt by prompt."""
+    sums, greedy = resolve(model, join([asked for of_batch in waiting for asked in of_batch]))
+    found = iter(zip(sums.tolist(), greedy.tolist(), strict=True))
+    answers: list[list[Answer]] = []
+    for of_batch in waiting:
+        of_prompts = [list(islice(found, asked.continuations)) for asked in of_batch]
+        answers += map(list, zip(*of_prompts, strict=True))
+    return answers
 
 
 def tokens_that_fit(model: PreTrainedModel, device: torch.device) -> int:
@@ -172,7 +184,7 @@ def tokens_that_fit(model: PreTrainedModel, device: torch.device) -> int:
     size = next(model.parameters()).element_size()
     cache = 2 * config.num_hidden_layers * config.hidden_size * size
     hidden = 32 * config.hidden_size * max(size, 4)
-    ceiling = 65536 if device.type == "cuda" else 4096  # beyond, a batch gains nothing
+    ceiling = 65536 if device.type == "cuda" else 1024  # beyond, a batch gains nothing
     return int(max(256, min(ceiling, free / 2 / (16 * cache + hidden))))
 
 

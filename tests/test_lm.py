@@ -234,18 +234,19 @@ def test_an_adapter_and_a_prompt_together(tokenizer, family):
 
 
 def test_an_architecture_that_needs_the_plain_loop_gets_it(tokenizer, monkeypatch, caplog):
-    """A model that ignores its cache gives wrong answers the fast way; the check at the start must notice."""
+    """A model that ignores which tokens are padding gives wrong answers the fast way; the check must notice."""
     model = build_model("llama")
-    forward = type(model).forward
+    forward = type(model.model).forward
     monkeypatch.setattr(
-        type(model), "forward", lambda self, *a, **k: forward(self, *a, **{**k, "past_key_values": None})
+        type(model.model), "forward", lambda self, *a, **k: forward(self, *a, **{**k, "attention_mask": None})
     )
     lm = spt(model, tokenizer)
     found = values(lm.loglikelihood(PAIRS, disable_tqdm=True))
     monkeypatch.undo()
     assert lm._fast_verified is False
     assert "using the harness's loop" in caplog.text
-    assert found == pytest.approx(values(spt(model, tokenizer).loglikelihood(PAIRS, disable_tqdm=True)), **CLOSE)
+    expected = values(spt(build_model("llama"), tokenizer).loglikelihood(PAIRS, disable_tqdm=True))
+    assert found == pytest.approx(expected, **CLOSE)
 
 
 def test_texts_that_fill_the_model_to_its_last_position(tiny_model, tokenizer):
@@ -265,15 +266,15 @@ def test_out_of_memory_halves_the_batch_and_goes_on(tiny_models, tokenizer, monk
 
     lm = spt(tiny_models["llama"], tokenizer)
     expected = values(lm.loglikelihood(PAIRS, disable_tqdm=True))
-    loglikelihoods, sizes = scoring.loglikelihoods, []
+    ask, sizes = scoring.ask, []
 
     def small_memory(model, questions, vectors):
         if len(questions) > 2:
             raise torch.OutOfMemoryError("no memory left")
         sizes.append(len(questions))
-        return loglikelihoods(model, questions, vectors)
+        return ask(model, questions, vectors)
 
-    monkeypatch.setattr(scoring, "loglikelihoods", small_memory)
+    monkeypatch.setattr(scoring, "ask", small_memory)
     assert values(lm.loglikelihood(PAIRS, disable_tqdm=True)) == pytest.approx(expected, **CLOSE)
     assert sizes and "out of memory" in caplog.text
 

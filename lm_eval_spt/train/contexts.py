@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lm_eval_spt.forward import Read, cache_of, device_of, keys_and_values, read
+from lm_eval_spt.causal_lm import cache_of, device_of, keys_and_values
+from lm_eval_spt.forward import Read, read
 from lm_eval_spt.inject import pad_left
 
 logger = logging.getLogger(__name__)
@@ -45,8 +46,7 @@ class ContextCache:
             batch, waiting = waiting[-size:], waiting[:-size]
             ids, mask = (tensor.to(self._device) for tensor in pad_left(batch))
             with torch.no_grad():
-                _, state = read(self._model, ids, mask)
-            assert state is not None
+                state = read(self._model, ids, mask)
             for row, context in enumerate(batch):
                 self._states[context] = [
                     torch.stack([keys[row, :, -len(context) :], values[row, :, -len(context) :]])

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lm_eval_spt.forward import Question, loglikelihoods
-from lm_eval_spt.inject import VIRTUAL, place
+from lm_eval_spt.forward import loglikelihoods
+from lm_eval_spt.inject import place
 from lm_eval_spt.train.contexts import ContextCache
 from lm_eval_spt.train.examples import Example
+from lm_eval_spt.tree import Question
 
 
 @dataclass
@@ -53,7 +54,7 @@ def evaluate(
     if cache is not None:
         past = cache.read(contexts)
         for question in questions:
-            question.context = [VIRTUAL] * len(vectors)
+            question.context = place([], len(vectors), "suffix")
     else:
         past = None
         for question, context in zip(questions, contexts, strict=True):

@@ -1,0 +1,194 @@
+"""What this package knows of the insides of transformers' causal LMs: all of it is here.
+
+A causal LM is two parts, a decoder (tokens to hidden states) and a vocabulary head (hidden states to logits). They are
+run apart here, because the head of a multilingual model is as large as its decoder and is needed at few positions.
+The names that this relies on are listed in ``tests/test_causal_lm.py``.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import lru_cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+
+# Spelled out in Python, these cost four passes over the widest tensor of a layer; one kernel computes the same.
+SLOW_GELUS = ("BloomGelu", "NewGELUActivation")
+
+
+def device_of(model: PreTrainedModel) -> torch.device:
+    """Return where the model expects its input."""
+    return model.get_input_embeddings().weight.device  # type: ignore[return-value]
+
+
+def decoder_of(model: PreTrainedModel) -> PreTrainedModel:
+    """Return the part of a causal LM that turns tokens into hidden states, adapters (PEFT) included."""
+    return _without_wrapper(model).get_decoder()
+
+
+def _without_wrapper(model: PreTrainedModel) -> PreTrainedModel:
+    """Return the causal LM inside a PeftModel, whose layers are adapted in place; any other model as it is."""
+    wrapper: Any = model
+    return wrapper.get_base_model() if hasattr(wrapper, "get_base_model") else model
+
+
+def hidden_states(
+    model: PreTrainedModel,
+    inputs: dict[str, Tensor],
+    mask: Tensor,
+    positions: Tensor,
+    *,
+    visible: Tensor | None = None,
+    key_positions: Tensor | None = None,
+    cache: DynamicCache | None = None,
+) -> Tensor:
+    """Run the decoder over new tokens.
+
+    Args:
+        model: a causal LM.
+        inputs: `input_ids` `[batch, new]` or `inputs_embeds` `[batch, new, d]`.
+        mask: `[batch, past + new]`, 1 for a token and 0 for padding.
+        positions: `[batch, new]`, where in its text each token stands.
+        visible: boolean `[batch, new, past + new]`, what each new token may look at; needed where that is not simply
+            everything before it.
+        key_positions: `[batch, past + new]`, with `visible`: where in its text each key stands.
+        cache: keys and values of the past; extended in place.
+
+    Returns:
+        `[batch, new, d]`, what the vocabulary head takes.
+    """
+    decoder = decoder_of(model)
+    arguments: dict[str, Any] = {**inputs, "attention_mask": mask}
+    if _has_parameter(type(decoder).forward, "position_ids"):
+        arguments["position_ids"] = positions
+    with ExitStack() as stack:
+        if visible is not None:
+            assert key_positions is not None
+            arguments["attention_mask"] = _attention_masks(model, visible, positions, key_positions)
+            stack.enter_context(_alibi_of(decoder, key_positions))
+        stack.enter_context(_fast_gelus(decoder))
+        output = decoder(**arguments, past_key_values=cache, use_cache=cache is not None, return_dict=True)
+    return output.last_hidden_state
+
+
+def logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """Return the logits `[rows, vocabulary]` of hidden states `[rows, d]`.
+
+    The model's own `forward` runs, with a decoder that returns `hidden`: whatever an architecture does to its logits
+    (scales, caps) is done.
+    """
+    decoder, causal = decoder_of(model), _without_wrapper(model)
+    with _replaced(
+        decoder, "forward", lambda *_, **__: BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden[None])
+    ):
+        ids = torch.zeros(1, 1, dtype=torch.long, device=device_of(model))
+        found: Tensor = causal(input_ids=ids, use_cache=False, return_dict=True).logits[0]
+    if len(found) != len(hidden):
+        raise RuntimeError(f"{type(causal).__name__} does not take its hidden states from {type(decoder).__name__}")
+    return found
+
+
+# -- keys and values ---------------------------------------------------------------------------------------------------
+
+
+def cache_of(states: Iterable[tuple[Tensor, Tensor]]) -> DynamicCache:
+    """Return a cache of these keys and values of each layer, `[batch, heads, time, head_dim]`, without copying them."""
+    cache = DynamicCache()
+    for index, (keys, values) in enumerate(states):
+        cache.update(keys[:, :, :0], values[:, :, :0], index)  # makes the layer
+        layer: Any = cache.layers[index]
+        layer.keys, layer.values = keys, values
+    return cache
+
+
+def keys_and_values(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
+    """Return each layer's keys and values, `[batch, heads, time, head_dim]`."""
+    return [(layer.keys, layer.values) for layer in cache.layers]  # type: ignore[union-attr, misc]
+
+
+# -- attention ---------------------------------------------------------------------------------------------------------
+
+
+def sliding_window(model: PreTrainedModel) -> int | None:
+    """Return how far back (some of) the model's layers look, or None where all look at everything."""
+    config = model.config.get_text_config()
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None and "sliding_attention" not in kinds:
+        return None
+    return getattr(config, "sliding_window", None)
+
+
+def _attention_masks(
+    model: PreTrainedModel, visible: Tensor, positions: Tensor, key_positions: Tensor
+) -> Tensor | dict[str, Tensor]:
+    """Return what the attention scores get added, `[batch, 1, new, past + new]`; by kind of layer where there are two.
+
+    A sliding window counts positions in the text here, where the model's own masks count slots of the batch.
+    """
+    window = sliding_window(model)
+    if window is None:
+        return _additive(visible, model.dtype)
+    near = positions[:, :, None] - key_positions[:, None, :] < window
+    windowed = _additive(visible & near, model.dtype)
+    if getattr(model.config.get_text_config(), "layer_types", None) is None:
+        return windowed
+    return {"full_attention": _additive(visible, model.dtype), "sliding_attention": windowed}
+
+
+def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
+
+
+@contextmanager
+def _alibi_of(decoder: PreTrainedModel, key_positions: Tensor) -> Iterator[None]:
+    """Within this context BLOOM's attention bias follows positions in the text, not slots of the batch."""
+    if not hasattr(decoder, "build_alibi_tensor"):
+        yield
+        return
+    build: Any = decoder.build_alibi_tensor
+
+    def alibi(_: Tensor, heads: int, dtype: torch.dtype) -> Tensor:
+        slopes = build(key_positions.new_ones(1, 2), heads, torch.float32)[:, 0, 1]
+        bias = slopes[None, :, None] * key_positions[:, None, :]
+        return bias.reshape(-1, 1, bias.shape[-1]).to(dtype)
+
+    with _replaced(decoder, "build_alibi_tensor", alibi):
+        yield
+
+
+# -- replacing -----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _fast_gelus(decoder: PreTrainedModel) -> Iterator[None]:
+    with ExitStack() as stack:
+        for module in decoder.modules():
+            if type(module).__name__ in SLOW_GELUS:
+                stack.enter_context(_replaced(module, "forward", partial(nn.functional.gelu, approximate="tanh")))
+        yield
+
+
+@contextmanager
+def _replaced(module: nn.Module, name: str, method: Callable[..., Any]) -> Iterator[None]:
+    """Within this context `module` has another method; one that it had of its own (accelerate's) comes back."""
+    before = vars(module).get(name)
+    vars(module)[name] = method
+    try:
+        yield
+    finally:
+        if before is None:
+            del vars(module)[name]
+        else:
+            vars(module)[name] = before
+
+
+@lru_cache(maxsize=8)
+def _has_parameter(function: Callable[..., Any], name: str) -> bool:
+    return name in inspect.signature(function).parameters

@@ -1,0 +1,139 @@
+"""Continuations of a context as a tree, in which every distinct token stands once.
+
+The seven category names of SIB-200 after one text are seven sequences to the harness. As a tree they are the text once,
+with the names growing from its last token; names that begin alike share a branch. A model that is told which tokens
+are ancestors of which reads a tree in one pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from lm_eval_spt.inject import pad_left
+
+
+@dataclass
+class Question:
+    """A context and the continuations to score, as token ids; the context may hold virtual tokens."""
+
+    context: list[int]
+    continuations: list[list[int]]
+
+
+@dataclass(frozen=True)
+class Branches:
+    """What grows from a context's last token: the continuations' tokens but their last, which is only scored.
+
+    Attributes:
+        tokens: n ids.
+        ancestors: boolean `[n, n]`, what each token may look at: its ancestors among these tokens, and itself.
+        depths: `[n]`, 1 right after the context.
+        targets: (node, token, continuation): what is scored where; node 0 is the context's last token, node i + 1 is
+            `tokens[i]`.
+    """
+
+    tokens: tuple[int, ...]
+    ancestors: Tensor
+    depths: Tensor
+    targets: tuple[tuple[int, int, int], ...]
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether nothing branches, so that a token may look at everything before it."""
+        return len(self.tokens) < 2 or int(self.depths[-1]) == len(self.tokens)
+
+
+@lru_cache(maxsize=4096)  # the documents of a task mostly have the same choices
+def grow(continuations: tuple[tuple[int, ...], ...]) -> Branches:
+    """Put continuations together to a tree."""
+    children: dict[tuple[int, int], int] = {}  # (node, token) -> node
+    tokens: list[int] = []
+    parents: list[int] = []
+    targets = []
+    for number, continuation in enumerate(continuations):
+        node = 0
+        for step, token in enumerate(continuation):
+            targets.append((node, token, number))
+            if step + 1 < len(continuation):
+                if (node, token) not in children:
+                    tokens.append(token)
+                    parents.append(node)
+                    children[node, token] = len(tokens)
+                node = children[node, token]
+    ancestors = torch.eye(len(tokens), dtype=torch.bool)
+    for index, parent in enumerate(parents):
+        if parent:
+            ancestors[index] |= ancestors[parent - 1]
+    return Branches(tuple(tokens), ancestors, ancestors.sum(dim=1), tuple(targets))
+
+
+def row_length(question: Question) -> int:
+    """Return how many tokens a question has, each counted once."""
+    return len(question.context) + len(grow(tuple(map(tuple, question.continuations))).tokens)
+
+
+@dataclass
+class Rows:
+    """Questions laid out for the model, one in each row, padded on the left.
+
+    Attributes:
+        ids, mask: `[batch, time]`.
+        positions: `[batch, time]`, counted from the row's first token.
+        visible: boolean `[batch, time, time]`, or None where each token may look at everything before it.
+        scored: the (row, slot) of every node that has targets, `[2, nodes]`.
+        targets: (node, token, continuation) `[targets, 3]`, nodes and continuations numbered through all questions.
+        continuations: how many there are.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    positions: Tensor
+    visible: Tensor | None
+    scored: Tensor
+    targets: Tensor
+    continuations: int
+
+
+def lay_out(questions: Sequence[Question]) -> Rows:
+    """Return questions as the rows of a batch."""
+    trees = [grow(tuple(map(tuple, question.continuations))) for question in questions]
+    ids, mask = pad_left([[*question.context, *tree.tokens] for question, tree in zip(questions, trees, strict=True)])
+    time = ids.shape[1]
+    positions = positions_of(mask)
+    visible = None
+    if not all(tree.is_chain for tree in trees):
+        visible = causal(mask)
+    slots: list[tuple[int, int]] = []
+    targets: list[tuple[int, int, int]] = []
+    number = 0
+    for row, (question, tree) in enumerate(zip(questions, trees, strict=True)):
+        size = len(tree.tokens)
+        if visible is not None and not tree.is_chain:
+            visible[row, time - size :, time - size :] = tree.ancestors
+            positions[row, time - size :] = positions[row, time - size - 1] + tree.depths
+        targets += [(len(slots) + node, token, number + which) for node, token, which in tree.targets]
+        slots += [(row, slot) for slot in range(time - size - 1, time)]
+        number += len(question.continuations)
+    scored = torch.tensor(slots, dtype=torch.long).view(-1, 2).T
+    return Rows(ids, mask, positions, visible, scored, torch.tensor(targets, dtype=torch.long).view(-1, 3), number)
+
+
+def positions_of(mask: Tensor) -> Tensor:
+    """Return where in its text each token of rows without branches stands, `[batch, time]`, from their `mask`."""
+    return (mask.cumsum(dim=1) - 1).clamp(min=0)
+
+
+def causal(mask: Tensor) -> Tensor:
+    """Return what tokens may look at in rows without branches, boolean `[batch, time, time]`, from their `mask`.
+
+    Padding looks at itself: looking at nothing is not defined.
+    """
+    time = mask.shape[1]
+    before = torch.ones(time, time, dtype=torch.bool, device=mask.device).tril()
+    itself = torch.eye(time, dtype=torch.bool, device=mask.device)
+    return before & mask.bool()[:, None, :] | itself
