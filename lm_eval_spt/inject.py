@@ -7,26 +7,22 @@ that can be sorted, truncated, padded and batched. Only at the model's door are 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-Placement = Literal["prefix", "suffix"]
-PLACEMENTS: tuple[Placement, ...] = ("prefix", "suffix")
-
 VIRTUAL = -1  # no tokenizer uses a negative id
 
 
-def place(context: Sequence[int], length: int, placement: Placement) -> list[int]:
-    """Return the context's token ids with `length` virtual tokens before (prefix) or after (suffix) them.
+def place(context: Sequence[int], before: int, after: int) -> list[int]:
+    """Return the context's token ids with so many virtual tokens before and after them.
 
-    Prefix is what PEFT's prompt tuning does; suffix, with the answer read at the last virtual token, is what the
+    All before is what PEFT's prompt tuning does; all after, with the answer read at the last virtual token, is what the
     paper's code does (arXiv 2402.03782).
     """
-    virtual = [VIRTUAL] * length
-    return virtual + list(context) if placement == "prefix" else list(context) + virtual
+    return [VIRTUAL] * before + list(context) + [VIRTUAL] * after
 
 
 def pad_left(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

@@ -177,14 +177,14 @@ class SPTLM(HFLM):
         """Return the token ids of (context, continuation) pairs.
 
         As the harness encodes them: both together, an empty context becoming the BOS token, white space at the
-        context's end going to the continuation. A suffix prompt comes between the two, so that they are encoded
-        separately and nothing merges across it. Texts that occur again are encoded once.
+        context's end going to the continuation. A prompt with a part after the text comes between the two, so that
+        they are encoded separately and nothing merges across it. Texts that occur again are encoded once.
         """
         parts = []
         for context, continuation in pairs:
             text = context.rstrip()
             parts.append((text, context[len(text) :] + continuation))
-        together = placement != "suffix"
+        together = placement == "prefix"
         contexts = self._encode_texts(text for text, _ in parts)
         wholes = self._encode_texts(text + continuation for text, continuation in parts if together and text)
         alone = self._encode_texts((rest for text, rest in parts if not together or not text), special=False)
@@ -229,7 +229,10 @@ class SPTLM(HFLM):
 
     def with_prompt(self, context: list[int]) -> list[int]:
         """Return a context's token ids with the marks of this model's prompt, if it has one."""
-        return place(context, self.prompt.length, self.prompt.placement) if self.prompt else context
+        if self.prompt is None:
+            return context
+        before = self.prompt.num_prefix_tokens
+        return place(context, before, self.prompt.length - before)
 
     # -- log-likelihoods ---------------------------------------------------------------------------------------------
 

@@ -53,25 +53,32 @@ def score(
         vectors: `[P, d]`, the soft prompt, if any.
         max_batch_tokens: how many tokens, padding included, the model reads at once; halved when memory runs out.
     """
-    shared = _read_prefix(model, requests, vectors)
+    before = _virtual_tokens_before(requests)
+    shared = _read_prefix(model, None if vectors is None else vectors[:before])
 
     def answers(questions: Sequence[Question]) -> list[tuple[Tensor, Tensor]]:
         if shared is None or vectors is None:
             return [loglikelihoods(model, questions, vectors)]
-        texts = [Question(question.context[len(vectors) :], question.continuations) for question in questions]
-        return [loglikelihoods(model, texts, past=shared.branch(len(questions)))]
+        rest = [Question(question.context[before:], question.continuations) for question in questions]
+        return [loglikelihoods(model, rest, vectors[before:], past=shared.branch(len(questions)))]
 
     for number, (answer,) in _score_in_batches(requests, answers, max_batch_tokens):
         yield number, answer
 
 
-def _read_prefix(model: PreTrainedModel, requests: Sequence[Request], vectors: Tensor | None) -> Read | None:
-    """Return the keys and values of a prefix prompt, which all texts share; None where there is nothing to share.
+def _virtual_tokens_before(requests: Sequence[Request]) -> int:
+    """Return with how many virtual tokens the contexts begin."""
+    context = requests[0][0] if requests else []
+    return next((index for index, token in enumerate(context) if token != VIRTUAL), len(context))
+
+
+def _read_prefix(model: PreTrainedModel, vectors: Tensor | None) -> Read | None:
+    """Return the keys and values of what stands before all texts, `vectors` `[before, d]`; None if nothing is shared.
 
     In a batch, the padding of shorter texts then stands between prompt and text. It is masked and takes no position,
     so that nothing changes, unless the model looks back over a window of slots: such a model reads the prompt anew.
     """
-    if vectors is None or not requests or requests[0][0][0] != VIRTUAL:
+    if vectors is None or not len(vectors):
         return None
     if getattr(model.config.get_text_config(), "sliding_window", None) is not None:
         return None

@@ -13,7 +13,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from lm_eval_spt.errors import UserError
-from lm_eval_spt.inject import PLACEMENTS
+from lm_eval_spt.prompt import PLACEMENTS
 
 Initialization = Literal["uniform", "vocab", "text", "labels"]
 

@@ -1,8 +1,8 @@
 """Reparameterization: the vectors of a soft prompt as the output of a small network while they are learned.
 
 What the optimizer moves are raw vectors `[P, d]` and a network that all positions share; what the model receives is
-what the network makes of them. After training only that is kept, so that a prompt file holds plain vectors and nothing of
-this is needed again. Everything here is before the embedding's scale (see :mod:`lm_eval_spt.train.initialization`).
+what the network makes of them. After training only that is kept, so that a prompt file holds plain vectors and nothing
+of this is needed again. Everything here is before the embedding's scale (:mod:`lm_eval_spt.train.initialization`).
 
 ============  ==============================================================================================
 ``none``      the raw vectors themselves
