@@ -100,6 +100,28 @@ class SPTLM(HFLM):
             self._check_prompt(self.prompt)
             self._room_taken = self.prompt.length
 
+    def _create_model(self, pretrained: str, *, peft: str | None = None, **options: Any) -> None:
+        """Load the base model, and the PEFT adapter if there is one, without taking rows from its vocabulary.
+
+        HFLM cuts the embeddings down to the tokenizer's size under an adapter. Rows that no token uses are in the
+        softmax that the adapter and the prompt were trained with. Where the tokenizer is larger, they do grow.
+        """
+        super()._create_model(pretrained, **options)
+        if peft is None:
+            return
+        from peft import PeftModel  # takes a second, which most runs need not wait
+
+        if options.get("delta"):
+            raise UserError("peft= and delta= were given: an adapter or delta weights, one of them")
+        model = self.model
+        if len(self.tokenizer) > model.get_input_embeddings().weight.shape[0]:
+            model.resize_token_embeddings(len(self.tokenizer))
+        try:
+            self._model: Any = PeftModel.from_pretrained(model, peft)
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"peft={peft} can not be loaded ({reason}): expected a PEFT adapter's folder") from error
+
     # -- what the prompt is ------------------------------------------------------------------------------------------
 
     @property
@@ -119,6 +141,12 @@ class SPTLM(HFLM):
         prompt.check_fits(embedding.weight.shape[1], self.fingerprint, self.base_model_name)
         if prompt.metadata.get("embedding_fingerprint") is None:
             logger.warning("the prompt %r does not say which base model it was trained on: not checked", prompt.name)
+        if prompt.metadata.get("adapter") and not getattr(self, "peft", None):
+            logger.warning(
+                "the prompt %r was trained together with the adapter %s: give it as peft=",
+                prompt.name,
+                prompt.metadata["adapter"],
+            )
         if prompt.length >= self.max_length:
             raise UserError(
                 f"the prompt {prompt.name!r} has {prompt.length} virtual tokens, but {self.base_model_name!r} reads "

@@ -191,8 +191,8 @@ class TrainingConfig:
             expected = "'auto' or 'off': what a tuned model makes of a text changes with every step"
             _expect("context_cache", self.context_cache, self.context_cache != "on", expected)
         if self.tune in ("all", "model"):
-            expected = "float32 or bfloat16: the steps of a tuned model are too small for half precision"
-            _expect("dtype", self.dtype, self.dtype in ("float32", "bfloat16"), expected)
+            expected = "float32: the steps of a tuned model are too small for half precision"
+            _expect("dtype", self.dtype, self.dtype == "float32", expected)
         if self.tune != "lora":
             for name in ("lora_rank", "lora_alpha", "lora_target_modules"):
                 _expect(name, getattr(self, name), self._is_default(name), "it together with --tune lora")
