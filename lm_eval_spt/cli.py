@@ -1,9 +1,10 @@
-"""The command line ``lm-eval-spt``: train a soft prompt, look into one, convert it to and from PEFT, compare results,
-share it.
+"""The command line ``lm-eval-spt``: train a soft prompt, look into one, convert it to and from PEFT, make several into
+one, compare results, share them.
 
     lm-eval-spt train --model mini --task mini_topics_eng_Latn --output prompts/eng.safetensors
     lm-eval-spt inspect prompts/eng.safetensors --base-model mini
     lm-eval-spt convert prompts/eng.safetensors peft/eng
+    lm-eval-spt compose prompts/eng.safetensors prompts/arb.safetensors --mode mean --output prompts/both.safetensors
     lm-eval-spt transfer "no prompt=results/none" "prompt=results/seed0" "prompt=results/seed1" --source eng_Latn
     lm-eval-spt leaderboard "no prompt=results/none" "prompt=results/seed0" --output leaderboard.html
     lm-eval-spt card prompts/eng.safetensors --results results/seed0
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import math
 import os
 import sys
 from collections import Counter
@@ -92,6 +94,21 @@ def convert(arguments: argparse.Namespace) -> None:
     else:
         prompt.to_peft(target)
     print(f"{target}: {prompt.length} virtual tokens of size {prompt.hidden_size}, placement {prompt.placement}")
+
+
+def compose(arguments: argparse.Namespace) -> None:
+    """Make several prompts of one base model into one."""
+    from lm_eval_spt.compose import compose
+    from lm_eval_spt.prompt import SoftPrompt
+
+    output = Path(arguments.output)
+    if output.suffix != ".safetensors":
+        raise UserError(f"--output is {arguments.output!r}: expected a file name that ends in .safetensors")
+    prompt = compose([SoftPrompt.from_pretrained(name) for name in arguments.prompts], arguments.mode, arguments.weight)
+    if output.exists() and not arguments.force:
+        raise UserError(f"{output} already exists: choose another name, or give --force to overwrite it")
+    prompt.save(output)
+    print(f"{output}: {prompt.length} virtual tokens of size {prompt.hidden_size}, placement {prompt.placement}")
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
@@ -237,6 +254,30 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=convert)
 
     command = commands.add_parser(
+        "compose",
+        help="make several prompts of one base model into one",
+        description="Make several prompts of one base model and one placement into one: all vectors one after the "
+        "other (concat), the mean of prompts of one length (mean), or something between two of them (interpolate). "
+        "The result's metadata names the parts and their digests.",
+        epilog="example: lm-eval-spt compose eng.safetensors arb.safetensors --mode mean --output mean.safetensors",
+    )
+    command.add_argument(
+        "prompts", metavar="PROMPT", nargs="+", help="prompt files, PEFT adapter folders or Hub repositories"
+    )
+    command.add_argument(
+        "--mode", choices=("concat", "mean", "interpolate"), default="concat", help="(default: concat)"
+    )
+    command.add_argument(
+        "--weight",
+        type=_finite,
+        metavar="W",
+        help="of the second prompt with interpolate: (1-W)*A + W*B (default: 0.5)",
+    )
+    command.add_argument("--output", required=True, metavar="FILE", help="the .safetensors file to write")
+    command.add_argument("--force", action="store_true", help="overwrite an output that exists")
+    command.set_defaults(run=compose)
+
+    command = commands.add_parser(
         "evaluate",
         help="score many prompts of one base model, sharing what they can",
         description="Score many prompts of one base model on harness tasks, as lm_eval --model spt would one after the "
@@ -351,6 +392,16 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--private", action="store_true", help="a repository that is created is private")
     command.set_defaults(run=push)
     return parser
+
+
+def _finite(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"{text!r} given, expected a number")
+    return number
 
 
 def _positive(text: str) -> int:

@@ -7,14 +7,11 @@ that can be sorted, truncated, padded and batched. Only at the model's door are 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-
-Placement = Literal["prefix", "suffix"]
-PLACEMENTS: tuple[Placement, ...] = ("prefix", "suffix")
 
 
 def is_virtual(token: int) -> bool:
@@ -22,14 +19,14 @@ def is_virtual(token: int) -> bool:
     return token < 0  # no tokenizer uses a negative id
 
 
-def place(context: Sequence[int], length: int, placement: Placement) -> list[int]:
-    """Return the context's token ids with `length` virtual tokens before (prefix) or after (suffix) them.
+def place(context: Sequence[int], before: int, after: int) -> list[int]:
+    """Return the context's token ids with so many virtual tokens before and after them.
 
-    Prefix is what PEFT's prompt tuning does; suffix, with the answer read at the last virtual token, is what the
+    All before is what PEFT's prompt tuning does; all after, with the answer read at the last virtual token, is what the
     paper's code does (arXiv 2402.03782).
     """
-    virtual = [-1 - number for number in range(length)]
-    return virtual + list(context) if placement == "prefix" else list(context) + virtual
+    virtual = [-1 - number for number in range(before + after)]
+    return virtual[:before] + list(context) + virtual[before:]
 
 
 def pad_left(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

@@ -100,6 +100,28 @@ class SPTLM(HFLM):
             self._check_prompt(self.prompt)
             self._room_taken = self.prompt.length
 
+    def _create_model(self, pretrained: str, *, peft: str | None = None, **options: Any) -> None:
+        """Load the base model, and the PEFT adapter if there is one, without taking rows from its vocabulary.
+
+        HFLM cuts the embeddings down to the tokenizer's size under an adapter. Rows that no token uses are in the
+        softmax that the adapter and the prompt were trained with. Where the tokenizer is larger, they do grow.
+        """
+        super()._create_model(pretrained, **options)
+        if peft is None:
+            return
+        from peft import PeftModel  # takes a second, which most runs need not wait
+
+        if options.get("delta"):
+            raise UserError("peft= and delta= were given: an adapter or delta weights, one of them")
+        model = self.model
+        if len(self.tokenizer) > model.get_input_embeddings().weight.shape[0]:
+            model.resize_token_embeddings(len(self.tokenizer))
+        try:
+            self._model: Any = PeftModel.from_pretrained(model, peft)
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"peft={peft} can not be loaded ({reason}): expected a PEFT adapter's folder") from error
+
     # -- what the prompt is ------------------------------------------------------------------------------------------
 
     @property
@@ -113,12 +135,21 @@ class SPTLM(HFLM):
         return embedding_fingerprint(self.model.get_input_embeddings())
 
     def _check_prompt(self, prompt: SoftPrompt) -> None:
-        if self.backend != "causal":
-            raise UserError(f"{self.base_model_name!r} is an encoder-decoder model: soft prompts need a causal LM")
+        if self.backend != "causal" and prompt.placement != "prefix":
+            raise UserError(
+                f"{self.base_model_name!r} is an encoder-decoder model, whose prompts stand before the text: "
+                f"the prompt {prompt.name!r} has placement {prompt.placement!r}"
+            )
         embedding = self.model.get_input_embeddings()
         prompt.check_fits(embedding.weight.shape[1], self.fingerprint, self.base_model_name)
         if prompt.metadata.get("embedding_fingerprint") is None:
             logger.warning("the prompt %r does not say which base model it was trained on: not checked", prompt.name)
+        if prompt.metadata.get("adapter") and not getattr(self, "peft", None):
+            logger.warning(
+                "the prompt %r was trained together with the adapter %s: give it as peft=",
+                prompt.name,
+                prompt.metadata["adapter"],
+            )
         if prompt.length >= self.max_length:
             raise UserError(
                 f"the prompt {prompt.name!r} has {prompt.length} virtual tokens, but {self.base_model_name!r} reads "
@@ -177,14 +208,15 @@ class SPTLM(HFLM):
         """Return the token ids of (context, continuation) pairs.
 
         As the harness encodes them: both together, an empty context becoming the BOS token, white space at the
-        context's end going to the continuation. A suffix prompt comes between the two, so that they are encoded
-        separately and nothing merges across it. Texts that occur again are encoded once.
+        context's end going to the continuation. A prompt with a part after the text comes between the two, so that
+        they are encoded separately and nothing merges across it; so are an encoder's and a decoder's tokens. Texts
+        that occur again are encoded once.
         """
         parts = []
         for context, continuation in pairs:
             text = context.rstrip()
             parts.append((text, context[len(text) :] + continuation))
-        together = placement != "suffix"
+        together = placement == "prefix" and self.backend == "causal"
         contexts = self._encode_texts(text for text, _ in parts)
         wholes = self._encode_texts(text + continuation for text, continuation in parts if together and text)
         alone = self._encode_texts((rest for text, rest in parts if not together or not text), special=False)
@@ -229,7 +261,10 @@ class SPTLM(HFLM):
 
     def with_prompt(self, context: list[int]) -> list[int]:
         """Return a context's token ids with the marks of this model's prompt, if it has one."""
-        return place(context, self.prompt.length, self.prompt.placement) if self.prompt else context
+        if self.prompt is None:
+            return context
+        before = self.prompt.num_prefix_tokens
+        return place(context, before, self.prompt.length - before)
 
     # -- log-likelihoods ---------------------------------------------------------------------------------------------
 
@@ -237,7 +272,10 @@ class SPTLM(HFLM):
         self, requests: list[TokenisedRequest], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
         if self.backend != "causal":
-            return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
+            # The answer takes none of the encoder's room.
+            inputs = [(text, self.with_prompt(context[-self.max_length :]), rest) for text, context, rest in requests]
+            with self._prompt_in_requests():
+                return super()._loglikelihood_tokens(inputs, disable_tqdm, override_bs)
         prompted: list[TokenisedRequest] = []
         cut = 0
         for text, context, continuation in requests:
@@ -295,16 +333,19 @@ class SPTLM(HFLM):
 
     def _model_call(self, inps: Tensor, attn_mask: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
         """Return the logits `[batch, time, vocabulary]` of `inps` `[batch, time]`, whose marks become the prompt."""
-        if attn_mask is not None or labels is not None:
-            return super()._model_call(inps, attn_mask, labels)
+        # Only for encoder-decoder models the harness gives the encoder's mask, and the decoder's tokens as labels.
+        more = {} if labels is None else {"attention_mask": attn_mask, "labels": labels}
         with torch.no_grad(), self._autocast():
-            return self.model(**model_inputs(self.model, inps, self.vectors)).logits
+            return self.model(**model_inputs(self.model, inps, self.vectors), **more).logits
 
     # -- generation --------------------------------------------------------------------------------------------------
 
     def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **generation: Any) -> Tensor:
-        """Generate after `context` `[batch, time]`, padded on the left; returns it with the new tokens behind it."""
-        if self.prompt is None or self.backend != "causal":
+        """Generate after `context` `[batch, time]`, padded on the left; returns it with the new tokens behind it.
+
+        An encoder-decoder model's tokens are returned alone.
+        """
+        if self.prompt is None:
             return super()._model_generate(context, max_length, stop, **generation)
         mask = generation.pop("attention_mask", torch.ones_like(context))
         rows = [self.with_prompt(row[kept.bool()].tolist()) for row, kept in zip(context, mask, strict=True)]
@@ -324,7 +365,7 @@ class SPTLM(HFLM):
                 use_cache=True,
                 **generation,
             )
-        return torch.cat([context, new], dim=1)
+        return torch.cat([context, new], dim=1) if self.backend == "causal" else new
 
     # -- processes ---------------------------------------------------------------------------------------------------
 

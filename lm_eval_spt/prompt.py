@@ -8,7 +8,8 @@ Provenance is one JSON object under the key ``lm_eval_spt`` of the file's metada
 ``format_version``         1; a file of a newer version is refused
 ``hidden_size``            d
 ``num_virtual_tokens``     P
-``placement``              ``"prefix"`` (before the text) or ``"suffix"`` (after it)
+``placement``              ``"prefix"`` (before the text), ``"suffix"`` (after it) or ``"both"``
+``num_prefix_tokens``      with ``"both"``: how many of the vectors, the first ones, stand before the text
 ``base_model``             name of the model that the prompt was trained for
 ``base_model_revision``    its revision on the Hub, or null
 ``embedding_fingerprint``  what :func:`embedding_fingerprint` says of that model
@@ -21,7 +22,7 @@ Provenance is one JSON object under the key ``lm_eval_spt`` of the file's metada
 ``created``                time of writing, ISO 8601, UTC
 =========================  ===========================================================================
 
-The first four describe the vectors and are filled in on writing. The rest is optional, and keys not listed here are
+The first five describe the vectors and are filled in on writing. The rest is optional, and keys not listed here are
 kept as they are. Nothing is ever unpickled.
 """
 
@@ -47,7 +48,8 @@ from lm_eval_spt.errors import UserError
 from lm_eval_spt.files import is_below_current_folder, parse_json, read_text, write
 
 FORMAT_VERSION = 1
-PLACEMENTS = ("prefix", "suffix")
+Placement = Literal["prefix", "suffix", "both"]
+PLACEMENTS: tuple[Placement, ...] = ("prefix", "suffix", "both")
 
 TENSOR_NAME = "prompt_embeddings"
 METADATA_KEY = "lm_eval_spt"
@@ -103,8 +105,8 @@ class SoftPrompt:
         return self.vectors.shape[1]
 
     @property
-    def placement(self) -> Literal["prefix", "suffix"]:
-        """``"prefix"`` or ``"suffix"``; prefix, which is what PEFT does, where the metadata does not say."""
+    def placement(self) -> Placement:
+        """``"prefix"``, ``"suffix"`` or ``"both"``; prefix, what PEFT does, where the metadata does not say."""
         return self.metadata.get("placement", "prefix")
 
     @property
@@ -123,9 +125,17 @@ class SoftPrompt:
         return name
 
     @property
+    def num_prefix_tokens(self) -> int:
+        """How many of the vectors, the first ones, stand before the text; the others stand after it."""
+        if self.placement == "both":
+            return self.metadata["num_prefix_tokens"]
+        return self.length if self.placement == "prefix" else 0
+
+    @property
     def digest(self) -> str:
         """SHA-256, in hex, of all that can change a score: vectors, shape and placement, but not the provenance."""
-        kind = json.dumps([self.placement, self.length, self.hidden_size])
+        before = [self.num_prefix_tokens] if self.placement == "both" else []
+        kind = json.dumps([self.placement, self.length, self.hidden_size, *before])
         return hashlib.sha256(kind.encode() + self.vectors.numpy().tobytes()).hexdigest()
 
     def check_fits(self, hidden_size: int, fingerprint: str, base_model: str) -> None:
@@ -242,7 +252,8 @@ class SoftPrompt:
             folder: created where missing; the adapter's files in it are replaced.
 
         Raises:
-            UserError: the prompt is a suffix, which PEFT can not express; the folder can not be written.
+            UserError: a part of the prompt stands after the text, which PEFT can not express; the folder can not be
+                written.
         """
         if self.placement != "prefix":
             raise UserError(
@@ -284,6 +295,8 @@ class SoftPrompt:
             "num_virtual_tokens": self.length,
             "placement": self.placement,
         }
+        if self.placement == "both":
+            metadata["num_prefix_tokens"] = self.num_prefix_tokens
         # safetensors takes strings only here, and "format" is what PEFT and transformers look for.
         strings = {"format": "pt", METADATA_KEY: json.dumps(metadata)}
         return safetensors.torch.save({TENSOR_NAME: self.vectors}, metadata=strings)
@@ -352,7 +365,9 @@ def _checked_metadata(metadata: dict[str, Any], vectors: torch.Tensor) -> dict[s
     if version > FORMAT_VERSION:
         raise UserError(f"format_version is {version}, this version reads up to {FORMAT_VERSION}: upgrade lm_eval_spt")
     if metadata.get("placement", "prefix") not in PLACEMENTS:
-        raise UserError(f"placement is {metadata['placement']!r}, expected 'prefix' or 'suffix': write the file again")
+        expected = " or ".join(map(repr, PLACEMENTS))
+        raise UserError(f"placement is {metadata['placement']!r}, expected {expected}: write the file again")
+    _check_num_prefix_tokens(metadata, len(vectors))
     for key, actual in zip(("num_virtual_tokens", "hidden_size"), vectors.shape, strict=True):
         if metadata.get(key, actual) != actual:
             raise UserError(
@@ -361,6 +376,23 @@ def _checked_metadata(metadata: dict[str, Any], vectors: torch.Tensor) -> dict[s
             )
     provenance.check(metadata)
     return metadata
+
+
+def _check_num_prefix_tokens(metadata: dict[str, Any], length: int) -> None:
+    """Raise UserError unless ``num_prefix_tokens`` agrees with the placement; only ``both`` needs it."""
+    placement = metadata.get("placement", "prefix")
+    before = metadata.get("num_prefix_tokens")
+    if placement == "both":
+        fits = type(before) is int and 0 < before < length
+        expected = f"a whole number from 1 to {length - 1}" if length > 1 else "two vectors at least"
+    else:
+        expected = str(length if placement == "prefix" else 0)
+        fits = before is None or before == int(expected)
+    if not fits:
+        raise UserError(
+            f"num_prefix_tokens is {before!r} for {length} vectors and placement {placement!r}, expected {expected}: "
+            "write the file again"
+        )
 
 
 def _read_safetensors(path: Path) -> tuple[torch.Tensor, dict[str, Any]]:

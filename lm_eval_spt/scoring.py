@@ -58,24 +58,31 @@ def score(
         vectors: `[P, d]`, the soft prompt, if any.
         max_batch_tokens: how many tokens, padding included, the model reads at once; halved when memory runs out.
     """
-    shared = _read_prefix(model, requests, vectors)
+    before = _virtual_tokens_before(requests)
+    shared = _read_prefix(model, before, vectors)
 
     def answer(questions: Sequence[Question]) -> Iterator[Asked]:
-        if shared is None or vectors is None:
+        if shared is None:
             yield ask(model, questions, vectors)
         else:
-            texts = [Question(question.context[len(vectors) :], question.continuations) for question in questions]
-            yield ask(model, texts, past=shared.branch(len(questions)))
+            rest = [Question(question.context[before:], question.continuations) for question in questions]
+            yield ask(model, rest, vectors, past=shared.branch(len(questions)))
 
-    for number, (answer_,) in _score_in_batches(model, requests, answer, max_batch_tokens):
-        yield number, answer_
+    for number, (of_prompt,) in _score_in_batches(model, requests, answer, max_batch_tokens):
+        yield number, of_prompt
 
 
-def _read_prefix(model: PreTrainedModel, requests: Sequence[Request], vectors: Tensor | None) -> Read | None:
-    """Return the keys and values of a prefix prompt, which all texts share; None where there is no prefix prompt."""
-    if vectors is None or not requests or not is_virtual(requests[0][0][0]):
+def _virtual_tokens_before(requests: Sequence[Request]) -> int:
+    """Return with how many virtual tokens the contexts begin."""
+    context = requests[0][0] if requests else []
+    return next((index for index, token in enumerate(context) if not is_virtual(token)), len(context))
+
+
+def _read_prefix(model: PreTrainedModel, before: int, vectors: Tensor | None) -> Read | None:
+    """Return what the model makes of the virtual tokens before all texts, which they share; None without any."""
+    if not before:
         return None
-    ids, mask = (tensor.to(device_of(model)) for tensor in pad_left([place([], len(vectors), "prefix")]))
+    ids, mask = (tensor.to(device_of(model)) for tensor in pad_left([place([], before, 0)]))
     with torch.inference_mode():
         return read(model, ids, mask, vectors)
 
@@ -101,7 +108,7 @@ def score_suffixes(
         ids, mask = (tensor.to(device_of(model)) for tensor in pad_left([question.context for question in questions]))
         past = read(model, ids, mask)
         for vectors in prompts:
-            marks = place([], len(vectors), "suffix")
+            marks = place([], 0, len(vectors))
             prompted = [Question(marks, question.continuations) for question in questions]
             yield ask(model, prompted, vectors, past=past.branch())
 

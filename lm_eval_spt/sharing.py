@@ -209,11 +209,12 @@ def _eval_results(arm: Arm, source: str) -> list[EvalResult]:
 
 
 def _description(prompt: SoftPrompt) -> str:
-    where = "before" if prompt.placement == "prefix" else "after"
+    before = prompt.num_prefix_tokens
+    where = {"prefix": "before", "suffix": "after", "both": f"{before} before and {prompt.length - before} after"}
     base_model = prompt.metadata.get("base_model") or "a base model that is not recorded"
     return (
         f"# {prompt.name}\n\nA soft prompt: {prompt.length} learned vectors of size {prompt.hidden_size}, placed "
-        f"{where} the text in the input-embedding space of the frozen model `{base_model}`.\n\n"
+        f"{where[prompt.placement]} the text in the input-embedding space of the frozen model `{base_model}`.\n\n"
         f"Digest of vectors and placement: `{prompt.digest}`."
     )
 
@@ -226,8 +227,9 @@ def _usage(prompt: SoftPrompt, place: str, scored: Sequence[str]) -> str:
         "plugin `lm_eval_spt`:\n\n"
         f"```sh\nlm_eval --model spt --model_args prompt={place} --tasks {tasks}\n```"
     )
-    if prompt.placement == "suffix":
-        return usage + "\n\nPEFT can not load it: it puts every prompt before the text, and this one comes after."
+    if prompt.placement != "prefix":
+        ours = "this one comes after" if prompt.placement == "suffix" else "a part of this one comes after"
+        return usage + f"\n\nPEFT can not load it: it puts every prompt before the text, and {ours}."
     on_hub = bool(REPOSITORY_ID.fullmatch(place)) and not place.endswith(".safetensors")
     folder = place if on_hub else prompt.name
     convert = "" if on_hub else f", after `lm-eval-spt convert {place} {folder}`"

@@ -80,6 +80,8 @@ def random_prompt(model: PreTrainedModel, length: int = 4, placement: str = "pre
     spread = embedding(tokens).detach().std()
     vectors = torch.randn(length, embedding.weight.shape[1], generator=torch.Generator().manual_seed(seed)) * spread
     metadata = {"placement": placement, "embedding_fingerprint": embedding_fingerprint(embedding)}
+    if placement == "both":
+        metadata["num_prefix_tokens"] = (length + 1) // 2
     return SoftPrompt(vectors, metadata, name=f"random-{placement}-{length}")
 
 

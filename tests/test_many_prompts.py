@@ -36,10 +36,11 @@ def only_our_tasks(request):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> list[str]:
-    """Three suffix prompts of other lengths and a prefix prompt, for the embedded model."""
+    """Three suffix prompts of other lengths, a prefix prompt and one for both sides, for the embedded model."""
     folder = tmp_path_factory.mktemp("prompts")
     model = SPTLM(pretrained="mini", device="cpu").model
-    for seed, (placement, length) in enumerate([("suffix", 2), ("suffix", 5), ("prefix", 3), ("suffix", 5)]):
+    kinds = [("suffix", 2), ("suffix", 5), ("prefix", 3), ("suffix", 5), ("both", 3)]
+    for seed, (placement, length) in enumerate(kinds):
         prompt = random_prompt(model, length=length, placement=placement, seed=seed)
         file = folder / f"{placement}{seed}.safetensors"
         SoftPrompt(prompt.vectors, {**prompt.metadata, "base_model": "mini"}).save(file)
@@ -91,7 +92,7 @@ def test_contexts_are_read_once_for_all_suffix_prompts(files, monkeypatch):
     texts = []
     read = scoring.read
     monkeypatch.setattr(scoring, "read", lambda model, ids, mask: (texts.append(len(ids)), read(model, ids, mask))[1])
-    prompts = [SoftPrompt.load(file) for file in files if "suffix" in file]
+    prompts = [SoftPrompt.load(file) for file in files if "suffix" in Path(file).name]
     lm = ManyPromptsLM(prompts, pretrained="mini", device="cpu", batch_size="auto")
     manager = TaskManager(include_path=str(tasks_folder()), include_defaults=False)
     for prompt in prompts:

@@ -62,6 +62,8 @@ def prompts(draw: st.DrawFn) -> SoftPrompt:
     own_keys = BASICS | {"base_model", "base_model_revision", "embedding_fingerprint"}
     metadata = draw(st.dictionaries(st.text().filter(lambda key: key not in own_keys), json_values, max_size=4))
     metadata |= {"placement": draw(st.sampled_from(["prefix", "suffix"])), "base_model": draw(st.text())}
+    if length > 1 and draw(st.booleans()):
+        metadata |= {"placement": "both", "num_prefix_tokens": draw(st.integers(1, length - 1))}
     return SoftPrompt(torch.tensor(values).reshape(length, size), metadata)
 
 
@@ -126,7 +128,9 @@ def test_digest_depends_on_what_changes_a_score_and_on_nothing_else() -> None:
     assert digest == hashlib.sha256(b'["prefix", 2, 3]' + struct.pack("<6f", *range(6))).hexdigest()
     assert digest == SoftPrompt(vectors, {"seed": 1, "placement": "prefix"}, name="other").digest
     others = [SoftPrompt(vectors, {"placement": "suffix"}), SoftPrompt(vectors.reshape(3, 2)), SoftPrompt(vectors + 1)]
-    assert len({digest, *(other.digest for other in others)}) == 4
+    longer = vectors.reshape(3, 2)
+    others += [SoftPrompt(longer, {"placement": "both", "num_prefix_tokens": before}) for before in (1, 2)]
+    assert len({digest, *(other.digest for other in others)}) == 6
 
 
 # -- a write happens whole or not at all -------------------------------------------------------------------------------
@@ -207,8 +211,15 @@ BAD_FILES = {
     "metadata no object": (with_json("[1]"), "JSON list, expected an object"),
     "another hidden size": (with_json('{"hidden_size": 4}'), "hidden_size 4, but the tensor has 3"),
     "another length": (with_json('{"num_virtual_tokens": 3}'), "num_virtual_tokens 3, but the tensor has 2"),
-    "unknown placement": (with_json('{"placement": "infix"}'), "'infix', expected 'prefix' or 'suffix'"),
-    "placement no text": (with_json('{"placement": ["prefix"]}'), "expected 'prefix' or 'suffix'"),
+    "unknown placement": (with_json('{"placement": "infix"}'), "'infix', expected 'prefix' or 'suffix' or 'both'"),
+    "placement no text": (with_json('{"placement": ["prefix"]}'), "expected 'prefix' or 'suffix' or 'both'"),
+    "both sides without a number": (with_json('{"placement": "both"}'), "num_prefix_tokens is None for 2 vectors"),
+    "all before and none after": (
+        with_json('{"placement": "both", "num_prefix_tokens": 2}'),
+        "is 2 for 2 .*expected a whole number from 1 to 1",
+    ),
+    "number no number": (with_json('{"placement": "both", "num_prefix_tokens": true}'), "num_prefix_tokens is True"),
+    "suffix with a part before": (with_json('{"placement": "suffix", "num_prefix_tokens": 1}'), "expected 0"),
     "base model no text": (with_json('{"base_model": 3}'), "base_model 3, expected a string"),
     "newer version": (with_json('{"format_version": 2}'), "is 2, .*upgrade"),
     "odd version": (with_json('{"format_version": "1"}'), "format_version is '1'"),
@@ -387,7 +398,19 @@ def test_model_card_that_exists_is_left_alone(tmp_path: Path) -> None:
 def test_peft_can_not_express_a_suffix(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="'suffix', which PEFT can not express"):
         SoftPrompt(torch.zeros(1, 2), {"placement": "suffix"}).to_peft(tmp_path / "new")
+    both = SoftPrompt(torch.zeros(2, 2), {"placement": "both", "num_prefix_tokens": 1})
+    with pytest.raises(UserError, match="'both', which PEFT can not express"):
+        both.to_peft(tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_how_many_vectors_stand_before_the_text() -> None:
+    vectors = torch.zeros(3, 2)
+    assert SoftPrompt(vectors).num_prefix_tokens == 3
+    assert SoftPrompt(vectors, {"placement": "suffix"}).num_prefix_tokens == 0
+    assert SoftPrompt(vectors, {"placement": "both", "num_prefix_tokens": 2}).num_prefix_tokens == 2
+    with pytest.raises(UserError, match="expected two vectors at least"):
+        SoftPrompt(torch.zeros(1, 2), {"placement": "both", "num_prefix_tokens": 1})
 
 
 @pytest.mark.parametrize(

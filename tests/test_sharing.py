@@ -193,3 +193,10 @@ def test_an_unreachable_hub_is_one_line(
 def test_a_name_that_no_repository_can_have_is_refused(prompt_file: Path, name: str) -> None:
     with pytest.raises(UserError, match="is not a repository on the Hub"):
         push(SoftPrompt.load(prompt_file), name)
+
+
+def test_the_card_says_what_stands_where() -> None:
+    prompt = SoftPrompt(torch.randn(5, 4), {"placement": "both", "num_prefix_tokens": 2, "base_model": "mini"}, "both")
+    text = model_card(prompt, "me/both")
+    assert "placed 2 before and 3 after the text" in text
+    assert "PEFT can not load it" in text and "library_name: lm_eval_spt" in text

@@ -15,9 +15,15 @@ from transformers import HfArgumentParser
 
 from lm_eval_spt.errors import UserError
 from lm_eval_spt.files import read_text
-from lm_eval_spt.inject import PLACEMENTS
+from lm_eval_spt.prompt import PLACEMENTS, Placement
+from lm_eval_spt.train.reparameterization import KINDS, Kind
 
-Initialization = Literal["uniform", "vocab", "text", "labels"]
+INITIALIZATIONS = ("uniform", "vocab", "text", "labels")
+Mixture = Literal["proportional", "balanced"]
+Tune = Literal["prompt", "all", "model", "lora"]
+
+MODEL_LR = {"all": 5e-5, "model": 5e-5, "lora": 5e-4}
+"""Default learning rates of what is tuned beside the prompt."""
 
 MAX_YAML = 2**16
 """Bytes of a file with settings."""
@@ -59,7 +65,7 @@ class TrainingConfig:
     """Every setting of a training run; the help texts say what each means."""
 
     model: str = _setting("", "base model: a Hub id, a folder, or 'mini', the model that ships with the package")
-    task: str = _setting("", "harness task(s) to learn from, comma separated, such as sib200_eng_Latn")
+    task: str = _setting("", "harness task(s) to learn from, comma separated, such as sib200_eng_Latn,sib200_arb_Arab")
     output: str = _setting("", "prompt file to write, such as prompts/my.safetensors")
 
     revision: str | None = _setting(None, "revision of the base model on the Hub")
@@ -67,25 +73,54 @@ class TrainingConfig:
     preset: str | None = _setting(None, f"a named set of settings, which other flags override: {', '.join(PRESETS)}")
     config: str | None = _setting(None, "YAML file with settings, which flags override")
 
+    tune: Tune = _setting(
+        "prompt",
+        "what is learned: 'prompt', the model being frozen; 'all': prompt and model; 'model': the model without a "
+        "prompt; 'lora': a LoRA adapter (PEFT) and the prompt, or without one where --prompt-length is 0. A model or "
+        "adapter is saved in a folder that is named as the prompt file without its ending",
+    )
     prompt_length: int = _setting(16, "number of virtual tokens")
-    placement: Literal["prefix", "suffix"] = _setting("suffix", "the prompt comes before or after the text")
-    init: Initialization = _setting(
+    placement: Placement = _setting("suffix", "the prompt comes before or after the text, or on both sides")
+    num_prefix_tokens: int | None = _setting(
+        None, "how many of the virtual tokens come before the text with --placement both; default: half of them"
+    )
+    init: str = _setting(
         "text",
         "vectors to start from: 'uniform' in (-0.5, 0.5) before the embedding's scale, 'vocab' for the embeddings of "
         "tokens sampled from the training texts, 'text' for those of --init-text, 'labels' for those of the choices; "
-        "what text or labels do not fill is sampled as in 'vocab' and comes first",
+        "what text or labels do not fill is sampled as in 'vocab' and comes first. Or a trained prompt: FILE, a PEFT "
+        "folder or a Hub repository, repeated or cut at its beginning where its length is another",
     )
     init_text: str = _setting(
         "\nTopic:", "text for --init text, best what would stand before the answer; \\n is a line break"
     )
+
+    reparameterization: Kind = _setting(
+        "none",
+        "what makes the vectors while they are learned, and is folded into them afterwards: 'none', 'mlp' (the "
+        "paper's), 'residual' (mlp(x) + x), 'xpe' (the Cross-Prompt Encoder), 'dual' (a share of the vectors from it)",
+    )
+    reparameterization_hidden_size: int | None = _setting(
+        None, "hidden size of that network; default: 200 (mlp, residual) or 256 (xpe, dual)"
+    )
+    reparameterization_lr: float | None = _setting(None, "peak learning rate of that network; default: --lr")
+    dual_share: float = _setting(0.3, "share of the vectors that the encoder makes with --reparameterization dual")
 
     loss: Literal["choices", "target"] = _setting(
         "choices",
         "'choices': cross-entropy over the log-likelihoods of a document's choices, what the harness decides by; "
         "'target': cross-entropy of the right answer's tokens over the vocabulary",
     )
+    label_smoothing: float = _setting(
+        0.0, "share of the target that is spread evenly: over the choices, or over the vocabulary with --loss target"
+    )
     shots: int | None = _setting(None, "training documents per class, drawn with the seed; default: all documents")
     validation_shots: int | None = _setting(None, "validation documents per class; default: all documents")
+    mixture: Mixture = _setting(
+        "proportional",
+        "several tasks: 'proportional' shows every document once an epoch; 'balanced' shows equally many of each task, "
+        "as many in all",
+    )
     max_length: int | None = _setting(None, "tokens of text and prompt; default: what the model can read")
     truncation_side: Literal["left", "right"] = _setting("left", "where a text that is too long is cut")
     add_bos_token: bool | None = _setting(None, "begin texts with the BOS token; default: as the tokenizer does")
@@ -93,7 +128,18 @@ class TrainingConfig:
     epochs: int = _setting(
         20, "passes over the training documents; the best by validation loss is kept; 0 writes the initial prompt"
     )
+    patience: int | None = _setting(
+        None, "stop after so many epochs in a row without a lower validation loss; default: never"
+    )
     lr: float = _setting(5e-3, "peak learning rate (AdamW), decaying linearly to zero after the warm-up")
+    model_lr: float | None = _setting(
+        None, "that of the model or adapter, where one is tuned; default: 5e-5 (all, model) or 5e-4 (lora)"
+    )
+    lora_rank: int = _setting(8, "rank of the adapter's matrices")
+    lora_alpha: int = _setting(16, "the adapter's output is multiplied by alpha / rank")
+    lora_target_modules: str | None = _setting(
+        None, "modules that are adapted, comma separated; default: PEFT's choice for the architecture"
+    )
     batch_size: int = _setting(16, "documents per step")
     warmup_ratio: float = _setting(0.1, "share of the steps over which the learning rate rises")
     weight_decay: float = _setting(0.0, "AdamW's weight decay")
@@ -112,24 +158,86 @@ class TrainingConfig:
             if not getattr(self, name):
                 raise UserError(f"--{name} is missing: {_help(name)}")
         _expect_choice("placement", self.placement, PLACEMENTS)
-        _expect_choice("init", self.init, ("uniform", "vocab", "text", "labels"))
+        _expect_choice("reparameterization", self.reparameterization, KINDS)
+        _expect_choice("mixture", self.mixture, ("proportional", "balanced"))
+        _expect_choice("tune", self.tune, ("prompt", "all", "model", "lora"))
         _expect_choice("loss", self.loss, ("choices", "target"))
         _expect_choice("truncation-side", self.truncation_side, ("left", "right"))
         _expect_choice("context-cache", self.context_cache, ("auto", "on", "off"))
         _expect_choice("dtype", self.dtype, ("float32", "bfloat16", "float16", "auto"))
-        for name in ("prompt_length", "batch_size"):
+        for name in ("batch_size", "lora_rank", "lora_alpha"):
             _expect(name, getattr(self, name), getattr(self, name) >= 1, "a whole number from 1 on")
+        if not (self.tune in ("model", "lora") and self.prompt_length == 0):
+            expected = "a whole number from 1 on (0, no prompt, goes with --tune model or lora)"
+            _expect("prompt_length", self.prompt_length, self.prompt_length >= 1, expected)
         _expect("epochs", self.epochs, self.epochs >= 0, "a whole number from 0 on (0 writes the initial prompt)")
-        for name in ("shots", "validation_shots", "max_length"):
+        for name in ("shots", "validation_shots", "max_length", "patience", "reparameterization_hidden_size"):
             value = getattr(self, name)
             _expect(name, value, value is None or value >= 1, "a whole number from 1 on, or nothing")
         _expect("seed", self.seed, -(2**63) <= self.seed < 2**63, "a whole number of 64 bits")
-        for name in ("lr", "clip"):
-            _expect(name, getattr(self, name), 0 < getattr(self, name) < float("inf"), "a number above 0")
+        for name in ("lr", "clip", "reparameterization_lr", "model_lr"):
+            value = getattr(self, name)
+            optional = name not in ("lr", "clip")
+            _expect(name, value, (optional and value is None) or 0 < value < float("inf"), "a number above 0")
+        _expect("label_smoothing", self.label_smoothing, 0 <= self.label_smoothing < 1, "a share from 0 to below 1")
+        _expect("dual_share", self.dual_share, 0 < self.dual_share < 1, "a share between 0 and 1")
         _expect("weight_decay", self.weight_decay, 0 <= self.weight_decay < float("inf"), "a number from 0 on")
         _expect("warmup_ratio", self.warmup_ratio, 0 <= self.warmup_ratio <= 1, "a share between 0 and 1")
         _expect("output", self.output, self.output.endswith(".safetensors"), "a file name that ends in .safetensors")
         _expect("output", self.output, "," not in self.output, "a name without commas (they separate model_args)")
+        self._expect_no_contradictions()
+
+    def _expect_no_contradictions(self) -> None:
+        """Raise UserError where one setting makes another pointless, and fill in what follows from others."""
+        if self.tune == "model":
+            self.prompt_length = 0
+        if self.prompt_length == 0:
+            without = f"--tune {self.tune}" + (" --prompt-length 0" if self.tune == "lora" else "")
+            for name in ("reparameterization", "init_text", "num_prefix_tokens"):
+                _expect(name, getattr(self, name), self._is_default(name), f"nothing: {without} has no prompt")
+            _expect("init", self.init, self.init in INITIALIZATIONS, f"no file: {without} has no prompt")
+        if self.tune == "prompt":
+            _expect("model_lr", self.model_lr, self.model_lr is None, "nothing: --tune prompt leaves the model frozen")
+        else:
+            expected = "'auto' or 'off': what a tuned model makes of a text changes with every step"
+            _expect("context_cache", self.context_cache, self.context_cache != "on", expected)
+        if self.tune in ("all", "model"):
+            expected = "float32: the steps of a tuned model are too small for half precision"
+            _expect("dtype", self.dtype, self.dtype == "float32", expected)
+        if self.tune != "lora":
+            for name in ("lora_rank", "lora_alpha", "lora_target_modules"):
+                _expect(name, getattr(self, name), self._is_default(name), "it together with --tune lora")
+        if self.reparameterization == "none":
+            for name in ("reparameterization_hidden_size", "reparameterization_lr"):
+                _expect(name, getattr(self, name), self._is_default(name), "it together with --reparameterization")
+        if self.reparameterization != "dual":
+            _expect("dual_share", self.dual_share, self._is_default("dual_share"), "it with --reparameterization dual")
+        else:
+            expected = "2 or more: a dual prompt has a vector from the encoder and a free one at least"
+            _expect("prompt_length", self.prompt_length, self.prompt_length >= 2, expected)
+        before = self.num_prefix_tokens
+        if self.placement != "both":
+            _expect("num_prefix_tokens", before, before is None, "it together with --placement both")
+        elif self.prompt_length:
+            expected = "2 or more: --placement both needs a vector on either side"
+            _expect("prompt_length", self.prompt_length, self.prompt_length >= 2, expected)
+            expected = f"a number from 1 to {self.prompt_length - 1}, so that vectors stand on both sides"
+            _expect("num_prefix_tokens", before, before is None or 0 < before < self.prompt_length, expected)
+
+    def _is_default(self, name: str) -> bool:
+        return bool(getattr(self, name) == next(setting.default for setting in fields(self) if setting.name == name))
+
+    @property
+    def vectors_before(self) -> int:
+        """How many of the virtual tokens stand before the text."""
+        if self.placement == "both":
+            return self.num_prefix_tokens or self.prompt_length // 2
+        return self.prompt_length if self.placement == "prefix" else 0
+
+    @property
+    def model_folder(self) -> Path | None:
+        """Where the tuned model or the adapter goes; None where the model stays frozen."""
+        return None if self.tune == "prompt" else Path(self.output).with_suffix("")
 
     @property
     def tasks(self) -> list[str]:
@@ -192,9 +300,9 @@ def _read_yaml(path: str) -> dict[str, Any]:
         raise UserError(f"--config {path} is not YAML: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(settings, dict):
         raise UserError(f"--config {path} must hold 'setting: value' lines")
-    settings = {
-        str(name).replace("-", "_") if isinstance(name, str) else "?": value for name, value in settings.items()
-    }
+    if not all(isinstance(name, str) for name in settings):
+        raise UserError(f"--config {path} has settings whose names are no text")
+    settings = {name.replace("-", "_"): value for name, value in settings.items()}
     known = {setting.name for setting in fields(TrainingConfig)} - {"config"}
     if unknown := sorted(set(settings) - known):
         raise UserError(
@@ -209,10 +317,10 @@ def _as_kind(path: str, name: str, value: Any, kind: Any) -> Any:
 
     YAML 1.1 reads "5e-3" as a string, and takes yes, no, on and off for truth values, which ``--context-cache`` has.
     """
-    if get_origin(kind) is Literal:
-        value = {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
-        kind = str
-    allowed = get_args(kind) or (kind,)
+    kinds = (kind,) if get_origin(kind) is Literal else get_args(kind) or (kind,)
+    allowed = [str if get_origin(one) is Literal else one for one in kinds]
+    if isinstance(value, bool) and bool not in allowed:
+        value = "on" if value else "off"
     if value is None and type(None) in allowed:
         return None
     number = next((one for one in (int, float) if one in allowed), None)

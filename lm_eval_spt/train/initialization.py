@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lm_eval_spt.errors import UserError
 from lm_eval_spt.lm import SPTLM
-from lm_eval_spt.train.config import TrainingConfig
+from lm_eval_spt.prompt import SoftPrompt
+from lm_eval_spt.train.config import INITIALIZATIONS, TrainingConfig
 from lm_eval_spt.train.examples import Example
 
 
@@ -25,10 +28,46 @@ def embedding_scale(embedding: nn.Module) -> float:
         return float(embedding(tokens).float().norm() / weight[tokens].float().norm())
 
 
-def initial_vectors(lm: SPTLM, config: TrainingConfig, examples: Sequence[Example]) -> Tensor:
-    """Return the initial vectors `[P, d]`, fp32, on the CPU."""
-    weight = lm.model.get_input_embeddings().weight.detach().float().cpu()
+def starting_prompt(lm: SPTLM, config: TrainingConfig) -> SoftPrompt | None:
+    """Return the trained prompt that ``--init`` names, or None where it names another way to start.
+
+    Raises:
+        UserError: there is no such prompt, or it was trained for another base model.
+    """
+    if config.init in INITIALIZATIONS:
+        return None
+    try:
+        prompt = SoftPrompt.from_pretrained(config.init)
+        prompt.check_fits(lm.model.get_input_embeddings().weight.shape[1], lm.fingerprint, lm.base_model_name)
+    except UserError as error:
+        expected = f"expected {', '.join(INITIALIZATIONS)} or a trained prompt"
+        raise UserError(f"--init {config.init}: {error} ({expected})") from None
+    return prompt
+
+
+def record_of(start: SoftPrompt, length: int) -> dict[str, Any]:
+    """Return what a prompt of `length` vectors that was learned from `start` says of it in its metadata."""
+    change = "none" if start.length == length else "cut at its beginning" if start.length > length else "repeated"
+    return {"name": start.name, "digest": start.digest, "num_virtual_tokens": start.length, "change": change}
+
+
+def initial_vectors(
+    lm: SPTLM, config: TrainingConfig, examples: Sequence[Example], start: SoftPrompt | None = None
+) -> Tensor:
+    """Return the initial vectors `[P, d]`, fp32, on the CPU.
+
+    Args:
+        lm: has the embeddings and the tokenizer.
+        config: the settings.
+        examples: the training documents.
+        start: what :func:`starting_prompt` returned. Its last P vectors are taken, after it was repeated where it is
+            shorter: what stands last is nearest to the answer, and stays there.
+    """
+    embedding = lm.model.get_input_embeddings()
     length = config.prompt_length
+    if start is not None:
+        return start.vectors.repeat(-(-length // start.length), 1)[-length:] / embedding_scale(embedding)
+    weight = embedding.weight.detach().float().cpu()
     if config.init == "uniform":
         generator = torch.Generator().manual_seed(config.seed)
         return torch.rand(length, weight.shape[1], generator=generator) - 0.5

@@ -54,11 +54,12 @@ def evaluate(
     if cache is not None:
         past = cache.read(contexts)
         for question in questions:
-            question.context = place([], len(vectors), "suffix")
+            question.context = place([], 0, len(vectors))
     else:
         past = None
         for question, context in zip(questions, contexts, strict=True):
-            question.context = place(context, len(vectors), "prefix" if placement == "prefix" else "suffix")
+            before = len(vectors) if placement == "prefix" else 0
+            question.context = place(context, before, len(vectors) - before)
     values, greedy = loglikelihoods(model, questions, vectors, past=past)
 
     # [batch, most choices], what an example does not have being impossible.

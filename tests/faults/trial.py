@@ -242,7 +242,18 @@ def _evaluate(prompts: Path) -> Callable[[Path], list[str]]:
     def command(folder: Path) -> list[str]:
         files = [str(path) for path in sorted(prompts.glob("*.safetensors"))]
         tasks = ["--tasks", "mini_topics_eng_Latn,mini_topics_hin_Deva", "--limit", "2", "--log_samples"]
-        return ["evaluate", "--prompts", *files, *tasks, "--output", str(folder), "--device", "cpu", "--batch_size", "8"]
+        return [
+            "evaluate",
+            "--prompts",
+            *files,
+            *tasks,
+            "--output",
+            str(folder),
+            "--device",
+            "cpu",
+            "--batch_size",
+            "8",
+        ]
 
     return command
 

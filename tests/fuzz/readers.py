@@ -164,6 +164,7 @@ READERS = {
             [
                 _prompt_file({"format": "pt", "lm_eval_spt": json.dumps(METADATA)}),
                 _prompt_file({"lm_eval_spt": json.dumps({"placement": "prefix"})}, "BF16", 2),
+                _prompt_file({"lm_eval_spt": json.dumps({"placement": "both", "num_prefix_tokens": 1})}),
                 _prompt_file(None, "F16", 2),
             ],
             read_prompt,

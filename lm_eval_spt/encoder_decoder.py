@@ -1,0 +1,73 @@
+"""Log-likelihoods under encoder-decoder models (T5, mT5), the original setting of prompt tuning (Lester et al. 2021).
+
+The encoder reads the prompt and the context, the decoder the continuation. Everything is differentiable in the prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+
+from lm_eval_spt.forward import device_of
+from lm_eval_spt.inject import model_inputs
+
+# Logits of one call of the decoder: 2**27 values are half a gigabyte in fp32.
+MAX_LOGITS = 2**27
+
+Pair = tuple[Sequence[int], Sequence[int]]
+"""The token ids of a context, which may hold virtual tokens, and a continuation."""
+
+
+def loglikelihoods(
+    model: PreTrainedModel, pairs: Sequence[Pair], vectors: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return the log-likelihood of every continuation and whether greedy decoding would produce it.
+
+    Each distinct context is encoded once, whatever the number of its continuations.
+
+    Args:
+        model: an encoder-decoder LM.
+        pairs: what to score.
+        vectors: `[P, d]`, the soft prompt.
+
+    Returns:
+        Two tensors `[pairs]`: fp32 log-likelihoods, and booleans.
+    """
+    device = device_of(model)
+    shifted_right: Any = model.prepare_decoder_input_ids_from_labels
+    contexts = list(dict.fromkeys(tuple(context) for context, _ in pairs))
+    ids, mask = (tensor.to(device) for tensor in pad_right(contexts))
+    encoded = model.get_encoder()(**model_inputs(model, ids, vectors), attention_mask=mask).last_hidden_state
+
+    row_of = {context: row for row, context in enumerate(contexts)}
+    longest = max(1, max(len(continuation) for _, continuation in pairs))
+    size = max(1, MAX_LOGITS // (model.config.vocab_size * longest))
+    sums, greedy = [], []
+    for start in range(0, len(pairs), size):
+        chunk = pairs[start : start + size]
+        rows = torch.tensor([row_of[tuple(context)] for context, _ in chunk], device=device)
+        targets, scored = (tensor.to(device) for tensor in pad_right([continuation for _, continuation in chunk]))
+        logits = model(
+            encoder_outputs=BaseModelOutput(encoded.index_select(0, rows)),
+            attention_mask=mask.index_select(0, rows),
+            decoder_input_ids=shifted_right(targets),
+            use_cache=False,
+            return_dict=True,
+        ).logits
+        losses = nn.functional.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none")
+        sums.append(-(losses * scored).sum(dim=1))
+        greedy.append(((logits.argmax(dim=-1) == targets) | (scored == 0)).all(dim=1))
+    return torch.cat(sums), torch.cat(greedy)
+
+
+def pad_right(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Return ids and mask, both `[batch, time]`, of rows padded on the right: the decoder's first token comes first."""
+    time = max(1, max(map(len, rows)))
+    ids = torch.tensor([[*row, *[0] * (time - len(row))] for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (time - len(row)) for row in rows])
+    return ids, mask

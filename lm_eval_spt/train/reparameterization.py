@@ -1,0 +1,137 @@
+"""Reparameterization: the vectors of a soft prompt as the output of a small network while they are learned.
+
+What the optimizer moves are raw vectors `[P, d]` and a network that all positions share; what the model receives is
+what the network makes of them. After training only that is kept, so that a prompt file holds plain vectors and nothing
+of this is needed again. Everything here is before the embedding's scale (:mod:`lm_eval_spt.train.initialization`).
+
+============  ==============================================================================================
+``none``      the raw vectors themselves
+``mlp``       LayerNorm(Linear(ReLU(Linear(x)))): arXiv 2402.03782, from its published code
+``residual``  x + the same network: residual prompt tuning, Razdaibiedina et al. 2023 (arXiv 2305.03937)
+``xpe``       the Cross-Prompt Encoder, meant for many source languages: Mikaberidze et al. 2025 (arXiv 2508.10352)
+``dual``      a share of the vectors from that encoder, standing last, the others free: the same paper
+============  ==============================================================================================
+
+Of XPE the paper and its published code and configurations give: two hidden layers, each Linear - ReLU - dropout of 0.1,
+then a Linear back to d, no LayerNorm and no residual; hidden size 256; in DUAL the free vectors come first, 30% are
+encoded (rounded down) and there is at least one of each. Our reading: the encoder's inputs start from ``--init``, where
+the published code draws them from N(0, 1); and a mask of the dropout depends on the seed and the step alone, so that a
+run gives the same vectors by itself, beside others and resumed.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Kind = Literal["none", "mlp", "residual", "xpe", "dual"]
+KINDS: tuple[Kind, ...] = ("none", "mlp", "residual", "xpe", "dual")
+
+HIDDEN_SIZES = {"mlp": 200, "residual": 200, "xpe": 256, "dual": 256}
+"""Hidden sizes of the networks, as published (for ``residual`` that of ``mlp``)."""
+
+XPE_DROPOUT = 0.1
+
+
+class Reparameterization(nn.Module):
+    """Raw vectors, and the network that makes the prompt of the last `encoded` of them.
+
+    Attributes:
+        raw: the parameter `[P, d]`.
+        network: maps `[encoded, d]` to `[encoded, d]`, each row by itself; None where the raw vectors are the prompt.
+    """
+
+    def __init__(self, initial: Tensor, network: nn.Module | None = None, encoded: int = 0, residual: bool = False):
+        super().__init__()
+        self.raw = nn.Parameter(initial.clone())
+        self.network = network
+        self._free = len(initial) - encoded
+        self._residual = residual
+
+    def forward(self) -> Tensor:
+        """Return the prompt `[P, d]`, before the embedding's scale."""
+        if self.network is None:
+            return self.raw
+        free, inputs = self.raw[: self._free], self.raw[self._free :]
+        made: Tensor = self.network(inputs)
+        return torch.cat([free, inputs + made if self._residual else made])
+
+    def parameter_groups(self, lr: float, network_lr: float) -> list[dict[str, object]]:
+        """Return groups for an optimizer: the raw vectors, and the network's parameters where there is a network."""
+        groups: list[dict[str, object]] = [{"params": [self.raw], "lr": lr}]
+        if self.network is not None:
+            groups.append({"params": list(self.network.parameters()), "lr": network_lr})
+        return groups
+
+
+def reparameterize(
+    initial: Tensor, kind: Kind, *, hidden_size: int | None = None, share: float = 0.3, seed: int = 0
+) -> Reparameterization:
+    """Return a module that makes a prompt of as many vectors as `initial`.
+
+    Args:
+        initial: the raw vectors `[P, d]` to start from.
+        kind: see above.
+        hidden_size: of the network; default: :data:`HIDDEN_SIZES`.
+        share: how many of the vectors the encoder of ``dual`` makes, 0 < share < 1.
+        seed: of the network's initial weights and its dropout; the global random state is left as it is.
+
+    Raises:
+        ValueError: ``dual`` with fewer than two vectors.
+    """
+    length, width = initial.shape
+    if kind == "none":
+        return Reparameterization(initial)
+    hidden = hidden_size or HIDDEN_SIZES[kind]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if kind in ("mlp", "residual"):
+            network = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, width), nn.LayerNorm(width))
+        else:
+            network = nn.Sequential(
+                nn.Linear(width, hidden), nn.ReLU(), SeededDropout(XPE_DROPOUT, seed),
+                nn.Linear(hidden, hidden), nn.ReLU(), SeededDropout(XPE_DROPOUT, seed + 1),
+                nn.Linear(hidden, width),
+            )  # fmt: skip
+    return Reparameterization(initial, network, encoded_vectors(length, kind, share), residual=kind == "residual")
+
+
+def encoded_vectors(length: int, kind: Kind, share: float) -> int:
+    """Return how many of `length` vectors a network makes.
+
+    Raises:
+        ValueError: ``dual`` with fewer than two vectors.
+    """
+    if kind != "dual":
+        return 0 if kind == "none" else length
+    if length < 2:
+        raise ValueError("a dual prompt needs at least two vectors: one from the encoder and a free one")
+    return max(1, min(length - 1, int(length * share)))
+
+
+class SeededDropout(nn.Module):
+    """Dropout whose n-th mask depends on the seed and n alone, whatever else draws random numbers.
+
+    The number of masks drawn is part of the module's state, and so of a checkpoint.
+    """
+
+    step: Tensor
+
+    def __init__(self, probability: float, seed: int) -> None:
+        super().__init__()
+        self._probability = probability
+        self._seed = seed
+        self.register_buffer("step", torch.zeros((), dtype=torch.long))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the inputs, in training with a share of zeros and the rest scaled up to make up for it."""
+        if not self.training:
+            return inputs
+        seed = random.Random(f"{self._seed} {int(self.step)}").getrandbits(63)
+        generator = torch.Generator().manual_seed(seed)
+        self.step += 1
+        kept = torch.rand(inputs.shape, generator=generator) >= self._probability
+        return inputs * kept.to(inputs.device) / (1 - self._probability)

@@ -1,0 +1,117 @@
+"""What is tuned beside the prompt: nothing, the whole base model, or a LoRA adapter on it.
+
+A tuned model is saved as transformers does (a folder with the tokenizer), an adapter as PEFT does, so that
+``pretrained=<folder>`` and ``peft=<folder>`` load them in the harness.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lm_eval_spt.errors import UserError
+from lm_eval_spt.lm import SPTLM
+from lm_eval_spt.train.config import MODEL_LR, TrainingConfig
+
+
+class BaseModel:
+    """The base model of a run, of which something may be tuned.
+
+    Args:
+        lm: holds the model; with ``--tune lora`` its model gets the adapter.
+        config: says what is tuned.
+
+    Raises:
+        UserError: the modules to adapt are not in the model.
+    """
+
+    def __init__(self, lm: SPTLM, config: TrainingConfig) -> None:
+        self.lm = lm
+        self._tune = config.tune
+        self.lr = config.model_lr or MODEL_LR.get(config.tune, 0.0)
+        lm.model.requires_grad_(config.tune in ("all", "model"))
+        if config.tune == "lora":
+            _add_adapter(lm, config)
+
+    @property
+    def tuned(self) -> dict[str, nn.Parameter]:
+        """The parameters that are tuned, by name; none where the model is frozen."""
+        return {name: weight for name, weight in self.lm.model.named_parameters() if weight.requires_grad}
+
+    def train(self, mode: bool = True) -> None:
+        """Turn dropout on, for a step of a tuned model, or off."""
+        self.lm.model.train(mode and self._tune != "prompt")
+
+    def state(self) -> dict[str, Tensor]:
+        """Return a copy of the tuned parameters, on the CPU."""
+        return {name: weight.detach().cpu().clone() for name, weight in self.tuned.items()}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Put back what :meth:`state` returned."""
+        for name, weight in self.tuned.items():
+            weight.data.copy_(state[name])
+
+    def save(self, folder: Path) -> None:
+        """Write the tuned model or the adapter; a folder that is already there is replaced whole or not at all.
+
+        Raises:
+            UserError: the folder can not be written, or is something else than a model that was saved before.
+        """
+        check_replaceable(folder)
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+                new, old = Path(temporary) / "new", Path(temporary) / "old"
+                self.lm.model.save_pretrained(new)
+                if self._tune != "lora":
+                    self.lm.tokenizer.save_pretrained(new)
+                for file in new.rglob("*"):
+                    _make_durable(file)
+                if folder.exists():
+                    folder.rename(old)
+                new.rename(folder)
+        except OSError as error:
+            raise UserError(f"{folder}: can not be written ({error.strerror or error}): choose another place") from None
+
+
+def check_replaceable(folder: Path) -> None:
+    """Raise UserError where `folder` is there and nothing that :meth:`BaseModel.save` could have written."""
+    if folder.exists() and not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
+        raise UserError(f"{folder} is there and holds no model: it is not replaced by one, choose another --output")
+
+
+def _make_durable(file: Path) -> None:
+    if file.is_file():
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+
+
+def _add_adapter(lm: SPTLM, config: TrainingConfig) -> None:
+    """Wrap the model with a LoRA adapter whose initial weights depend on the seed alone."""
+    from peft import LoraConfig, get_peft_model
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
+
+    targets: str | list[str] | None = None
+    if config.lora_target_modules:
+        targets = [name.strip() for name in config.lora_target_modules.split(",") if name.strip()]
+    elif lm.model.config.model_type not in KNOWN:
+        targets = "all-linear"
+    settings = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        target_modules=targets,
+        base_model_name_or_path=config.model,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        try:
+            lm._model = get_peft_model(lm.model, settings)
+        except ValueError as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"--tune lora does not work with {config.model!r}: {reason}") from None
+    settings.base_model_name_or_path = config.model  # PEFT puts the local path of `mini` there
