@@ -22,6 +22,7 @@ from lm_eval.utils import simple_parse_args_string
 
 from lm_eval_spt import scoring
 from lm_eval_spt.errors import UserError
+from lm_eval_spt.files import written_together
 from lm_eval_spt.harness import MODEL_NAME, results_name
 from lm_eval_spt.lm import SPTLM, TokenisedRequest
 from lm_eval_spt.prompt import SoftPrompt
@@ -172,10 +173,12 @@ def evaluate_prompts(
         for config in results["configs"].values():
             config["metadata"] |= {"prompt": name}
         samples = results.pop("samples", {})
-        tracker.save_results_aggregated(results=results, samples=samples if log_samples else None)
-        if log_samples:
-            for task, of_task in samples.items():
-                tracker.save_results_samples(task_name=task, samples=of_task)
+        with written_together(Path(output), last="results_") as folder:
+            tracker.output_path = str(folder)
+            tracker.save_results_aggregated(results=results, samples=samples if log_samples else None)
+            if log_samples:
+                for task, of_task in samples.items():
+                    tracker.save_results_samples(task_name=task, samples=of_task)
         done[name] = _finished(_folder(output, prompt, shared), shots, limit)
         if done[name] is None:
             raise UserError(f"the results of {name} could not be written to {output}: is it writable?")

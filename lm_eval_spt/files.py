@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,8 @@ def write(path: Path, data: bytes) -> None:
     Raises:
         UserError: `path` can not be written; what was there before is still there.
     """
-    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    # Of this write alone: two processes, on two machines even, may write the same file.
+    temporary = path.parent / f".{path.name[:100]}.{secrets.token_hex(8)}.tmp"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -40,6 +44,25 @@ def write(path: Path, data: bytes) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+@contextlib.contextmanager
+def written_together(target: Path, last: str) -> Iterator[Path]:
+    """Give a folder for files that others write; when all are there, each goes below `target`, whole.
+
+    Args:
+        target: folder that the files are for.
+        last: how the name of the file begins that comes last: once it is there, all are.
+
+    Raises:
+        UserError: one can not be written.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        yield folder
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        for path in sorted(files, key=lambda path: (path.name.startswith(last), path)):
+            write(target / path.relative_to(folder), path.read_bytes())
 
 
 def read_text(path: Path, limit: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import platform
@@ -14,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +29,7 @@ from lm_eval_spt.train.config import TrainingConfig
 from lm_eval_spt.train.contexts import ContextCache
 from lm_eval_spt.train.examples import Example, choose, encode, load_tasks, read_documents
 from lm_eval_spt.train.initialization import embedding_scale, initial_vectors
+from lm_eval_spt.train.log import TrainingLog
 from lm_eval_spt.train.objective import evaluate
 
 logger = logging.getLogger(__name__)
@@ -108,18 +108,17 @@ def train(config: TrainingConfig, frozen: Frozen | None = None) -> SoftPrompt:
 
     run = _Run(config, frozen, training, validation)
     print(run.summary(), flush=True)
-    with _log(output.with_suffix(".jsonl"), config) as log:
-        try:
-            run.train(log)
-        except Diverged as error:
-            run.save(output)
-            raise UserError(
-                f"{error}; the best prompt so far (epoch {run.best['epoch']}) is in {output}: try a smaller --lr"
-            ) from error
-        except KeyboardInterrupt:
-            run.save(output)
-            print(f"interrupted: the best prompt so far (epoch {run.best['epoch']}) is in {output}", file=sys.stderr)
-            raise
+    try:
+        run.train(TrainingLog(output.with_suffix(".jsonl"), {"settings": asdict(config)}))
+    except Diverged as error:
+        run.save(output)
+        raise UserError(
+            f"{error}; the best prompt so far (epoch {run.best['epoch']}) is in {output}: try a smaller --lr"
+        ) from error
+    except KeyboardInterrupt:
+        run.save(output)
+        print(f"interrupted: the best prompt so far (epoch {run.best['epoch']}) is in {output}", file=sys.stderr)
+        raise
     prompt = run.save(output)
     print(f"{output}: epoch {run.best['epoch']}, validation {_scores(run.best)}")
     return prompt
@@ -140,7 +139,7 @@ class _Run:
         initial = initial_vectors(self.lm, config, training).to(embedding.weight.device)
         self.raw = nn.Parameter(initial)
         self.cache = self._cache_contexts(frozen.cache)
-        self.best: dict[str, Any] = {"epoch": 0, "loss": float("inf")}
+        self.best: dict[str, Any] = {"epoch": 0}
         self.best_vectors = self.vectors.detach().cpu()
 
     @property
@@ -156,7 +155,7 @@ class _Run:
             f"{len(self.training)} training and {len(self.validation)} validation documents"
         )
 
-    def train(self, log: TextIO) -> None:
+    def train(self, log: TrainingLog) -> None:
         """Train for all epochs, keeping the vectors with the lowest validation loss."""
         config = self.config
         steps = -(-len(self.training) // config.batch_size) * config.epochs
@@ -187,7 +186,7 @@ class _Run:
     def _evaluate(self, batch: Sequence[Example]) -> Any:
         return evaluate(self.model, batch, self.vectors, self.config.placement, self.config.loss, self.cache)
 
-    def _validate(self, epoch: int, training: dict[str, float], log: TextIO, started: float) -> None:
+    def _validate(self, epoch: int, training: dict[str, float], log: TrainingLog, started: float) -> None:
         loss = weight = correct = 0.0
         with torch.no_grad():
             by_length = sorted(self.validation, key=lambda example: len(example.pairs[0][0]))
@@ -197,12 +196,12 @@ class _Run:
         scores = {"loss": loss / weight, "accuracy": correct / len(self.validation)}
         if not math.isfinite(scores["loss"]):
             raise Diverged(f"the validation loss turned into {scores['loss']} in epoch {epoch}")
-        better = scores["loss"] < self.best["loss"]
+        better = scores["loss"] < self.best.get("loss", math.inf)
         if better:
             self.best = {"epoch": epoch, **scores, "documents": len(self.validation)}
             self.best_vectors = self.vectors.detach().cpu()
         row = {"epoch": epoch, "training": training, "validation": scores, "seconds": time.perf_counter() - started}
-        print(json.dumps(row), file=log, flush=True)
+        log.add(row)
         before = f"training {_scores(training)}  " if training else "before training".ljust(35)
         tqdm.write(
             f"epoch {epoch:>3}/{self.config.epochs}  {before}validation {_scores(scores)}{'  best' if better else ''}"
@@ -275,9 +274,3 @@ def _check_writable(output: Path) -> None:
             raise IsADirectoryError(21, "Is a directory")
     except OSError as error:
         raise UserError(f"--output {output} can not be written: {error.strerror}") from error
-
-
-def _log(path: Path, config: TrainingConfig) -> TextIO:
-    log = path.open("w", encoding="utf-8")
-    print(json.dumps({"settings": asdict(config)}), file=log, flush=True)
-    return log

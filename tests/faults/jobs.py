@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"  # no threads: a process that has some can not be forked safely
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import lm_eval.evaluator
 import lm_eval.models.huggingface  # noqa: F401
 import torch
 import transformers
@@ -24,11 +26,12 @@ from lm_eval.tasks import TaskManager
 from lm_eval_spt import cli, evaluate, files
 from lm_eval_spt.base_model import resolve
 from lm_eval_spt.paths import tasks_folder
-from lm_eval_spt.train import grid  # noqa: F401
+from lm_eval_spt.train import examples, grid  # noqa: F401
 from tests.faults.inject import Fault
 
 torch.set_num_threads(1)
 MODEL = transformers.AutoModelForCausalLM.from_pretrained(resolve("mini"), dtype=torch.float32).eval()
+TASKS = TaskManager(include_path=str(tasks_folder()), include_defaults=False)
 TOKENIZER = transformers.AutoTokenizer.from_pretrained(resolve("mini"))
 
 
@@ -45,12 +48,14 @@ def run(command: list[str], folder: str, output: str, fault: Fault | None) -> No
     os.dup2(printed, 1)
     os.dup2(printed, 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+    tempfile.tempdir = str(Path(folder).parent)
     _use_what_is_loaded()
     fault = fault or Fault("none")
     fault.arm(Path(folder), MODEL)
     try:
         print("started", flush=True)
-        status = _write(*command[1:]) if command[0] == "write" else cli.main(command)
+        own = {"write": _write, "write carelessly": _write_carelessly}
+        status = own[command[0]](*command[1:]) if command[0] in own else cli.main(command)
     except KeyboardInterrupt:
         status = 130
     fault.over()
@@ -67,6 +72,12 @@ def _write(path: str, size: str) -> int:
     return 0
 
 
+def _write_carelessly(path: str, size: str) -> int:
+    """What the trials must find fault with."""
+    Path(path).write_bytes(b"new " * (int(size) // 4))
+    return 0
+
+
 def _use_what_is_loaded() -> None:
     """Give the model, its tokenizer and the index of tasks that are here already to whoever would load them."""
 
@@ -75,6 +86,5 @@ def _use_what_is_loaded() -> None:
 
     transformers.AutoModelForCausalLM.from_pretrained = loaded(MODEL)
     transformers.AutoTokenizer.from_pretrained = loaded(TOKENIZER)
-    evaluate.TaskManager = lambda include_path=None, metadata=None: TaskManager(
-        include_path=str(tasks_folder()), include_defaults=False, metadata=metadata
-    )
+    examples.TaskManager = evaluate.TaskManager = loaded(TASKS)
+    lm_eval.evaluator.add_env_info = loaded(None)  # it starts other programs, and takes a second
