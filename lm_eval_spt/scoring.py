@@ -164,7 +164,7 @@ def _batch_size(lengths: Sequence[int], max_tokens: int) -> int:
     width, padding = lengths[0], 0
     for size, length in enumerate(lengths):
         padding += width - length
-        if size and ((size + 1) * width > max_tokens or padding > max_tokens / 16):
+        if size and ((size + 1) * width > max_tokens or padding > max_tokens / 12):
             return size
     return len(lengths)
 
@@ -191,7 +191,7 @@ def tokens_that_fit(model: PreTrainedModel, device: torch.device) -> int:
     size = next(model.parameters()).element_size()
     cache = 2 * config.num_hidden_layers * config.hidden_size * size
     hidden = 32 * config.hidden_size * max(size, 4)
-    ceiling = 65536 if device.type == "cuda" else 1024  # beyond, a batch gains nothing
+    ceiling = 65536 if device.type == "cuda" else 2048  # beyond, a batch gains nothing
     return int(max(256, min(ceiling, free / 2 / (16 * cache + hidden))))
 
 
