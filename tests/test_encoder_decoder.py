@@ -15,6 +15,7 @@ from lm_eval_spt.errors import UserError
 from lm_eval_spt.inject import place
 from lm_eval_spt.lm import SPTLM
 from lm_eval_spt.prompt import SoftPrompt
+from lm_eval_spt.tree import Question
 from tests.conftest import VOCABULARY, random_prompt
 
 CLOSE = {"abs": 1e-4, "rel": 1e-5}
@@ -117,13 +118,13 @@ def test_values_and_gradients_are_those_of_the_plain_computation(model, data):
     ids = st.integers(4, VOCABULARY - 1)
     prompt = random_prompt(model, length=data.draw(st.integers(1, 5)))
     contexts = data.draw(st.lists(st.lists(ids, min_size=1, max_size=9), min_size=1, max_size=3))
-    pairs = [
-        (context, continuation)
+    questions = [
+        Question(context, data.draw(st.lists(st.lists(ids, max_size=4), min_size=1, max_size=4)))
         for context in contexts
-        for continuation in data.draw(st.lists(st.lists(ids, max_size=4), min_size=1, max_size=4))
     ]
+    pairs = [(question.context, continuation) for question in questions for continuation in question.continuations]
     found_at, expected_at = (prompt.vectors.clone().requires_grad_() for _ in range(2))
-    prompted = [(place(context, prompt.length, 0), continuation) for context, continuation in pairs]
+    prompted = [Question(place(q.context, prompt.length, 0), q.continuations) for q in questions]
     found, greedy = loglikelihoods(model, prompted, found_at)
     expected = []
     for context, continuation in pairs:
