@@ -52,19 +52,20 @@ def restated_loss(model, examples, vectors, before, loss, smoothing) -> torch.Te
     embedding = model.get_input_embeddings()
     losses, weight = [], 0
     for example in examples:
-        values = []
+        values, spreads = [], []
         for context, continuation in example.pairs:
             text, answer = (embedding(torch.tensor(ids, dtype=torch.long)) for ids in (context, continuation))
             embeds = torch.cat([vectors[:before], text, vectors[before:], answer])
             logits = model(inputs_embeds=embeds[None]).logits[0]
             logprobs = logits[-len(continuation) - 1 : -1].log_softmax(-1)
             values.append(logprobs[range(len(continuation)), continuation].sum())
+            spreads.append(logprobs.mean(-1).sum())
         if loss == "choices":
             logprobs = torch.stack(values).log_softmax(0)
             losses.append(-(1 - smoothing) * logprobs[example.gold] - smoothing * logprobs.mean())
             weight += 1
         else:
-            losses.append(-values[example.gold])
+            losses.append(-(1 - smoothing) * values[example.gold] - smoothing * spreads[example.gold])
             weight += len(example.pairs[example.gold][1])
     return torch.stack(losses).sum() / weight
 
@@ -98,7 +99,7 @@ def test_loss_and_gradient_are_those_of_the_plain_computation(tiny_models, data)
 
     found_at, expected_at = start.clone().requires_grad_(), start.clone().requires_grad_()
     before = {"prefix": len(start), "suffix": 0, "both": len(start) // 2}[placement]
-    smoothing = data.draw(st.sampled_from([0.0, 0.2])) if loss == "choices" else 0.0
+    smoothing = data.draw(st.sampled_from([0.0, 0.2]))
     outcome = evaluate(model, examples, found_at, before, loss, cache, smoothing)
     found = outcome.loss / outcome.weight
     found.backward()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lm_eval_spt import encoder_decoder
-from lm_eval_spt.forward import loglikelihoods
+from lm_eval_spt.forward import ask, resolve_with_spread
 from lm_eval_spt.inject import place
 from lm_eval_spt.train.contexts import ContextCache
 from lm_eval_spt.train.examples import Example
@@ -63,30 +63,36 @@ def evaluate(
         past = None
         for question, context in zip(questions, contexts, strict=True):
             question.context = place(context, before, length - before)
+    over_vocabulary = loss == "target" or not any(example.has_choices for example in examples)
     if model.config.is_encoder_decoder:
-        values, greedy = encoder_decoder.loglikelihoods(model, questions, vectors)
+        values, greedy, spread = encoder_decoder.loglikelihoods(model, questions, vectors)
     else:
-        values, greedy = loglikelihoods(model, questions, vectors, past=past)
+        asked = ask(model, questions, vectors, past=past)
+        values, greedy, spread = resolve_with_spread(model, asked, over_vocabulary and label_smoothing > 0)
 
     # [batch, most choices], what an example does not have being impossible.
     most = max(len(example.pairs) for example in examples)
-    table = values.new_full((len(examples) * most,), -torch.inf)
     cells = torch.tensor([row * most + choice for row, choice in positions], device=values.device)
-    table = table.index_copy(0, cells, values).view(len(examples), most)
+    impossible = values.new_full((len(examples) * most,), -torch.inf)
+    table = impossible.index_copy(0, cells, values).view(len(examples), most)
     gold = torch.tensor([example.gold for example in examples], device=values.device)
 
     correct = table.argmax(dim=1) == gold
     if most == 1:
         correct = greedy
-    if loss == "choices" and most > 1:
+    if not over_vocabulary:
         losses = nn.functional.cross_entropy(table, gold, reduction="none")
         if label_smoothing:
             logprobs, here = table.log_softmax(dim=1), table.isfinite()
             spread = -logprobs.masked_fill(~here, 0.0).sum(dim=1) / here.sum(dim=1)
             losses = torch.lerp(losses, spread, label_smoothing)
         return Outcome(losses.sum(), len(examples), int(correct.sum()))
+    right = table.gather(1, gold[:, None]).sum()
+    if label_smoothing:
+        spread = impossible.index_copy(0, cells, spread).view_as(table).gather(1, gold[:, None]).sum()
+        right = torch.lerp(right, spread, label_smoothing)
     tokens = sum(len(example.pairs[example.gold][1]) for example in examples)
-    return Outcome(-table.gather(1, gold[:, None]).sum(), tokens, int(correct.sum()))
+    return Outcome(-right, tokens, int(correct.sum()))
 
 
 def _questions(examples: Sequence[Example]) -> tuple[list[tuple[int, ...]], list[Question], list[tuple[int, int]]]:
