@@ -69,6 +69,7 @@ def ours(model: PreTrainedModel, length: int, steps: int, placement: str) -> dic
     optimizer = torch.optim.AdamW([raw], lr=5e-3)
     started = time.perf_counter()
     cache = None
+    before = length if placement == "prefix" else 0
     if placement == "suffix":
         contexts = [example.pairs[0][0] for example in [*training, *validation]]
         cache = ContextCache(model, tokens_that_fit(model, model.device))
@@ -77,7 +78,7 @@ def ours(model: PreTrainedModel, length: int, steps: int, placement: str) -> dic
     stream = batches(training)
 
     def step() -> None:
-        outcome = evaluate(model, next(stream), raw, placement, "target", cache)
+        outcome = evaluate(model, next(stream), raw, before, "target", cache)
         optimizer.zero_grad()
         outcome.loss.backward()
         torch.nn.utils.clip_grad_norm_([raw], 1.0)
@@ -86,7 +87,7 @@ def ours(model: PreTrainedModel, length: int, steps: int, placement: str) -> dic
     def validate() -> None:
         with torch.no_grad():
             for start in range(0, VALIDATION, BATCH):
-                evaluate(model, validation[start : start + BATCH], raw, placement, "target", cache)
+                evaluate(model, validation[start : start + BATCH], raw, before, "target", cache)
 
     of_step = seconds_per(step, steps)
     return {"step": of_step, "total": building + STEPS * of_step + EPOCHS * seconds_per(validate, 1), "cache": building}

@@ -9,48 +9,46 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from lm_eval_spt.forward import device_of
+from lm_eval_spt.causal_lm import device_of
 from lm_eval_spt.inject import model_inputs
+from lm_eval_spt.tree import Question
 
 # Logits of one call of the decoder: 2**27 values are half a gigabyte in fp32.
 MAX_LOGITS = 2**27
 
-Pair = tuple[Sequence[int], Sequence[int]]
-"""The token ids of a context, which may hold virtual tokens, and a continuation."""
-
 
 def loglikelihoods(
-    model: PreTrainedModel, pairs: Sequence[Pair], vectors: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Return the log-likelihood of every continuation and whether greedy decoding would produce it.
+    model: PreTrainedModel, questions: Sequence[Question], vectors: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the log-likelihood of every continuation, whether greedy decoding would produce it, and the spread.
 
-    Each distinct context is encoded once, whatever the number of its continuations.
+    Each context is encoded once, whatever the number of its continuations.
 
     Args:
         model: an encoder-decoder LM.
-        pairs: what to score.
+        questions: contexts with their continuations.
         vectors: `[P, d]`, the soft prompt.
 
     Returns:
-        Two tensors `[pairs]`: fp32 log-likelihoods, and booleans.
+        Three tensors `[number of continuations]`, question by question: fp32 log-likelihoods, booleans, and what label
+        smoothing mixes in, the mean log-probability of all tokens of the vocabulary where the continuation is scored.
     """
     device = device_of(model)
     shifted_right: Any = model.prepare_decoder_input_ids_from_labels
-    contexts = list(dict.fromkeys(tuple(context) for context, _ in pairs))
-    ids, mask = (tensor.to(device) for tensor in pad_right(contexts))
+    ids, mask = (tensor.to(device) for tensor in pad_right([question.context for question in questions]))
     encoded = model.get_encoder()(**model_inputs(model, ids, vectors), attention_mask=mask).last_hidden_state
 
-    row_of = {context: row for row, context in enumerate(contexts)}
-    longest = max(1, max(len(continuation) for _, continuation in pairs))
+    asked = [(row, continuation) for row, question in enumerate(questions) for continuation in question.continuations]
+    longest = max(1, max(len(continuation) for _, continuation in asked))
     size = max(1, MAX_LOGITS // (model.config.vocab_size * longest))
-    sums, greedy = [], []
-    for start in range(0, len(pairs), size):
-        chunk = pairs[start : start + size]
-        rows = torch.tensor([row_of[tuple(context)] for context, _ in chunk], device=device)
+    sums, greedy, spreads = [], [], []
+    for start in range(0, len(asked), size):
+        chunk = asked[start : start + size]
+        rows = torch.tensor([row for row, _ in chunk], device=device)
         targets, scored = (tensor.to(device) for tensor in pad_right([continuation for _, continuation in chunk]))
         logits = model(
             encoder_outputs=BaseModelOutput(encoded.index_select(0, rows)),
@@ -59,10 +57,11 @@ def loglikelihoods(
             use_cache=False,
             return_dict=True,
         ).logits
-        losses = nn.functional.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none")
-        sums.append(-(losses * scored).sum(dim=1))
+        logprobs = logits.float().log_softmax(dim=-1)
+        sums.append((logprobs.gather(2, targets[:, :, None])[:, :, 0] * scored).sum(dim=1))
+        spreads.append((logprobs.mean(dim=-1) * scored).sum(dim=1))
         greedy.append(((logits.argmax(dim=-1) == targets) | (scored == 0)).all(dim=1))
-    return torch.cat(sums), torch.cat(greedy)
+    return torch.cat(sums), torch.cat(greedy), torch.cat(spreads)
 
 
 def pad_right(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lm_eval_spt.causal_lm import device_of
+from lm_eval_spt.errors import UserError
 from lm_eval_spt.forward import Asked, Read, ask, join, read, resolve
 from lm_eval_spt.inject import is_virtual, model_inputs, pad_left, place
 from lm_eval_spt.tree import Question, row_length
@@ -39,11 +40,14 @@ def truncate(context: list[int], continuation: list[int], max_length: int) -> li
     The model reads everything but the continuation's last token, so `max_length` + 1 tokens fit in all.
 
     Raises:
-        ValueError: the continuation alone does not fit.
+        UserError: the continuation alone does not fit.
     """
     room = max_length + 1 - len(continuation)
     if room < 1:
-        raise ValueError(f"a continuation of {len(continuation)} tokens does not fit into {max_length} tokens")
+        raise UserError(
+            f"a continuation of {len(continuation)} tokens does not fit into {max_length} tokens: shorten the task's "
+            "answers, or use a model that reads more"
+        )
     return context[-room:]
 
 
@@ -143,7 +147,10 @@ def _score_in_batches(
             asked = list(answer([question for _, question, _ in batch]))
         except torch.OutOfMemoryError:
             if size == 1:
-                raise
+                raise UserError(
+                    f"a text and its answers, {batch[0][0]} tokens, do not fit into the memory of {device_of(model)}: "
+                    "load the model in half precision (dtype=bfloat16), give max_length, or use a larger device"
+                ) from None
             max_batch_tokens //= 2
             torch.cuda.empty_cache()
             logger.warning("out of memory with %d contexts: going on with %d tokens", size, max_batch_tokens)
@@ -164,7 +171,7 @@ def _batch_size(lengths: Sequence[int], max_tokens: int) -> int:
     width, padding = lengths[0], 0
     for size, length in enumerate(lengths):
         padding += width - length
-        if size and ((size + 1) * width > max_tokens or padding > max_tokens / 16):
+        if size and ((size + 1) * width > max_tokens or padding > max_tokens / 12):
             return size
     return len(lengths)
 
@@ -191,7 +198,7 @@ def tokens_that_fit(model: PreTrainedModel, device: torch.device) -> int:
     size = next(model.parameters()).element_size()
     cache = 2 * config.num_hidden_layers * config.hidden_size * size
     hidden = 32 * config.hidden_size * max(size, 4)
-    ceiling = 65536 if device.type == "cuda" else 1024  # beyond, a batch gains nothing
+    ceiling = 65536 if device.type == "cuda" else 2048  # beyond, a batch gains nothing
     return int(max(256, min(ceiling, free / 2 / (16 * cache + hidden))))
 
 

@@ -15,6 +15,7 @@ from lm_eval_spt.errors import UserError
 from lm_eval_spt.inject import place
 from lm_eval_spt.lm import SPTLM
 from lm_eval_spt.prompt import SoftPrompt
+from lm_eval_spt.tree import Question
 from tests.conftest import VOCABULARY, random_prompt
 
 CLOSE = {"abs": 1e-4, "rel": 1e-5}
@@ -117,14 +118,14 @@ def test_values_and_gradients_are_those_of_the_plain_computation(model, data):
     ids = st.integers(4, VOCABULARY - 1)
     prompt = random_prompt(model, length=data.draw(st.integers(1, 5)))
     contexts = data.draw(st.lists(st.lists(ids, min_size=1, max_size=9), min_size=1, max_size=3))
-    pairs = [
-        (context, continuation)
+    questions = [
+        Question(context, data.draw(st.lists(st.lists(ids, max_size=4), min_size=1, max_size=4)))
         for context in contexts
-        for continuation in data.draw(st.lists(st.lists(ids, max_size=4), min_size=1, max_size=4))
     ]
+    pairs = [(question.context, continuation) for question in questions for continuation in question.continuations]
     found_at, expected_at = (prompt.vectors.clone().requires_grad_() for _ in range(2))
-    prompted = [(place(context, prompt.length, 0), continuation) for context, continuation in pairs]
-    found, greedy = loglikelihoods(model, prompted, found_at)
+    prompted = [Question(place(q.context, prompt.length, 0), q.continuations) for q in questions]
+    found, greedy, spread = loglikelihoods(model, prompted, found_at)
     expected = []
     for context, continuation in pairs:
         words = model.get_input_embeddings()(torch.tensor(context))
@@ -133,6 +134,8 @@ def test_values_and_gradients_are_those_of_the_plain_computation(model, data):
         expected.append(logits.log_softmax(-1)[range(len(continuation)), continuation].sum())
         chosen = logits.argmax(-1)[: len(continuation)].tolist()
         assert bool(greedy[len(expected) - 1]) == (chosen == list(continuation))
+        scored = logits.log_softmax(-1)[: len(continuation)]
+        assert float(spread[len(expected) - 1]) == pytest.approx(float(scored.mean(-1).sum()), **CLOSE)
     assert found.tolist() == pytest.approx(torch.stack(expected).tolist(), **CLOSE)
     weights = torch.arange(1.0, len(pairs) + 1)
     (found * weights).sum().backward()

@@ -160,7 +160,7 @@ def test_fifty_steps_of_the_recipe(folders, tmp_path, family, reparameterization
         )
     )
     rows = [json.loads(line) for line in output.with_suffix(".jsonl").read_text().splitlines()[1:]]
-    found = [loss for row in rows for loss in row.get("steps", [])]
+    found = [loss for row in rows for loss in row["training"].get("steps", [])]
 
     tokenizer = AutoTokenizer.from_pretrained(folders[family])
     model = AutoModelForCausalLM.from_pretrained(folders[family], dtype=torch.float32).eval()

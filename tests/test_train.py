@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from lm_eval_spt.errors import UserError
 from lm_eval_spt.lm import SPTLM
-from lm_eval_spt.prompt import SoftPrompt
+from lm_eval_spt.prompt import PLACEMENTS, SoftPrompt
 from lm_eval_spt.train import main
 from lm_eval_spt.train.config import PRESETS, TrainingConfig
 from lm_eval_spt.train.contexts import ContextCache
@@ -47,23 +47,25 @@ def documents() -> list[Document]:
 # -- the objective ---------------------------------------------------------------------------------------------------
 
 
-def restated_loss(model, examples, vectors, placement, loss) -> torch.Tensor:
+def restated_loss(model, examples, vectors, before, loss, smoothing) -> torch.Tensor:
     """Mean loss from one sequence after the other, embeddings put together by hand, the whole vocabulary everywhere."""
     embedding = model.get_input_embeddings()
     losses, weight = [], 0
     for example in examples:
-        values = []
+        values, spreads = [], []
         for context, continuation in example.pairs:
             text, answer = (embedding(torch.tensor(ids, dtype=torch.long)) for ids in (context, continuation))
-            start = [vectors, text] if placement == "prefix" else [text, vectors]
-            logits = model(inputs_embeds=torch.cat([*start, answer])[None]).logits[0]
+            embeds = torch.cat([vectors[:before], text, vectors[before:], answer])
+            logits = model(inputs_embeds=embeds[None]).logits[0]
             logprobs = logits[-len(continuation) - 1 : -1].log_softmax(-1)
             values.append(logprobs[range(len(continuation)), continuation].sum())
+            spreads.append(logprobs.mean(-1).sum())
         if loss == "choices":
-            losses.append(-torch.stack(values).log_softmax(0)[example.gold])
+            logprobs = torch.stack(values).log_softmax(0)
+            losses.append(-(1 - smoothing) * logprobs[example.gold] - smoothing * logprobs.mean())
             weight += 1
         else:
-            losses.append(-values[example.gold])
+            losses.append(-(1 - smoothing) * values[example.gold] - smoothing * spreads[example.gold])
             weight += len(example.pairs[example.gold][1])
     return torch.stack(losses).sum() / weight
 
@@ -85,7 +87,7 @@ def examples_of(data: st.DataObject) -> list[Example]:
 def test_loss_and_gradient_are_those_of_the_plain_computation(tiny_models, data):
     model = tiny_models[data.draw(st.sampled_from(list(tiny_models)))].requires_grad_(False)
     placement, loss = (
-        data.draw(st.sampled_from(["prefix", "suffix"])),
+        data.draw(st.sampled_from(PLACEMENTS)),
         data.draw(st.sampled_from(["choices", "target"])),
     )
     examples = examples_of(data)
@@ -93,13 +95,15 @@ def test_loss_and_gradient_are_those_of_the_plain_computation(tiny_models, data)
     cache = ContextCache(model, 64) if cached else None
     if cache is not None:
         cache.add(context for example in examples for context, _ in example.pairs)
-    start = random_prompt(model, length=data.draw(st.integers(1, 6))).vectors
+    start = random_prompt(model, length=data.draw(st.integers(2 if placement == "both" else 1, 6))).vectors
 
     found_at, expected_at = start.clone().requires_grad_(), start.clone().requires_grad_()
-    outcome = evaluate(model, examples, found_at, placement, loss, cache)
+    before = {"prefix": len(start), "suffix": 0, "both": len(start) // 2}[placement]
+    smoothing = data.draw(st.sampled_from([0.0, 0.2]))
+    outcome = evaluate(model, examples, found_at, before, loss, cache, smoothing)
     found = outcome.loss / outcome.weight
     found.backward()
-    expected = restated_loss(model, examples, expected_at, placement, loss)
+    expected = restated_loss(model, examples, expected_at, before, loss, smoothing)
     expected.backward()
     assert float(found.detach()) == pytest.approx(float(expected.detach()), rel=1e-5, abs=1e-5)
     scale = expected_at.grad.norm()
@@ -111,7 +115,7 @@ def test_accuracy_is_what_the_harness_decides(mini, documents):
     chosen = documents[:20]
     prompt = random_prompt(mini.model, length=3, placement="suffix")
     examples = encode(chosen, mini, "suffix", 3, mini.max_length, "left")
-    outcome = evaluate(mini.model, examples, prompt.vectors, "suffix", "choices")
+    outcome = evaluate(mini.model, examples, prompt.vectors, 0, "choices")
     scorer = SPTLM(pretrained=mini.model, tokenizer=mini.tokenizer, prompt=prompt)
     right = 0
     for document in chosen:
@@ -294,7 +298,7 @@ def test_a_grid_of_equal_runs_is_refused(tmp_path, capsys):
 GOOD = {"--model": "mini", "--task": TASK}
 BAD = {
     "unknown placement": ({"--placement": "middle"}, 2, "invalid choice: 'middle'"),
-    "unknown init": ({"--init": "magic"}, 2, "invalid choice: 'magic'"),
+    "unknown init": ({"--init": "magic"}, 1, "--init magic: prompt file magic: no such file"),
     "unknown flag": ({"--speed": "9"}, 2, "--speed"),
     "no task": ({"--task": "mini_topics_xxx_Latn"}, 1, "there is no task 'mini_topics_xxx_Latn'; did you mean"),
     "too few documents": ({"--shots": "500"}, 1, "500 training documents per class"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -69,13 +70,14 @@ def test_a_state_comes_back(tokenizer, tune):
 def test_a_tuned_model_is_a_folder_that_the_harness_scores(tokenizer, tmp_path: Path):
     model = base("all", tokenizer)
     nudge(model)
-    model.save(tmp_path / "tuned")
+    model.save(tmp_path / "tuned", {"seed": 3})
+    assert json.loads((tmp_path / "tuned" / "lm_eval_spt.json").read_text()) == {"seed": 3}
     assert sorted(path.suffix for path in tmp_path.rglob("model*")) == [".safetensors"]
     assert [path.name for path in tmp_path.iterdir()] == ["tuned"]
     loaded = HFLM(pretrained=str(tmp_path / "tuned"), device="cpu", dtype="float32")
     assert answers(loaded) == pytest.approx(answers(model.lm), abs=1e-5)
     nudge(model)
-    model.save(tmp_path / "tuned")  # replaces the first
+    model.save(tmp_path / "tuned", {"seed": 3})  # replaces the first
     again = SPTLM(pretrained=str(tmp_path / "tuned"), device="cpu", dtype="float32")
     assert answers(again) == pytest.approx(answers(model.lm), abs=1e-5)
 
@@ -84,7 +86,7 @@ def test_a_tuned_model_is_a_folder_that_the_harness_scores(tokenizer, tmp_path: 
 def test_an_adapter_is_a_folder_that_peft_and_the_harness_load(tokenizer, tmp_path: Path, family: str):
     model = base("lora", tokenizer, family)
     nudge(model)
-    model.save(tmp_path / "adapter")
+    model.save(tmp_path / "adapter", {"seed": 3})
     build_model(family).save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
 
@@ -113,7 +115,7 @@ def test_an_adapter_leaves_rows_that_no_token_uses(tokenizer, tmp_path: Path):
     lm = SPTLM(pretrained=big, tokenizer=tokenizer, device="cpu")
     model = BaseModel(lm, TrainingConfig(model="me/base", task="t", output="x.safetensors", tune="lora"))
     nudge(model)
-    model.save(tmp_path / "adapter")
+    model.save(tmp_path / "adapter", {"seed": 3})
     loaded = SPTLM(pretrained=str(tmp_path / "base"), peft=str(tmp_path / "adapter"), device="cpu", dtype="float32")
     assert answers(loaded) == pytest.approx(answers(lm), abs=1e-4)
     assert loaded.model.get_input_embeddings().weight.shape[0] == len(tokenizer) + 64
@@ -133,11 +135,11 @@ def test_what_can_not_be_is_one_line(tokenizer, tmp_path: Path, caplog):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_text("")
     with pytest.raises(UserError, match="holds no model"):
-        base("all", tokenizer).save(tmp_path / "photos")
+        base("all", tokenizer).save(tmp_path / "photos", {"seed": 3})
     assert (tmp_path / "photos" / "cat.jpg").exists()
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="can not be written"):
-        base("lora", tokenizer).save(tmp_path / "file" / "adapter")
+        base("lora", tokenizer).save(tmp_path / "file" / "adapter", {"seed": 3})
     check_replaceable(tmp_path / "nothing there")
 
     build_model("llama").save_pretrained(tmp_path / "base")

@@ -155,7 +155,8 @@ def encode(
     for document in documents:
         pairs = []
         for context, continuation in lm.encode_pairs(document.pairs, placement):
-            room = max_length - length + 1 - len(continuation)
+            # An encoder's input leaves the decoder's room alone.
+            room = max_length - length + (1 - len(continuation) if lm.backend == "causal" else 0)
             if room < 1:
                 raise UserError(
                     f"a target of {len(continuation)} tokens and a prompt of {length} do not fit into {max_length}"

@@ -11,7 +11,10 @@ from lm_eval_spt.prompt import SoftPrompt
 from lm_eval_spt.train.config import TrainingConfig
 from lm_eval_spt.train.loop import load_frozen, train
 
-AXES = ("seed", "prompt-length", "lr", "shots", "epochs", "batch-size", "placement", "init", "loss")
+AXES = (
+    "seed", "prompt-length", "lr", "shots", "epochs", "batch-size", "placement", "init", "loss", "tune", "model-lr",
+    "reparameterization", "label-smoothing", "mixture",
+)  # fmt: skip
 """Flags that may have several values."""
 
 
@@ -58,9 +61,12 @@ def _flags(chosen: dict[str, str]) -> list[tuple[str, str]]:
     return [(f"--{name}", value) for name, value in chosen.items()]
 
 
-def train_grid(configs: Sequence[TrainingConfig]) -> list[SoftPrompt]:
-    """Train all runs, one after the other, on one base model and one cache of what it made of the texts."""
-    frozen = load_frozen(configs[0])
+def train_grid(configs: Sequence[TrainingConfig]) -> list[SoftPrompt | None]:
+    """Train all runs, one after the other.
+
+    Runs that leave the base model frozen share it, and the cache of what it made of the texts.
+    """
+    frozen = load_frozen(configs[0]) if any(config.tune == "prompt" for config in configs) else None
     prompts = []
     for number, config in enumerate(configs, start=1):
         if len(configs) > 1:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import platform
-import random
 import re
 import sys
 import time
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
@@ -28,9 +27,11 @@ from lm_eval_spt.train import contexts
 from lm_eval_spt.train.config import TrainingConfig
 from lm_eval_spt.train.contexts import ContextCache
 from lm_eval_spt.train.examples import Example, choose, encode, load_tasks, read_documents
-from lm_eval_spt.train.initialization import embedding_scale, initial_vectors
+from lm_eval_spt.train.learner import Learner
 from lm_eval_spt.train.log import TrainingLog
-from lm_eval_spt.train.objective import evaluate
+from lm_eval_spt.train.mixture import epochs
+from lm_eval_spt.train.objective import Outcome, evaluate
+from lm_eval_spt.train.tuning import check_replaceable
 
 logger = logging.getLogger(__name__)
 
@@ -62,21 +63,20 @@ def load_frozen(config: TrainingConfig) -> Frozen:
         device=config.device,
         add_bos_token=config.add_bos_token,
     )
-    if lm.backend != "causal":
-        raise UserError(f"{config.model!r} is an encoder-decoder model: soft prompts need a causal LM")
-    lm.model.requires_grad_(False)
     return Frozen(lm, ContextCache(lm.model, tokens_that_fit(lm.model, lm.device)))
 
 
-def train(config: TrainingConfig, frozen: Frozen | None = None) -> SoftPrompt:
-    """Learn a soft prompt, write it to `config.output`, and return it.
+def train(config: TrainingConfig, frozen: Frozen | None = None) -> SoftPrompt | None:
+    """Learn a soft prompt, write it to `config.output`, and return it; None where the settings have no prompt.
 
-    The prompt with the lowest validation loss is written, the initial one included. It is also written when training
-    is interrupted (Ctrl-C) or its loss turns into NaN; the exception goes on to the caller.
+    What has the lowest validation loss is written, the start included. It is also written when training is interrupted
+    (Ctrl-C) or its loss turns into NaN; the exception goes on to the caller. A tuned model or adapter goes to
+    `config.model_folder`.
 
     Args:
         config: the settings.
-        frozen: the base model of these settings, if an earlier run has loaded it.
+        frozen: the base model of these settings, if an earlier run has loaded it; it is left alone where the settings
+            tune it.
 
     Raises:
         UserError: something in the settings can not be done, or the loss turned into NaN.
@@ -84,8 +84,16 @@ def train(config: TrainingConfig, frozen: Frozen | None = None) -> SoftPrompt:
     output = Path(config.output)
     _check_writable(output)
     tasks = load_tasks(config.tasks, config.include_path)
+    if config.model_folder is not None:
+        check_replaceable(config.model_folder)
+        frozen = None
     frozen = frozen or load_frozen(config)
     lm = frozen.lm
+    if lm.backend != "causal" and config.prompt_length and config.placement != "prefix":
+        raise UserError(
+            f"--placement {config.placement} does not work with {config.model!r}, an encoder-decoder model: its "
+            "prompts stand before the text, use --placement prefix"
+        )
     max_length = min(config.max_length or lm.max_length, lm.max_length)
     if config.prompt_length >= max_length:
         raise UserError(
@@ -93,7 +101,9 @@ def train(config: TrainingConfig, frozen: Frozen | None = None) -> SoftPrompt:
             f"{max_length} tokens"
         )
 
-    training, validation = [], []
+    training: list[Example] = []
+    validation: list[Example] = []
+    sizes: list[int] = []
     for task in tasks:
         documents = read_documents(task, "training")
         if task.has_validation_docs():
@@ -105,8 +115,9 @@ def train(config: TrainingConfig, frozen: Frozen | None = None) -> SoftPrompt:
         placed = (lm, config.placement, config.prompt_length, max_length, config.truncation_side)
         training += encode(choose(documents, config.shots, config.seed, "training"), *placed)
         validation += encode(choose(held_out, config.validation_shots, config.seed, "validation"), *placed)
+        sizes.append(len(training) - sum(sizes))
 
-    run = _Run(config, frozen, training, validation)
+    run = _Run(config, frozen, training, validation, sizes)
     print(run.summary(), flush=True)
     try:
         run.train(TrainingLog(output.with_suffix(".jsonl"), {"settings": asdict(config)}))
@@ -120,7 +131,8 @@ def train(config: TrainingConfig, frozen: Frozen | None = None) -> SoftPrompt:
         print(f"interrupted: the best prompt so far (epoch {run.best['epoch']}) is in {output}", file=sys.stderr)
         raise
     prompt = run.save(output)
-    print(f"{output}: epoch {run.best['epoch']}, validation {_scores(run.best)}")
+    written = " and ".join(str(path) for path in (prompt and output, config.model_folder) if path)
+    print(f"{written}: epoch {run.best['epoch']}, validation {_scores(run.best)}")
     return prompt
 
 
@@ -128,66 +140,72 @@ class _Run:
     """A run's state: the vectors, the examples, and the best prompt so far."""
 
     def __init__(
-        self, config: TrainingConfig, frozen: Frozen, training: Sequence[Example], validation: Sequence[Example]
+        self,
+        config: TrainingConfig,
+        frozen: Frozen,
+        training: Sequence[Example],
+        validation: Sequence[Example],
+        sizes: Sequence[int],
     ) -> None:
         self.config, self.lm = config, frozen.lm
-        self.training, self.validation = training, validation
-        self.model: PreTrainedModel = frozen.lm.model
-        embedding = self.model.get_input_embeddings()
-        self.scale = embedding_scale(embedding)
+        self.training, self.validation, self.sizes = training, validation, sizes
         torch.manual_seed(config.seed)
-        initial = initial_vectors(self.lm, config, training).to(embedding.weight.device)
-        self.raw = nn.Parameter(initial)
+        self.learner = Learner(self.lm, config, training)
+        self.model: PreTrainedModel = self.lm.model
         self.cache = self._cache_contexts(frozen.cache)
         self.best: dict[str, Any] = {"epoch": 0}
-        self.best_vectors = self.vectors.detach().cpu()
-
-    @property
-    def vectors(self) -> Tensor:
-        """The prompt as the model receives it, `[P, d]`."""
-        return self.raw * self.scale
+        self.learned = self.learner.learned()
 
     def summary(self) -> str:
         """Return a line on what is tuned and with what."""
-        tuned, total = self.raw.numel(), sum(weight.numel() for weight in self.model.parameters())
+        tuned, total = self.learner.count(), sum(weight.numel() for weight in self.model.parameters())
         return (
             f"{tuned:,} tuned parameters, {tuned / total:.4%} of {self.config.model} ({total:,}); "
             f"{len(self.training)} training and {len(self.validation)} validation documents"
         )
 
     def train(self, log: TrainingLog) -> None:
-        """Train for all epochs, keeping the vectors with the lowest validation loss."""
+        """Train for all epochs, or until patience ends, keeping what has the lowest validation loss."""
         config = self.config
         steps = -(-len(self.training) // config.batch_size) * config.epochs
-        optimizer = torch.optim.AdamW([self.raw], lr=config.lr, weight_decay=config.weight_decay)
+        optimizer = self.learner.optimizer()
         schedule = get_linear_schedule_with_warmup(optimizer, round(config.warmup_ratio * steps), steps)
-        order = random.Random(config.seed)
+        orders = epochs(self.sizes, config.mixture, config.seed)
         started = time.perf_counter()
         self._validate(0, {}, log, started)
         bar = tqdm(total=steps, unit="step", leave=False, disable=None)
         with bar:
             for epoch in range(1, config.epochs + 1):
                 loss = weight = correct = 0.0
-                for batch in _shuffled(self.training, config.batch_size, order):
-                    outcome = self._evaluate(batch)
+                self.learner.train()
+                losses = []
+                for batch in _batches(self.training, next(orders), config.batch_size):
+                    outcome = self._evaluate(batch, config.label_smoothing)
                     value = outcome.loss.item()
                     if not math.isfinite(value):
                         raise Diverged(f"the training loss turned into {value} in epoch {epoch}")
                     optimizer.zero_grad()
                     (outcome.loss / outcome.weight).backward()
-                    nn.utils.clip_grad_norm_([self.raw], config.clip)
+                    nn.utils.clip_grad_norm_(self.learner.parameters(), config.clip)
                     optimizer.step()
                     schedule.step()
                     bar.update()
+                    losses.append(value / outcome.weight)
                     loss, weight, correct = loss + value, weight + outcome.weight, correct + outcome.correct
-                scores = {"loss": loss / weight, "accuracy": correct / len(self.training)}
+                scores = {"loss": loss / weight, "accuracy": correct / len(self.training), "steps": losses}
                 self._validate(epoch, scores, log, started)
+                if config.patience and epoch - self.best["epoch"] >= config.patience:
+                    tqdm.write(f"no lower validation loss for {config.patience} epochs: stopped")
+                    break
 
-    def _evaluate(self, batch: Sequence[Example]) -> Any:
-        return evaluate(self.model, batch, self.vectors, self.config.placement, self.config.loss, self.cache)
+    def _evaluate(self, batch: Sequence[Example], label_smoothing: float = 0.0) -> Outcome:
+        config = self.config
+        vectors = self.learner.vectors()
+        return evaluate(self.model, batch, vectors, config.vectors_before, config.loss, self.cache, label_smoothing)
 
-    def _validate(self, epoch: int, training: dict[str, float], log: TrainingLog, started: float) -> None:
+    def _validate(self, epoch: int, training: dict[str, Any], log: TrainingLog, started: float) -> None:
         loss = weight = correct = 0.0
+        self.learner.train(False)
         with torch.no_grad():
             by_length = sorted(self.validation, key=lambda example: len(example.pairs[0][0]))
             for start in range(0, len(by_length), self.config.batch_size):
@@ -199,7 +217,7 @@ class _Run:
         better = scores["loss"] < self.best.get("loss", math.inf)
         if better:
             self.best = {"epoch": epoch, **scores, "documents": len(self.validation)}
-            self.best_vectors = self.vectors.detach().cpu()
+            self.learned = self.learner.learned()
         row = {"epoch": epoch, "training": training, "validation": scores, "seconds": time.perf_counter() - started}
         log.add(row)
         before = f"training {_scores(training)}  " if training else "before training".ljust(35)
@@ -207,12 +225,13 @@ class _Run:
             f"epoch {epoch:>3}/{self.config.epochs}  {before}validation {_scores(scores)}{'  best' if better else ''}"
         )
 
-    def save(self, output: Path) -> SoftPrompt:
-        """Write the best prompt so far, with its provenance."""
+    def save(self, output: Path) -> SoftPrompt | None:
+        """Write the best prompt so far, and the model or adapter that belongs to it, with their provenance."""
         config = self.config
+        self.learner.base.load(self.learned.model)
         total = sum(weight.numel() for weight in self.model.parameters())
         languages = [found[0] for name in config.tasks if (found := re.findall(r"[a-z]{3}_[A-Z][a-z]{3}$", name))]
-        metadata = {
+        metadata: dict[str, Any] = {
             "placement": config.placement,
             "base_model": config.model,
             "base_model_revision": config.revision,
@@ -224,16 +243,30 @@ class _Run:
             "hyperparameters": config.hyperparameters(),
             "training_documents": len(self.training),
             "validation": self.best,
-            "tuned_parameters": self.raw.numel(),
-            "tuned_share": self.raw.numel() / total,
+            "tuned_parameters": self.learner.count(),
+            "tuned_share": self.learner.count() / total,
             "versions": _versions(),
         }
-        prompt = SoftPrompt(self.best_vectors.contiguous(), metadata, name=output.stem)
+        if config.placement == "both":
+            metadata["num_prefix_tokens"] = config.vectors_before
+        if self.learner.start is not None:
+            metadata["started_from"] = self.learner.start
+        folder = config.model_folder
+        if folder is not None:
+            self.learner.base.save(folder, metadata)
+            if config.tune == "lora":
+                metadata["adapter"] = str(folder)
+            else:
+                metadata |= {"base_model": str(folder), "base_model_revision": None, "tuned_from": config.model}
+        if self.learned.vectors is None:
+            return None
+        prompt = SoftPrompt(self.learned.vectors, metadata, name=output.stem)
         prompt.save(output)
         return prompt
 
     def _cache_contexts(self, cache: ContextCache) -> ContextCache | None:
-        if self.config.placement != "suffix" or self.config.context_cache == "off":
+        config = self.config
+        if config.placement != "suffix" or config.tune != "prompt" or config.context_cache == "off":
             return None
         texts = [context for example in [*self.training, *self.validation] for context, _ in example.pairs]
         if self.config.context_cache == "auto" and not contexts.fits(self.model, texts):
@@ -242,12 +275,10 @@ class _Run:
         return cache
 
 
-def _shuffled(examples: Sequence[Example], size: int, order: random.Random) -> Iterator[list[Example]]:
-    """Yield the examples in batches, in a new random order each time."""
-    indices = list(range(len(examples)))
-    order.shuffle(indices)
-    for start in range(0, len(indices), size):
-        yield [examples[index] for index in indices[start : start + size]]
+def _batches(examples: Sequence[Example], order: Sequence[int], size: int) -> Iterator[list[Example]]:
+    """Yield the examples in this order, in batches."""
+    for start in range(0, len(order), size):
+        yield [examples[index] for index in order[start : start + size]]
 
 
 def _scores(scores: dict[str, float]) -> str:

@@ -6,9 +6,11 @@ A tuned model is saved as transformers does (a folder with the tokenizer), an ad
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,9 @@ from torch import Tensor, nn
 from lm_eval_spt.errors import UserError
 from lm_eval_spt.lm import SPTLM
 from lm_eval_spt.train.config import MODEL_LR, TrainingConfig
+
+RECORD = "lm_eval_spt.json"
+"""The file in a tuned model's folder that says how it was trained: what a prompt file's metadata says."""
 
 
 class BaseModel:
@@ -44,7 +49,8 @@ class BaseModel:
 
     def train(self, mode: bool = True) -> None:
         """Turn dropout on, for a step of a tuned model, or off."""
-        self.lm.model.train(mode and self._tune != "prompt")
+        if self._tune != "prompt":
+            self.lm.model.train(mode)
 
     def state(self) -> dict[str, Tensor]:
         """Return a copy of the tuned parameters, on the CPU."""
@@ -55,8 +61,12 @@ class BaseModel:
         for name, weight in self.tuned.items():
             weight.data.copy_(state[name])
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, record: dict[str, Any]) -> None:
         """Write the tuned model or the adapter; a folder that is already there is replaced whole or not at all.
+
+        Args:
+            folder: where to.
+            record: its provenance, which becomes a JSON file in it.
 
         Raises:
             UserError: the folder can not be written, or is something else than a model that was saved before.
@@ -69,6 +79,7 @@ class BaseModel:
                 self.lm.model.save_pretrained(new)
                 if self._tune != "lora":
                     self.lm.tokenizer.save_pretrained(new)
+                (new / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
                 for file in new.rglob("*"):
                     _make_durable(file)
                 if folder.exists():
@@ -101,7 +112,7 @@ def _add_adapter(lm: SPTLM, config: TrainingConfig) -> None:
     elif lm.model.config.model_type not in KNOWN:
         targets = "all-linear"
     settings = LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type="SEQ_2_SEQ_LM" if lm.model.config.is_encoder_decoder else "CAUSAL_LM",
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,
         target_modules=targets,
