@@ -29,7 +29,7 @@ def stored(prompt: SoftPrompt, way: str, folder: Path) -> SoftPrompt:
     return prompt
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_setting_gives_the_number_of_one_plain_pass(tiny_models, tokenizer, data):
     """Batch size, order, ranks, scorer and the prompt's way through files are drawn, and so is what is asked."""
