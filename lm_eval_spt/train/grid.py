@@ -9,7 +9,7 @@ from pathlib import Path
 from lm_eval_spt.errors import UserError
 from lm_eval_spt.prompt import SoftPrompt
 from lm_eval_spt.train.config import TrainingConfig
-from lm_eval_spt.train.loop import load_frozen, train
+from lm_eval_spt.train.loop import Frozen, load_frozen, train
 
 AXES = (
     "seed", "prompt-length", "lr", "shots", "epochs", "batch-size", "placement", "init", "loss", "tune", "model-lr",
@@ -61,12 +61,17 @@ def _flags(chosen: dict[str, str]) -> list[tuple[str, str]]:
     return [(f"--{name}", value) for name, value in chosen.items()]
 
 
-def train_grid(configs: Sequence[TrainingConfig]) -> list[SoftPrompt | None]:
+def train_grid(configs: Sequence[TrainingConfig], frozen: Frozen | None = None) -> list[SoftPrompt | None]:
     """Train all runs, one after the other.
 
     Runs that leave the base model frozen share it, and the cache of what it made of the texts.
+
+    Args:
+        configs: the runs' settings, with one base model.
+        frozen: the base model, if it is loaded already.
     """
-    frozen = load_frozen(configs[0]) if any(config.tune == "prompt" for config in configs) else None
+    if frozen is None and any(config.tune == "prompt" for config in configs):
+        frozen = load_frozen(configs[0])
     prompts = []
     for number, config in enumerate(configs, start=1):
         if len(configs) > 1:
