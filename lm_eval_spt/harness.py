@@ -1,7 +1,7 @@
-"""What this package changes in lm_eval, outside of its model class: all of it is here.
+"""What this package changes in lm_eval, outside of its model class, or reads of its inner parts: all of it is here.
 
-Each function takes the lm_eval module that was just imported (see :mod:`lm_eval_spt.startup`). The names and
-signatures of lm_eval that they rely on are listed in ``tests/test_harness.py``.
+What changes lm_eval takes the module of it that was just imported (see :mod:`lm_eval_spt.startup`). The names and
+signatures of lm_eval that the functions rely on are listed in ``tests/test_harness.py``.
 """
 
 from __future__ import annotations
@@ -99,3 +99,26 @@ def results_name(model_args: str | dict[str, Any]) -> str | None:
     # The harness's order: an adapter is given together with `pretrained`, and tells more.
     base_model = given.get("peft") or given.get("delta") or given.get("pretrained") or prompt.metadata["base_model"]
     return f"{base_model}+{prompt.name}@{prompt.digest[:8]}"
+
+
+def members(manager: Any, name: str) -> list[str]:
+    """Return the tasks and groups that a group or tag consists of, without loading any of them.
+
+    Args:
+        manager: an ``lm_eval.tasks.TaskManager``.
+        name: of a group or a tag that it knows.
+    """
+    entry = manager.task_index[name]
+    if entry.cfg is None:  # a tag
+        return sorted(entry.tags)
+    found: list[str] = []
+    waiting = list(entry.cfg["task"])
+    while waiting:
+        member = waiting.pop(0)
+        if isinstance(member, str):
+            found.append(member)
+        elif isinstance(member["task"], list):  # a group that is written out in its parent
+            waiting = member["task"] + waiting
+        else:
+            found.append(member["task"])
+    return found

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lm_eval_spt.errors import UserError
 from lm_eval_spt.sweep import local, slurm
-from lm_eval_spt.sweep.cost import UTILISATION, TextSizes, check_disk, disk_needed, plan_work, speed_here
+from lm_eval_spt.sweep.cost import UTILISATION, TextSizes, disk_free, disk_needed, plan_work, single_tasks, speed_here
 from lm_eval_spt.sweep.plan import MAX_RUNS, Plan, Run, read_plan
 from lm_eval_spt.sweep.progress import Progress
 from lm_eval_spt.sweep.records import Record, forget_failures, record_of
@@ -43,6 +43,8 @@ def sweep(
     Raises:
         UserError: something in the file or the flags makes no sense, there is too little disk space, or runs failed.
     """
+    if throughput is not None and not throughput > 0:
+        raise UserError(f"--throughput is {throughput}, expected TFLOP/s, a number above 0")
     if engine not in ENGINES:
         raise UserError(f"--engine is {engine!r}, expected one of {', '.join(ENGINES)}")
     plan = read_plan(Path(file), output, targets.split(",") if targets else None, max_runs)
@@ -55,12 +57,22 @@ def sweep(
 
     if dry_run:
         _print_runs(runs, records)
-    sizes = TextSizes(plan.evaluate.get("include_path"), plan.evaluate.get("limit"))
+    for tasks in {run.targets for run in left} | {tuple(run.config.tasks) for run in left if run.prompted}:
+        single_tasks(tasks, plan.include_path)  # a name that is wrong shows at once
+    sizes = TextSizes(plan.include_path, plan.evaluate.get("limit"))
     print(f"{plan.name}: {len(runs)} runs, {len(left)} to do, in {len(numbers)} shards; output: {plan.output}")
-    work = _estimate(plan, left, sizes, throughput)
-    check_disk(plan, disk_needed(plan, sizes, left))
-    if dry_run or not left:
+    if not left:
         return
+    work = _estimate(plan, left, sizes, throughput)
+    needed, free = disk_needed(plan, sizes, left), disk_free(plan)
+    print(f"disk: about {_size(needed)}, {_size(free)} are free")
+    if dry_run:
+        return
+    if needed > free:
+        raise UserError(
+            f"the sweep needs about {_size(needed)} in {plan.output}, where {_size(free)} are free: choose another "
+            "place with --output, or make room"
+        )
     waiting = [number for number in numbers if any(run in left for run in plan.shards[number])]
     if engine == "slurm":
         flags = [f"--output={plan.output}", f"--max-runs={max_runs}", *([f"--targets={targets}"] if targets else [])]
@@ -102,6 +114,10 @@ def _estimate(plan: Plan, runs: Sequence[Run], sizes: TextSizes, throughput: flo
 
 def _time(hours: float) -> str:
     return f"{hours:,.1f} h" if hours >= 1 else f"{hours * 60:.1f} min" if hours >= 1 / 60 else f"{hours * 3600:.1f} s"
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:.2f} MB"
 
 
 def _print_runs(runs: Sequence[Run], records: dict[str, Record]) -> None:

@@ -25,8 +25,9 @@ import torch
 from lm_eval.tasks import TaskManager
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from lm_eval_spt.base_model import MINI, locate
+from lm_eval_spt.base_model import MINI, cannot_load, locate
 from lm_eval_spt.errors import UserError
+from lm_eval_spt.harness import members
 from lm_eval_spt.paths import tasks_folder
 from lm_eval_spt.sweep.plan import Plan, Run
 from lm_eval_spt.train.config import TrainingConfig
@@ -50,8 +51,8 @@ PUBLISHED: dict[str, tuple[str, dict[str, int]]] = {
 }
 """The shapes of the paper's models, so that a sweep of them can be planned where they can not be reached."""
 
-SAMPLED_TASKS, SAMPLED_DOCUMENTS = 8, 32
-"""How many tasks, evenly spread over those of a sweep, and how many documents of each are looked at."""
+SAMPLED_DOCUMENTS = 32
+"""How many documents of each task are looked at."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,10 @@ def model_size(name: str, revision: str | None = None) -> ModelSize:
         family, shape = PUBLISHED[name]
         config = AutoConfig.for_model(family, **shape)
     else:
-        config = AutoConfig.from_pretrained(locate(name, revision), revision=revision)
+        try:
+            config = AutoConfig.from_pretrained(locate(name, revision), revision=revision)
+        except (OSError, ValueError) as error:
+            raise error if isinstance(error, UserError) else cannot_load(name, error) from error
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
@@ -134,13 +138,13 @@ class TextSizes:
     def _texts(self, tasks: tuple[str, ...], split: str, config: TrainingConfig) -> Texts:
         key = (tasks, split, config.model, config.revision)
         if key not in self._found:
-            names = _single_tasks(tasks, self._include_path)
-            step = -(-len(names) // SAMPLED_TASKS)
+            names = single_tasks(tasks, self._include_path)
             try:
                 tokenizer = self._tokenizer(config)
-                sample = [_look(name, split, tokenizer, self._include_path) for name in names[::step]]
-            except (UserError, OSError) as error:
-                self._assume(f"documents of SIB-200's size, {ASSUMED[split].tokens:.0f} tokens each: {error}")
+                sample = [_look(name, split, tokenizer, self._include_path) for name in names]
+            except (UserError, OSError):
+                tokens = round(ASSUMED[split].tokens)
+                self._assume(f"{', '.join(tasks)}: texts of {tokens} tokens, as in SIB-200, for they are not here")
                 sample = [ASSUMED[split]]
             each = [text.documents for text in sample]
             if split == "test" and self._limit is not None:
@@ -171,16 +175,21 @@ def _tokenizer(model: str, revision: str | None) -> PreTrainedTokenizerBase:
 
 
 @cache
-def _single_tasks(names: tuple[str, ...], include_path: str | None) -> list[str]:
+def _task_manager(include_path: str | None, everything: bool) -> TaskManager:
+    near_by = [path for path in (tasks_folder(), include_path) if path]
+    return TaskManager(include_path=near_by, include_defaults=everything)
+
+
+@cache
+def single_tasks(names: tuple[str, ...], include_path: str | None) -> list[str]:
     """Return the tasks of these names and in these groups, without reading their documents.
 
     Raises:
         UserError: there is no such task.
     """
-    near_by = [path for path in (tasks_folder(), include_path) if path]
-    manager = TaskManager(include_path=near_by, include_defaults=False)
+    manager = _task_manager(include_path, everything=False)
     if not set(names) <= set(manager.all_tasks):
-        manager = TaskManager(include_path=near_by)
+        manager = _task_manager(include_path, everything=True)
     found: list[str] = []
     waiting = list(names)
     while waiting:
@@ -192,18 +201,16 @@ def _single_tasks(names: tuple[str, ...], include_path: str | None) -> list[str]
         elif name in manager.all_subtasks:
             found.append(name)
         else:
-            members = manager.task_index[name]["task"]
-            waiting = [member if isinstance(member, str) else member["task"] for member in members] + waiting
+            waiting = members(manager, name) + waiting
     return list(dict.fromkeys(found))
 
 
 @cache
 def _look(name: str, split: str, tokenizer: PreTrainedTokenizerBase, include_path: str | None) -> Texts:
     """Return how much text a task's documents are, from the first of them."""
-    near_by = [path for path in (tasks_folder(), include_path) if path]
-    manager = TaskManager(include_path=near_by, include_defaults=False)
+    manager = _task_manager(include_path, everything=False)
     if name not in manager.all_tasks:
-        manager = TaskManager(include_path=near_by)
+        manager = _task_manager(include_path, everything=True)
     (task,) = manager.load([name])["tasks"].values()
     documents: dict[str, Callable[[], Any]] = {
         "training": lambda: task.training_docs() if task.has_training_docs() else [],
@@ -216,7 +223,7 @@ def _look(name: str, split: str, tokenizer: PreTrainedTokenizerBase, include_pat
     for row in rows[:SAMPLED_DOCUMENTS]:
         requests = task.construct_requests(row, task.fewshot_context(row, 0))
         requests = requests if isinstance(requests, list) else [requests]
-        tokens += len(tokenizer(requests[0].args[0])["input_ids"])
+        tokens += len(tokenizer(requests[0].args[0], verbose=False)["input_ids"])
         answers = [request.args[1] for request in requests if isinstance(request.args[1], str)]
         ids = tokenizer(answers, add_special_tokens=False)["input_ids"] if answers else []
         answer_tokens += sum(len(answer) - 1 for answer in ids)
@@ -297,22 +304,17 @@ def disk_needed(plan: Plan, sizes: TextSizes, runs: Sequence[Run]) -> int:
         if run.prompted:
             needed += 4 * run.config.prompt_length * model.hidden + 300 * run.config.epochs + 10_000
             needed += 4 * model.total if getattr(run.config, "tune", "prompt") in ("all", "model") else 0
-        tasks = len(_single_tasks(run.targets, plan.evaluate.get("include_path")))
+        tasks = len(single_tasks(run.targets, plan.include_path))
         needed += 10_000 + 6_000 * tasks  # of a results file with 21 tasks: 4.9 kB each
         if plan.evaluate.get("log_samples"):
             needed += 4_000 * sizes.test(run.config, run.targets).documents
     return needed
 
 
-def check_disk(plan: Plan, needed: int) -> None:
-    """Raise UserError if `needed` bytes are not free where the sweep writes."""
+def disk_free(plan: Plan) -> int:
+    """Return how many bytes are free where the sweep writes."""
     there = next(folder for folder in (plan.output, *plan.output.absolute().parents) if folder.is_dir())
-    free = shutil.disk_usage(there).free
-    if needed > free:
-        raise UserError(
-            f"the sweep needs about {needed / 1e9:.2f} GB in {plan.output}, where {free / 1e9:.2f} GB are free: choose "
-            "another place with --output, or make room"
-        )
+    return shutil.disk_usage(there).free
 
 
 def speed_here(dtype: torch.dtype = torch.float32) -> float:

@@ -9,15 +9,18 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lm_eval_spt.errors import UserError
 from lm_eval_spt.evaluate import evaluate_base, evaluate_prompts
+from lm_eval_spt.lm import SPTLM
+from lm_eval_spt.prompt import SoftPrompt
 from lm_eval_spt.sweep.plan import BASE, Plan, Run
 from lm_eval_spt.sweep.records import keep, record_of
 from lm_eval_spt.train.grid import train_grid
-from lm_eval_spt.train.loop import Frozen, load_frozen
+from lm_eval_spt.train.loop import freeze, load_frozen
 
 Report = Callable[[], None]
 """Called whenever records have changed."""
@@ -34,29 +37,36 @@ class Worker:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self._base: tuple[Any, ...] | None = None
-        self._frozen: Frozen | None = None
+        self._base: tuple[Any, ...] = ()
+        self._lm: SPTLM | None = None
 
     def run(self, number: int, report: Report = lambda: None) -> None:
         """Do what is left to do of shard `number`; a run that fails does not keep the others from going on."""
         shard = self.plan.shards[number]
-        if not any(self._is_left(run) for run in shard):
+        if not self._left(shard):
             return
         log = self.plan.output / "logs" / f"shard{number:03}.txt"
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a", encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
-            untrained = [run for run in shard if run.prompted and not record_of(self.plan, run).trained]
-            self._attempt([run for run in untrained if self._is_left(run)], self._train, report)
-            waiting: dict[tuple[bool, tuple[str, ...]], list[Run]] = {}
-            for run in shard:
-                if self._is_left(run):
-                    waiting.setdefault((run.prompted, run.targets), []).append(run)
-            for (prompted, _), runs in waiting.items():
-                self._attempt(runs, self._score_prompts if prompted else self._score_base, report)
+            try:
+                lm = self._load(shard[0])
+            except Exception as error:
+                for run in self._left(shard):
+                    self._fail(run, error)
+                report()
+                return
+            untrained = [run for run in self._left(shard) if run.prompted and not record_of(self.plan, run).trained]
+            self._attempt(untrained, partial(self._train, lm), report)
+            scored_together: dict[Any, list[Run]] = {}
+            for run in self._left(shard):
+                scored_together.setdefault((run.prompted, run.targets, _scored_with(run)), []).append(run)
+            for (prompted, _, _), runs in scored_together.items():
+                self._attempt(runs, partial(self._score_prompts if prompted else self._score_base, lm), report)
 
-    def _is_left(self, run: Run) -> bool:
-        record = record_of(self.plan, run)
-        return not record.done and record.error is None
+    def _left(self, shard: Sequence[Run]) -> list[Run]:
+        """Return the runs of a shard that are neither done nor failed."""
+        records = {run.name: record_of(self.plan, run) for run in shard}
+        return [run for run in shard if not records[run.name].done and records[run.name].error is None]
 
     def _attempt(self, runs: Sequence[Run], work: Callable[[Sequence[Run]], None], report: Report) -> None:
         """Do `work` for all runs together; where that fails, for each half, until those that fail are found."""
@@ -65,31 +75,36 @@ class Worker:
         try:
             work(runs)
         except Exception as error:
-            print(traceback.format_exc(), flush=True)
             if len(runs) > 1:
                 middle = len(runs) // 2
                 self._attempt(runs[:middle], work, report)
                 self._attempt(runs[middle:], work, report)
                 return
-            record = record_of(self.plan, runs[0])
-            keep(self.plan, runs[0], replace(record, error=_in_one_line(error)))
+            self._fail(runs[0], error)
         report()
 
-    def _load(self, run: Run) -> Frozen:
-        """Return the base model of a run."""
-        if self._frozen is None or self._base != run.base:
-            self._frozen = None  # frees the memory before the next one is loaded
-            self._frozen, self._base = load_frozen(run.config), run.base
-        return self._frozen
+    def _fail(self, run: Run, error: Exception) -> None:
+        """Record why a run failed, in one line; the log has all of it."""
+        traceback.print_exception(error)
+        text = " ".join(str(error).split())
+        reason = text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
+        keep(self.plan, run, replace(record_of(self.plan, run), error=reason))
 
-    def _train(self, runs: Sequence[Run]) -> None:
+    def _load(self, run: Run) -> SPTLM:
+        """Return the base model of a run."""
+        if self._lm is None or self._base != run.base:
+            self._lm = None  # frees the memory before the next one is loaded
+            self._lm, self._base = load_frozen(run.config).lm, run.base
+        return self._lm
+
+    def _train(self, lm: SPTLM, runs: Sequence[Run]) -> None:
         started = time.perf_counter()
-        train_grid([run.config for run in runs], self._load(runs[0]))
+        train_grid([run.config for run in runs], freeze(lm))  # what it keeps of the texts goes before scoring begins
         seconds = (time.perf_counter() - started) / len(runs)
         for run in runs:
             keep(self.plan, run, replace(record_of(self.plan, run), settings=run.settings(), training_seconds=seconds))
 
-    def _score_prompts(self, runs: Sequence[Run]) -> None:
+    def _score_prompts(self, lm: SPTLM, runs: Sequence[Run]) -> None:
         started = time.perf_counter()
         config = runs[0].config
         given = {name: getattr(config, name) for name in BASE if name not in ("model", "device")}
@@ -98,19 +113,20 @@ class Worker:
             runs[0].targets,
             str(self._scoring_folder),
             model_args=",".join(f"{name}={value}" for name, value in given.items() if value is not None),
-            base=self._load(runs[0]).lm,
+            base=lm if _scored_with(runs[0]) == config.model else None,
             device=config.device,
+            include_path=self.plan.include_path,
             **self.plan.evaluate,
         )
         seconds = (time.perf_counter() - started) / len(runs)
         for run, path in zip(runs, paths, strict=True):
             self._keep_results(run, path, seconds)
 
-    def _score_base(self, runs: Sequence[Run]) -> None:
+    def _score_base(self, lm: SPTLM, runs: Sequence[Run]) -> None:
         for run in runs:
             started = time.perf_counter()
             folder = str(self._scoring_folder / run.name)
-            path = evaluate_base(self._load(run).lm, run.targets, folder, **self.plan.evaluate)
+            path = evaluate_base(lm, run.targets, folder, include_path=self.plan.include_path, **self.plan.evaluate)
             self._keep_results(run, path, time.perf_counter() - started)
 
     @property
@@ -135,6 +151,6 @@ class Worker:
             os.removedirs(path.parent.parent)
 
 
-def _in_one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
+def _scored_with(run: Run) -> str | None:
+    """Return the base model that a run is scored with: where the model was tuned along, another than it began with."""
+    return SoftPrompt.load(run.config.output).metadata.get("base_model") if run.prompted else run.config.model

@@ -14,6 +14,7 @@
     baselines:                                 # optional: the plain base model on these tasks
       none: [mini_topics]
     evaluate: {limit: 100}                     # optional: options of `lm-eval-spt evaluate`
+    include_path: my_tasks                     # optional: folder with further tasks
     shard_size: 16                             # optional: how many runs share what they read of the texts
 
 The names of settings and axes are the fields of :class:`~lm_eval_spt.train.config.TrainingConfig`, which checks the
@@ -39,8 +40,8 @@ from lm_eval_spt.train.config import PRESETS, TrainingConfig
 MAX_RUNS = 500
 SHARD_SIZE = 16
 
-PLANNED = ("output", "config")
-"""Settings that a sweep file can not have: the sweep itself names the outputs, and is the configuration."""
+PLANNED = ("output", "config", "include_path")
+"""Settings that runs can not have of their own: the sweep names their outputs, and is their configuration."""
 
 BASE = ("model", "revision", "dtype", "device", "add_bos_token")
 """What runs must have in common to share a loaded base model."""
@@ -50,7 +51,6 @@ EVALUATE: dict[str, Any] = {
     "num_fewshot": int | None,
     "batch_size": str,
     "log_samples": bool,
-    "include_path": str | None,
 }
 """The options of ``lm-eval-spt evaluate`` that a sweep file can have, and their types."""
 
@@ -63,12 +63,14 @@ class Run:
         name: readable and stable: the arm and the values of the axes, in the order of the sweep file.
         config: how to train it; of a baseline only the base model counts.
         targets: the tasks and groups to score it on.
+        arm: of the sweep file; of a baseline its name.
         prompted: False for a baseline.
     """
 
     name: str
     config: TrainingConfig
     targets: tuple[str, ...]
+    arm: str = ""
     prompted: bool = True
 
     @property
@@ -94,12 +96,14 @@ class Plan:
         shards: the runs, in groups of the same base model, which share what they read. They are the same on every
             engine, and whatever is done already.
         evaluate: options of :func:`lm_eval_spt.evaluate.evaluate_prompts`.
+        include_path: folder with further tasks.
     """
 
     name: str
     output: Path
     shards: tuple[tuple[Run, ...], ...]
     evaluate: dict[str, Any] = field(default_factory=dict)
+    include_path: str | None = None
 
     @property
     def runs(self) -> list[Run]:
@@ -125,7 +129,7 @@ def read_plan(
     content = _read_yaml(path)
     kinds = {
         "output": str, "targets": list, "settings": dict, "axes": dict, "arms": dict, "baselines": dict,
-        "evaluate": dict, "shard_size": int,
+        "evaluate": dict, "include_path": str, "shard_size": int,
     }  # fmt: skip
     for name, value in content.items():
         if name not in kinds:
@@ -148,20 +152,19 @@ def read_plan(
         raise UserError(
             f"{path} asks for {count} runs, more than {max_runs}: take values away, or give --max-runs {count}"
         )
-    include_path = evaluate.get("include_path")
+    common = {"include_path": content.get("include_path")}
+    axes = {name.replace("-", "_") for name in content.get("axes", {})}
     runs = []
     for arm, grid in grids.items():
-        axes = [name for name in grid if name in content.get("axes", {}) or len(grid[name]) > 1]
         for settings in _combinations(grid):
-            name = _run_name(arm, {axis: settings[axis] for axis in axes})
+            name = _run_name(arm, {name: settings[name] for name in grid if name in axes or len(grid[name]) > 1})
             place = folder / "prompts" / f"{name}.safetensors"
-            given = ({"include_path": include_path} if include_path else {}) | settings
-            runs.append(Run(name, _config(given, place, f"{path}: {name}"), wanted))
+            runs.append(Run(name, _config(common | settings, place, f"{path}: {name}"), wanted, arm))
     if not runs:
         raise UserError(f"{path} asks for no runs: an axis is empty")
     runs += _baselines(content.get("baselines", {}), runs, path)
     _check_names(runs, path)
-    return Plan(path.stem, folder, tuple(_shards(runs, size)), evaluate)
+    return Plan(path.stem, folder, tuple(_shards(runs, size)), evaluate, content.get("include_path"))
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -190,7 +193,8 @@ def _grids(content: Mapping[str, Any], path: Path) -> dict[str, dict[str, list[A
     for arm, changes in (content.get("arms") or {"": {}}).items():
         if not isinstance(changes, dict):
             raise UserError(f"{path}: the arm {arm} is {changes!r}, expected settings, or {{}} for no change")
-        grids[str(arm)] = settings | axes | _values(changes, f"{path}: arm {arm}", "setting")
+        fixed = {name: values for name, values in settings.items() if name not in axes}  # so that axes keep their order
+        grids[str(arm)] = fixed | axes | _values(changes, f"{path}: arm {arm}", "setting")
     return grids
 
 
@@ -269,7 +273,10 @@ def _run_name(arm: str, axes: Mapping[str, Any]) -> str:
     parts = [arm] if arm else []
     for axis, value in axes.items():
         text = "none" if value is None else str(value)
-        parts.append(text.rstrip("/").split("/")[-1] if axis in ("model", "task") else f"{axis}{text}")
+        if axis in ("model", "task"):
+            parts.append(text.rstrip("/").split("/")[-1])
+        else:
+            parts.append(f"{axis}_{text}" if text[:1].isalpha() else f"{axis}{text}")
     return re.sub(r"[^\w.+-]+", "_", "-".join(parts), flags=re.ASCII) or "run"
 
 
@@ -286,7 +293,7 @@ def _baselines(given: Mapping[Any, Any], runs: Sequence[Run], path: Path) -> lis
                 for name in BASE
                 if len({getattr(other, name) for other in models.values()}) > 1
             }
-            found.append(Run(_run_name(str(baseline), axes), config, wanted, prompted=False))
+            found.append(Run(_run_name(str(baseline), axes), config, wanted, str(baseline), prompted=False))
     return found
 
 

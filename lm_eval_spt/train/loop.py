@@ -63,6 +63,12 @@ def load_frozen(config: TrainingConfig) -> Frozen:
         device=config.device,
         add_bos_token=config.add_bos_token,
     )
+    return freeze(lm)
+
+
+def freeze(lm: SPTLM) -> Frozen:
+    """Return a loaded base model with an empty cache, ready for training prompts."""
+    lm.model.requires_grad_(False)
     return Frozen(lm, ContextCache(lm.model, tokens_that_fit(lm.model, lm.device)))
 
 
