@@ -164,41 +164,35 @@ def evaluate_prompts(
     return [path for path in done.values() if path]
 
 
-def evaluate_base(
-    base: SPTLM,
+def evaluate_model(
+    lm: SPTLM,
+    model_arguments: dict[str, Any],
     tasks: Sequence[str],
     output: str,
     *,
     include_path: str | None = None,
     log_samples: bool = False,
-    batch_size: str = "auto",
     limit: float | None = None,
     num_fewshot: int | None = None,
 ) -> Path:
-    """Score a loaded base model without a prompt, the baseline, and write the harness's results file.
+    """Score a loaded model as it is, without a prompt: a baseline, or a model that was tuned without one.
 
     Args:
-        base: the base model.
-        tasks, output, include_path, log_samples, batch_size, limit, num_fewshot: as in :func:`evaluate_prompts`.
+        lm: the model.
+        model_arguments: how ``lm_eval --model spt --model_args`` would load it, for the record.
+        tasks, include_path, log_samples, limit, num_fewshot: as in :func:`evaluate_prompts`.
+        output: folder for the results of this model alone.
 
     Returns:
         The results file.
 
     Raises:
-        UserError: a task does not exist, or the results can not be written.
+        UserError: a task does not exist.
     """
-    arguments = {"pretrained": base.base_model_name}
-    manager, loaded_tasks, tops = _load_tasks(tasks, include_path, arguments)
-    lm = SPTLM(pretrained=base.model, tokenizer=base.tokenizer, add_bos_token=base.add_bos_token, batch_size=batch_size)
-    lm.pretrained = base.pretrained
-    options = {"batch_size": batch_size, "device": str(base.device), "limit": limit, "num_fewshot": num_fewshot}
-    _score(lm, tops, manager, output, arguments, log_samples, **options)
-    folder = Path(output) / tracking.sanitize_model_name(base.base_model_name)
-    shots = {name: _shots(task, num_fewshot) for name, task in loaded_tasks.items()}
-    path = _finished(folder, shots, limit)
-    if path is None:
-        raise UserError(f"the results of {base.base_model_name} could not be written to {output}: is it writable?")
-    return path
+    manager, _, tops = _load_tasks(tasks, include_path, model_arguments)
+    options = {"limit": limit, "num_fewshot": num_fewshot, "device": str(lm.device), "batch_size": lm.batch_size}
+    _score(lm, tops, manager, output, model_arguments, log_samples, **options)
+    return max(Path(output).glob("*/results_*.json"))  # the newest
 
 
 def _load_tasks(

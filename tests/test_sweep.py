@@ -238,8 +238,6 @@ def test_too_little_disk_is_said_before_anything_is_done(tmp_path, monkeypatch):
 
 
 def test_the_papers_sweeps_are_what_they_say():
-    if "tune" not in {setting.name for setting in fields(TrainingConfig)}:
-        pytest.skip("training has no --tune and --reparameterization yet")
     for file in sorted((ROOT / "configs" / "paper").glob("*.yaml")):
         plan = read_plan(file)
         prompts = [run for run in plan.runs if run.prompted]

@@ -249,8 +249,7 @@ def run_work(run: Run, sizes: TextSizes, read: set[Hashable] | None) -> float:
     """
     config = run.config
     model = model_size(config.model, config.revision)
-    frozen = getattr(config, "tune", "prompt") == "prompt"
-    keeps = read is not None and frozen and config.placement == "suffix" and config.context_cache != "off"
+    keeps = read is not None and run.frozen and config.placement == "suffix" and config.context_cache != "off"
     known = read if read is not None else set()
 
     def passes(texts: Texts, prompt: int, with_text: bool, answers: float) -> float:
@@ -274,7 +273,7 @@ def run_work(run: Run, sizes: TextSizes, read: set[Hashable] | None) -> float:
     share = 1.0 if config.loss == "choices" else 1 / training.choices  # "target" reads the right answer alone
     step = passes(training, config.prompt_length, not keeps, share * training.answer_tokens)
     check = passes(validation, config.prompt_length, not keeps, share * validation.answer_tokens)
-    work += config.epochs * (4 if frozen else 6) * step + (config.epochs + 1) * 2 * check
+    work += config.epochs * (4 if run.frozen else 6) * step + (config.epochs + 1) * 2 * check
     if keeps:
         key = (run.base, config.task, config.shots, config.validation_shots, drawn)
         work += reading(training, ("training", *key)) + reading(validation, ("validation", *key))
@@ -303,7 +302,7 @@ def disk_needed(plan: Plan, sizes: TextSizes, runs: Sequence[Run]) -> int:
             continue
         if run.prompted:
             needed += 4 * run.config.prompt_length * model.hidden + 300 * run.config.epochs + 10_000
-            needed += 4 * model.total if getattr(run.config, "tune", "prompt") in ("all", "model") else 0
+            needed += 4 * model.total if run.config.tune in ("all", "model") else 0
         tasks = len(single_tasks(run.targets, plan.include_path))
         needed += 10_000 + 6_000 * tasks  # of a results file with 21 tasks: 4.9 kB each
         if plan.evaluate.get("log_samples"):

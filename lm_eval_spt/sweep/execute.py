@@ -1,4 +1,8 @@
-"""Training and scoring the runs of a shard, on one device."""
+"""Training and scoring the runs of a shard, on one device.
+
+Runs that leave the base model frozen train together on one that is loaded once, and are scored together on the same;
+runs that tune it go one by one.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval_spt.errors import UserError
-from lm_eval_spt.evaluate import evaluate_base, evaluate_prompts
+from lm_eval_spt.evaluate import evaluate_model, evaluate_prompts
 from lm_eval_spt.lm import SPTLM
-from lm_eval_spt.prompt import SoftPrompt
 from lm_eval_spt.sweep.plan import BASE, Plan, Run
 from lm_eval_spt.sweep.records import keep, record_of
 from lm_eval_spt.train.grid import train_grid
-from lm_eval_spt.train.loop import freeze, load_frozen
+from lm_eval_spt.train.loop import Frozen, freeze, load_frozen
 
 Report = Callable[[], None]
 """Called whenever records have changed."""
@@ -48,20 +51,36 @@ class Worker:
         log = self.plan.output / "logs" / f"shard{number:03}.txt"
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a", encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
-            try:
-                lm = self._load(shard[0])
-            except Exception as error:
-                for run in self._left(shard):
-                    self._fail(run, error)
-                report()
-                return
-            untrained = [run for run in self._left(shard) if run.prompted and not record_of(self.plan, run).trained]
-            self._attempt(untrained, partial(self._train, lm), report)
-            scored_together: dict[Any, list[Run]] = {}
+            if shard[0].frozen:
+                self._run_frozen(shard, report)
+            else:
+                self._run_tuned(shard, report)
+
+    def _run_frozen(self, shard: Sequence[Run], report: Report) -> None:
+        """Do runs that share a base model, and what it makes of the texts."""
+        try:
+            lm = self._load(shard[0])
+        except Exception as error:
             for run in self._left(shard):
-                scored_together.setdefault((run.prompted, run.targets, _scored_with(run)), []).append(run)
-            for (prompted, _, _), runs in scored_together.items():
-                self._attempt(runs, partial(self._score_prompts if prompted else self._score_base, lm), report)
+                self._fail(run, error)
+            report()
+            return
+        untrained = [run for run in self._left(shard) if run.prompted and not record_of(self.plan, run).trained]
+        self._attempt(untrained, partial(self._train, freeze(lm)), report)
+        scored_together: dict[Any, list[Run]] = {}
+        for run in self._left(shard):
+            scored_together.setdefault((run.prompted, run.targets), []).append(run)
+        for (prompted, _), runs in scored_together.items():
+            self._attempt(runs, partial(self._score_prompts if prompted else self._score_baselines, lm), report)
+
+    def _run_tuned(self, shard: Sequence[Run], report: Report) -> None:
+        """Do runs that change the model, each of which loads it and scores it alone."""
+        self._lm = None
+        for run in self._left(shard):
+            if not record_of(self.plan, run).trained:
+                self._attempt([run], partial(self._train, None), report)
+            if self._left([run]):
+                self._attempt([run], self._score_tuned, report)
 
     def _left(self, shard: Sequence[Run]) -> list[Run]:
         """Return the runs of a shard that are neither done nor failed."""
@@ -97,23 +116,24 @@ class Worker:
             self._lm, self._base = load_frozen(run.config).lm, run.base
         return self._lm
 
-    def _train(self, lm: SPTLM, runs: Sequence[Run]) -> None:
+    def _train(self, frozen: Frozen | None, runs: Sequence[Run]) -> None:
         started = time.perf_counter()
-        train_grid([run.config for run in runs], freeze(lm))  # what it keeps of the texts goes before scoring begins
+        train_grid([run.config for run in runs], frozen)
         seconds = (time.perf_counter() - started) / len(runs)
         for run in runs:
             keep(self.plan, run, replace(record_of(self.plan, run), settings=run.settings(), training_seconds=seconds))
 
-    def _score_prompts(self, lm: SPTLM, runs: Sequence[Run]) -> None:
+    def _score_prompts(self, lm: SPTLM | None, runs: Sequence[Run], **model_arguments: str) -> None:
+        """Score prompts together; `lm` is their base model where it is the one that they began with."""
         started = time.perf_counter()
         config = runs[0].config
-        given = {name: getattr(config, name) for name in BASE if name not in ("model", "device")}
+        given = {name: getattr(config, name) for name in BASE if name not in ("model", "device")} | model_arguments
         paths = evaluate_prompts(
             [run.config.output for run in runs],
             runs[0].targets,
             str(self._scoring_folder),
             model_args=",".join(f"{name}={value}" for name, value in given.items() if value is not None),
-            base=lm if _scored_with(runs[0]) == config.model else None,
+            base=lm,
             device=config.device,
             include_path=self.plan.include_path,
             **self.plan.evaluate,
@@ -122,12 +142,38 @@ class Worker:
         for run, path in zip(runs, paths, strict=True):
             self._keep_results(run, path, seconds)
 
-    def _score_base(self, lm: SPTLM, runs: Sequence[Run]) -> None:
+    def _score_baselines(self, lm: SPTLM, runs: Sequence[Run]) -> None:
         for run in runs:
-            started = time.perf_counter()
-            folder = str(self._scoring_folder / run.name)
-            path = evaluate_base(lm, run.targets, folder, include_path=self.plan.include_path, **self.plan.evaluate)
-            self._keep_results(run, path, time.perf_counter() - started)
+            self._score_model(run, {"pretrained": run.config.model}, lm)
+
+    def _score_tuned(self, runs: Sequence[Run]) -> None:
+        """Score what was tuned, with the prompt that was trained with it if there is one."""
+        for run in runs:
+            folder = str(run.config.model_folder)
+            changed = {"peft": folder} if run.config.tune == "lora" else {"pretrained": folder}
+            if run.config.prompt_length:
+                self._score_prompts(None, [run], **changed)
+            else:
+                self._score_model(run, {"pretrained": run.config.model} | changed)
+
+    def _score_model(self, run: Run, arguments: dict[str, str], lm: SPTLM | None = None) -> None:
+        """Score a model without a prompt; `lm` is the model, if it is loaded already."""
+        started = time.perf_counter()
+        options = dict(self.plan.evaluate)
+        config = run.config
+        loaded = {"pretrained": lm.model, "tokenizer": lm.tokenizer} if lm else arguments | {"dtype": config.dtype}
+        model = SPTLM(
+            **loaded,
+            revision=config.revision,
+            add_bos_token=config.add_bos_token,
+            device=config.device,
+            batch_size=options.pop("batch_size", "auto"),
+        )
+        if lm is not None:
+            model.pretrained = lm.pretrained  # by this name the harness looks up the model's revision
+        folder = str(self._scoring_folder / run.name)
+        path = evaluate_model(model, arguments, run.targets, folder, include_path=self.plan.include_path, **options)
+        self._keep_results(run, path, time.perf_counter() - started)
 
     @property
     def _scoring_folder(self) -> Path:
@@ -149,8 +195,3 @@ class Worker:
         shutil.rmtree(path.parent)  # with what a worker that was lost may have written halfway
         with suppress(OSError):  # other results may be waiting there
             os.removedirs(path.parent.parent)
-
-
-def _scored_with(run: Run) -> str | None:
-    """Return the base model that a run is scored with: where the model was tuned along, another than it began with."""
-    return SoftPrompt.load(run.config.output).metadata.get("base_model") if run.prompted else run.config.model

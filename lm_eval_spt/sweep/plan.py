@@ -78,6 +78,11 @@ class Run:
         """What runs must have in common to share a loaded base model."""
         return tuple(getattr(self.config, name) for name in BASE)
 
+    @property
+    def frozen(self) -> bool:
+        """Whether the base model stays as it is, so that runs can share it."""
+        return not self.prompted or self.config.tune == "prompt"
+
     def settings(self) -> dict[str, Any]:
         """Return what decides the outcome of training."""
         base = {"model": self.config.model, "revision": self.config.revision, "dtype": self.config.dtype}
@@ -316,10 +321,13 @@ def _check_names(runs: Sequence[Run], path: Path) -> None:
 
 
 def _shards(runs: Sequence[Run], size: int) -> Iterator[tuple[Run, ...]]:
-    """Group the runs by base model, keeping their order, at most `size` together; baselines come first."""
+    """Group the runs by base model, keeping their order, at most `size` together; baselines come first.
+
+    Runs that tune the model have shards of their own.
+    """
     groups: dict[tuple[Any, ...], list[Run]] = {}
     for run in sorted(runs, key=lambda run: run.prompted):
-        groups.setdefault(run.base, []).append(run)
+        groups.setdefault((*run.base, run.frozen), []).append(run)
     for group in groups.values():
         for start in range(0, len(group), size):
             yield tuple(group[start : start + size])

@@ -70,7 +70,8 @@ def record_of(plan: Plan, run: Run) -> Record:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path} is no record of a run ({error}): delete it to have the run done again") from error
-    if record.trained and not Path(run.config.output).exists():
+    kept = [run.config.model_folder, Path(run.config.output) if run.config.prompt_length else None]
+    if record.trained and not all(place.exists() for place in kept if place):
         return fresh
     same = record.scoring == fresh.scoring and record.results and (plan.output / record.results).is_file()
     return record if same else replace(record, scoring=fresh.scoring, results=None, scoring_seconds=None)
