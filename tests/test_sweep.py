@@ -91,21 +91,18 @@ def test_axes_are_crossed_and_named(tmp_path):
 
 
 def test_any_setting_can_be_an_axis(tmp_path):
-    """Also those that come later: only the names of the dataclass count."""
-    samples = {int: [1], float: [0.5], bool: [True], str: ["x"]}
-    valid = {
-        "model": ["mini"], "task": ["a", "b,c"], "revision": [None, "main"], "preset": ["paper", None],
-        "placement": ["prefix", "suffix"], "init": ["vocab"], "loss": ["target"], "truncation_side": ["right"],
-        "context_cache": ["off", False], "dtype": ["bfloat16"], "device": ["cpu", None], "max_length": [None, 64],
-        "shots": [None, 8], "validation_shots": [None], "add_bos_token": [None, False],
+    """Also those that come later: only the dataclass says which there are."""
+    several = {
+        "model": ["mini", "org/other"], "task": ["a", "b,c"], "revision": [None, "main"], "preset": ["paper", None],
+        "tune": ["prompt", "lora"], "placement": ["prefix", "both"], "reparameterization": ["none", "mlp"],
+        "init": ["vocab", "a.safetensors"], "loss": ["target", "choices"], "truncation_side": ["right"],
+        "shots": [None, 8], "add_bos_token": [None, False, True], "context_cache": ["off", "auto"], "lr": [1e-3, 0.1],
     }  # fmt: skip
-    today = {name: setting for name, setting in ((s.name, s) for s in fields(TrainingConfig))}
-    for name in set(today) - {"output", "config", "include_path"}:
-        values = valid.get(name) or samples.get(type(today[name].default), [today[name].default])
-        values = values[:1] if name == "context_cache" else values
-        file = sweep_file(tmp_path, axes={name: values})
-        found = [getattr(run.config, name) for run in read_plan(file).runs]
-        assert found == values, name
+    for setting in fields(TrainingConfig):
+        if setting.name not in ("output", "config", "include_path"):
+            values = several.get(setting.name, [setting.default])
+            plan = read_plan(sweep_file(tmp_path, axes={setting.name: values}))
+            assert [getattr(run.config, setting.name) for run in plan.runs] == values
 
 
 def test_yaml_values_become_what_a_setting_is(tmp_path):
@@ -394,6 +391,35 @@ def test_results_are_those_of_the_harness(done, name):
 def test_other_tools_read_the_results(done):
     arms, left_out = read_arms([(None, done[1].output / "results")])
     assert not left_out and sorted(len(arm.runs) for arm in arms) == [1, 2, 2]
+
+
+TUNED = {
+    "all": ({"tune": "all"}, {"pretrained": "prompts/all", "prompt": "prompts/all.safetensors"}),
+    "model": ({"tune": "model"}, {"pretrained": "prompts/model"}),
+    "lora": ({"tune": "lora"}, {"peft": "prompts/lora", "prompt": "prompts/lora.safetensors"}),
+    "adapter": ({"tune": "lora", "prompt_length": 0}, {"pretrained": "mini", "peft": "prompts/adapter"}),
+}
+
+
+def test_what_is_tuned_along_is_scored_with_its_prompt(tmp_path):
+    """Beside a frozen arm, which must not notice."""
+    file = sweep_file(
+        tmp_path, axes=None, targets=TARGETS[:1], arms={"frozen": {}} | {arm: TUNED[arm][0] for arm in TUNED}
+    )
+    assert [len(shard) for shard in read_plan(file).shards] == [1, 4]
+    sweep(str(file), throughput=1)
+    output = tmp_path / "out"
+    for arm, (_, places) in TUNED.items():
+        arguments = {key: place if place == "mini" else str(output / place) for key, place in places.items()}
+        expected = score(SPTLM(**arguments, device="cpu", dtype="float32", batch_size="auto"), TARGETS[:1])
+        assert scores(output, arm) == pytest.approx(expected), arm
+    again = tmp_path / "again"
+    again.mkdir()
+    sweep(str(sweep_file(again, axes=None, targets=TARGETS[:1])), throughput=1)
+    digests = {
+        SoftPrompt.load(folder).digest for folder in (output, again) for folder in folder.glob("prompts/[fr]*.s*")
+    }
+    assert len(digests) == 1
 
 
 def test_what_is_there_is_not_done_again(done, tmp_path, monkeypatch, capsys):
