@@ -19,7 +19,7 @@ $(INSTALLED): setup.cfg setup.py pyproject.toml constraints.txt lm_eval_spt.pth
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
 		echo "error: $(PYTHON) is $$($(PYTHON) --version 2>&1), Python 3.10 or later is needed; name one: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; } >&2
 	test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --constraint constraints.txt --editable '.[test,plot]'
+	$(VENV)/bin/python -m pip install --constraint constraints.txt --editable '.[test,plot,ray]'
 	@touch $@
 
 demo: install  ## train a prompt on English, score it in 21 languages, print and save the table

@@ -19,21 +19,6 @@ from tests.conftest import random_prompt
 TASKS = ["mini_topics_eng_Latn", "mini_topics_hin_Deva"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def only_our_tasks(request):
-    """Reading the harness's own task files takes seconds, each time."""
-    patch = pytest.MonkeyPatch()
-    manager = TaskManager
-    patch.setattr(
-        "lm_eval_spt.evaluate.TaskManager",
-        lambda include_path=None, metadata=None: manager(
-            include_path=str(tasks_folder()), include_defaults=False, metadata=metadata
-        ),
-    )
-    yield
-    patch.undo()
-
-
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> list[str]:
     """Three suffix prompts of other lengths, a prefix prompt and one for both sides, for the embedded model."""

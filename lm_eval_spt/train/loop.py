@@ -123,7 +123,7 @@ def train_together(configs: Sequence[TrainingConfig], base: Base | None = None) 
             prompts.append(finished[number])
             continue
         run = runs[number]
-        prompt = run.save()
+        prompt = run.save(str(failed[run]) if run in failed else None)
         run.finish()
         prompts.append(prompt)
         if run not in failed:
@@ -159,6 +159,8 @@ def _finished(config: TrainingConfig) -> SoftPrompt | None:
     if not config.resume or checkpoint.path_of(output).is_file() or not output.is_file():
         return None
     prompt = SoftPrompt.load(output)
+    if "diverged" in prompt.metadata:
+        return None
     if prompt.metadata.get("hyperparameters") != config.hyperparameters():
         raise UserError(f"--resume: {output} was trained with other settings: choose another --output")
     return prompt

@@ -188,8 +188,12 @@ class Run:
 
     # -- what it leaves ------------------------------------------------------------------------------------------------
 
-    def save(self) -> SoftPrompt | None:
-        """Write the best prompt so far, and the model or adapter that belongs to it, with their provenance."""
+    def save(self, diverged: str | None = None) -> SoftPrompt | None:
+        """Write the best prompt so far, and the model or adapter that belongs to it, with their provenance.
+
+        Args:
+            diverged: why the run came to no good end, if it did.
+        """
         config = self.config
         self.learner.base.load(self.learned.model)
         total = sum(weight.numel() for weight in self.lm.model.parameters())
@@ -212,6 +216,8 @@ class Run:
         }
         if config.placement == "both":
             metadata["num_prefix_tokens"] = config.vectors_before
+        if diverged is not None:
+            metadata["diverged"] = diverged
         if self.learner.start is not None:
             metadata["started_from"] = self.learner.start
         folder = config.model_folder
