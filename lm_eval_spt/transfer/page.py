@@ -36,7 +36,7 @@ def page(board: Leaderboard) -> str:
     values = {
         "title": html.escape(f"Leaderboard: {_data_set(board)}"),
         "style": _part("page.css"),
-        "data": _as_json(contents(board)),
+        "data": as_json(contents(board)),
         "scripts": "\n".join(f"<script>{script}</script>" for script in scripts),
         "script_hashes": " ".join(f"'sha256-{_digest(script)}'" for script in scripts),
     }
@@ -156,8 +156,8 @@ def _round(number: float | None) -> float | None:
     return None if number is None else round(number, DECIMALS)
 
 
-def _as_json(content: Mapping[str, Any]) -> str:
-    """JSON that can stand between script tags: with no character that HTML could take for one of its own."""
+def as_json(content: Mapping[str, Any]) -> str:
+    """Return JSON that can stand between script tags: with no character that HTML could take for one of its own."""
     text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return re.sub("[<>&\u2028\u2029]", lambda match: f"\\u{ord(match[0]):04x}", text)
 

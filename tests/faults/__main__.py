@@ -52,6 +52,8 @@ def main() -> int:
                 print(broken, file=sys.stderr, flush=True)
             else:
                 done[job.name, what.split(": ")[1].partition(" a")[0]] += 1
+                if done.total() % 50 == 0:
+                    print(f"{done.total()} of {arguments.injections}", flush=True)
 
         with ThreadPoolExecutor(arguments.at_once) as pool:
             list(pool.map(one, range(arguments.injections)))

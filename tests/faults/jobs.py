@@ -49,6 +49,7 @@ def run(command: list[str], folder: str, output: str, fault: Fault | None) -> No
     os.dup2(printed, 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
     tempfile.tempdir = str(Path(folder).parent)
+    os.chdir(tempfile.tempdir)  # the harness records the commit of the folder that it runs in
     _use_what_is_loaded()
     fault = fault or Fault("none")
     fault.arm(Path(folder), MODEL)

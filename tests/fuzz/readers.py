@@ -6,6 +6,7 @@ is needed, so that what is wrong with it can not come up later.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -22,11 +23,12 @@ from lm_eval_spt.inspection import as_text, report
 from lm_eval_spt.prompt import PEFT_CONFIG, PEFT_WEIGHTS, SoftPrompt
 from lm_eval_spt.sharing import model_card
 from lm_eval_spt.topics import read_file
+from lm_eval_spt.train import config as settings
 from lm_eval_spt.train.config import TrainingConfig
 from lm_eval_spt.transfer.arms import read_arms
 from lm_eval_spt.transfer.documents import read_answers
 from lm_eval_spt.transfer.leaderboard import rank, ranking_lines
-from lm_eval_spt.transfer.page import page
+from lm_eval_spt.transfer.page import as_json, contents
 from lm_eval_spt.transfer.results import Run, read_runs
 from lm_eval_spt.transfer.statistics import resample
 
@@ -117,11 +119,11 @@ RESULTS = {
 
 
 def read_results(path: Path) -> None:
-    """Read a results file, rank it beside itself, and write the leaderboard's page."""
+    """Read a results file, rank it beside itself, and make what the leaderboard's page shows."""
     arms, _ = read_arms([("a", path), (None, path)])
     board = rank(arms, "eng_Latn")
     "\n".join(ranking_lines(board)).encode()
-    page(board).encode()
+    as_json(contents(board)).encode()
     for run in read_runs(path):
         assert run.samples_file("eng_Latn").parent == path.parent
 
@@ -142,6 +144,11 @@ def read_samples(path: Path) -> None:
     for metric in ("acc", "macro_f1"):
         answers = read_answers([run], ["eng_Latn"], metric)
         assert np.isfinite(answers.resampled(metric, resample(len(answers.labels), 20))).all()
+
+
+# The command line is the same for every file, and its parser takes longer than all the rest.
+_flags_given = functools.cache(lambda arguments, parse=settings._flags_given: parse(arguments))
+settings._flags_given = lambda arguments: _flags_given(tuple(arguments))
 
 
 def read_settings(path: Path) -> None:
