@@ -30,7 +30,6 @@ from lm_eval_spt.train.log import TrainingLog
 from lm_eval_spt.train.mixture import epochs
 from lm_eval_spt.train.objective import Asking, Outcome, weight_of
 
-
 logger = logging.getLogger(__name__)
 
 
