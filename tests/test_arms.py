@@ -113,17 +113,17 @@ def test_a_start_for_another_model_is_refused(tiny, tmp_path, capsys):
 
 
 def test_several_source_languages_balanced(tmp_path, monkeypatch):
-    import lm_eval_spt.train.loop as loop
+    import lm_eval_spt.train.run as run_module
 
     shown: list[list[int]] = []
-    epochs = loop.epochs
+    epochs = run_module.epochs
 
     def watched(*arguments):
         for order in epochs(*arguments):
             shown.append(order)
             yield order
 
-    monkeypatch.setattr(loop, "epochs", watched)
+    monkeypatch.setattr(run_module, "epochs", watched)
     tasks = [TASK, "mini_topics_arb_Arab", "mini_topics_hin_Deva"]
     prompt, _ = run(tmp_path / "p.safetensors", task=",".join(tasks), mixture="balanced", epochs=1, shots=2)
     assert prompt.metadata["tasks"] == tasks
@@ -226,8 +226,9 @@ CONTRADICTIONS = {
     "--prompt-length 0": "--prompt-length is 0: expected a whole number from 1 on",
     "--tune all --prompt-length 0": "--prompt-length is 0: expected a whole number from 1 on",
     "--model-lr 1e-4": "--model-lr is 0.0001: expected nothing: --tune prompt leaves the model frozen",
-    "--tune lora --context-cache on": "what a tuned model makes of a text changes with every step",
+    "--tune lora --context-cache host": "what a tuned model makes of a text changes with every step",
     "--tune all --dtype bfloat16": "--dtype is 'bfloat16': expected float32",
+    "--tune model --quantization 4bit": "--quantization is '4bit': expected none: quantised weights are not tuned",
     "--lora-rank 4": "--lora-rank is 4: expected it together with --tune lora",
     "--reparameterization-lr 1e-3": "expected it together with --reparameterization",
     "--dual-share 0.5 --reparameterization mlp": "expected it with --reparameterization dual",

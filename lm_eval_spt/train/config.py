@@ -171,6 +171,9 @@ class TrainingConfig:
 
     seed: int = _setting(0, "of the initial vectors, the choice of documents and their order")
     dtype: str = _setting("float32", "of the frozen model: float32, bfloat16, float16 or auto; vectors stay float32")
+    quantization: Literal["none", "4bit", "8bit"] = _setting(
+        "none", "load the frozen model's weights quantised by bitsandbytes (4 bits: NF4); score with load_in_4bit=True"
+    )
     device: str | None = _setting(None, "cpu, cuda, cuda:1, mps; default: the best that is here")
     device_map: str | None = _setting(None, "spread a large base model over devices, such as auto or balanced")
 
@@ -224,7 +227,10 @@ class TrainingConfig:
         else:
             expected = "'auto' or 'off': what a tuned model makes of a text changes with every step"
             _expect("context_cache", self.context_cache, self.context_cache in ("auto", "off"), expected)
+        _expect_choice("quantization", self.quantization, ("none", "4bit", "8bit"))
         if self.tune in ("all", "model"):
+            expected = f"none: quantised weights are not tuned, which --tune {self.tune} does"
+            _expect("quantization", self.quantization, self.quantization == "none", expected)
             expected = "float32: the steps of a tuned model are too small for half precision"
             _expect("dtype", self.dtype, self.dtype == "float32", expected)
         if self.tune != "lora":
@@ -303,7 +309,8 @@ def parser() -> HfArgumentParser:
     return HfArgumentParser(
         TrainingConfig,  # type: ignore[arg-type]
         prog="train_prompt.py",
-        description="Learn a soft prompt: a few vectors in the input space of a frozen causal language model.",
+        description="Learn a soft prompt: a few vectors in the input space of a language model, which stays frozen or "
+        "is tuned along.",
         epilog="example: train_prompt.py --model mini --task mini_topics_eng_Latn --output prompts/my.safetensors; "
         "several values (--seed 0 1 2 --lr 1e-3 5e-3) train a prompt for each combination",
     )

@@ -54,14 +54,16 @@ def load_base(config: TrainingConfig) -> Base:
     Raises:
         UserError: it can not be loaded.
     """
-    spread: dict[str, Any] = {"parallelize": True, "device_map": config.device_map} if config.device_map else {}
+    loading: dict[str, Any] = {"parallelize": True, "device_map": config.device_map} if config.device_map else {}
+    if config.quantization != "none":
+        loading[f"load_in_{config.quantization}"] = True
     lm = SPTLM(
         pretrained=config.model,
         revision=config.revision,
         dtype=config.dtype,
         device=config.device,
         add_bos_token=config.add_bos_token,
-        **spread,
+        **loading,
     )
     return base_of(lm)
 
