@@ -80,8 +80,8 @@ def markdown(found: dict[str, Any]) -> str:
     lines += [
         "",
         "hf + peft is lm-eval's `hf` with a PeftModel and batches of 8, its one-token cache on; with several prompts "
-        "it is one run for each, and a document counts once for each. Training is 56 examples with one-token answers in "
-        "batches of 8 for 20 epochs, extrapolated from a few steps; this package's includes reading the texts and "
+        "it is one run for each, and a document counts once for each. Training is 56 examples with one-token answers "
+        "in batches of 8 for 20 epochs, extrapolated from a few steps; this package's includes reading the texts and "
         "validating after every epoch. Memory is the peak above what the process had with the model loaded.",
         "",
         "## Outside the model",
