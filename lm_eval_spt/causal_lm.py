@@ -15,7 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 # Spelled out in Python, these cost four passes over the widest tensor of a layer; one kernel computes the same.
@@ -163,13 +165,35 @@ def _alibi_of(decoder: PreTrainedModel, key_positions: Tensor) -> Iterator[None]
         yield
 
 
+# -- memory ------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def activation_checkpointing(model: PreTrainedModel) -> Iterator[None]:
+    """Within this context layers keep their input alone for the backward pass, and compute the rest again in it.
+
+    transformers offers the same for models in training mode only, in which a frozen model would draw dropout.
+    """
+
+    def run(layer: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        with _fast_gelus(layer):  # the second time comes after hidden_states has returned
+            return forward(*args, **kwargs)
+
+    with ExitStack() as stack:
+        for layer in model.modules():
+            if isinstance(layer, GradientCheckpointingLayer):
+                again = partial(checkpoint, partial(run, layer, layer.forward), use_reentrant=False)
+                stack.enter_context(_replaced(layer, "forward", again))
+        yield
+
+
 # -- replacing -----------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def _fast_gelus(decoder: PreTrainedModel) -> Iterator[None]:
+def _fast_gelus(part: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
-        for module in decoder.modules():
+        for module in part.modules():
             if type(module).__name__ in SLOW_GELUS:
                 stack.enter_context(_replaced(module, "forward", partial(nn.functional.gelu, approximate="tanh")))
         yield

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -23,8 +23,8 @@ MAX_LOGITS = 2**27
 
 def loglikelihoods(
     model: PreTrainedModel, questions: Sequence[Question], vectors: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Return the log-likelihood of every continuation and whether greedy decoding would produce it.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the log-likelihood of every continuation, whether greedy decoding would produce it, and the spread.
 
     Each context is encoded once, whatever the number of its continuations.
 
@@ -34,7 +34,8 @@ def loglikelihoods(
         vectors: `[P, d]`, the soft prompt.
 
     Returns:
-        Two tensors `[number of continuations]`, question by question: fp32 log-likelihoods, and booleans.
+        Three tensors `[number of continuations]`, question by question: fp32 log-likelihoods, booleans, and what label
+        smoothing mixes in, the mean log-probability of all tokens of the vocabulary where the continuation is scored.
     """
     device = device_of(model)
     shifted_right: Any = model.prepare_decoder_input_ids_from_labels
@@ -44,7 +45,7 @@ def loglikelihoods(
     asked = [(row, continuation) for row, question in enumerate(questions) for continuation in question.continuations]
     longest = max(1, max(len(continuation) for _, continuation in asked))
     size = max(1, MAX_LOGITS // (model.config.vocab_size * longest))
-    sums, greedy = [], []
+    sums, greedy, spreads = [], [], []
     for start in range(0, len(asked), size):
         chunk = asked[start : start + size]
         rows = torch.tensor([row for row, _ in chunk], device=device)
@@ -56,10 +57,11 @@ def loglikelihoods(
             use_cache=False,
             return_dict=True,
         ).logits
-        losses = nn.functional.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none")
-        sums.append(-(losses * scored).sum(dim=1))
+        logprobs = logits.float().log_softmax(dim=-1)
+        sums.append((logprobs.gather(2, targets[:, :, None])[:, :, 0] * scored).sum(dim=1))
+        spreads.append((logprobs.mean(dim=-1) * scored).sum(dim=1))
         greedy.append(((logits.argmax(dim=-1) == targets) | (scored == 0)).all(dim=1))
-    return torch.cat(sums), torch.cat(greedy)
+    return torch.cat(sums), torch.cat(greedy), torch.cat(spreads)
 
 
 def pad_right(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

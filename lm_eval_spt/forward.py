@@ -190,7 +190,19 @@ def resolve(model: PreTrainedModel, asked: Asked) -> tuple[Tensor, Tensor]:
     Returns:
         Two tensors `[continuations]`: fp32 log-likelihoods, and booleans. A continuation without tokens is certain.
     """
+    sums, greedy, _ = resolve_with_spread(model, asked, spread=False)
+    return sums, greedy
+
+
+def resolve_with_spread(model: PreTrainedModel, asked: Asked, spread: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what :func:`resolve` does, and what label smoothing mixes in.
+
+    Returns:
+        A third tensor `[continuations]`: the mean log-probability of all tokens of the vocabulary, summed over the
+        places where the continuation's tokens are scored; zeros if it is not wanted.
+    """
     sums = torch.zeros(asked.continuations, device=asked.hidden.device)
+    spreads = torch.zeros_like(sums)
     greedy = torch.ones(asked.continuations, dtype=torch.bool, device=asked.hidden.device)
     nodes, tokens, numbers = asked.targets.unbind(dim=1)
     size = max(1, MAX_LOGITS // model.config.get_text_config().vocab_size)
@@ -200,8 +212,10 @@ def resolve(model: PreTrainedModel, asked: Asked) -> tuple[Tensor, Tensor]:
         here = (nodes >= start) & (nodes < start + size)
         row, token, number = nodes[here] - start, tokens[here], numbers[here]
         sums = sums.index_add(0, number, logits[row, token].float() - normalizers[row])
+        if spread:
+            spreads = spreads.index_add(0, number, (logits.float().mean(dim=-1) - normalizers)[row])
         greedy[number[best[row] != token]] = False
-    return sums, greedy
+    return sums, greedy, spreads
 
 
 def _normalize(logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -125,7 +125,7 @@ def test_values_and_gradients_are_those_of_the_plain_computation(model, data):
     pairs = [(question.context, continuation) for question in questions for continuation in question.continuations]
     found_at, expected_at = (prompt.vectors.clone().requires_grad_() for _ in range(2))
     prompted = [Question(place(q.context, prompt.length, 0), q.continuations) for q in questions]
-    found, greedy = loglikelihoods(model, prompted, found_at)
+    found, greedy, spread = loglikelihoods(model, prompted, found_at)
     expected = []
     for context, continuation in pairs:
         words = model.get_input_embeddings()(torch.tensor(context))
@@ -134,6 +134,8 @@ def test_values_and_gradients_are_those_of_the_plain_computation(model, data):
         expected.append(logits.log_softmax(-1)[range(len(continuation)), continuation].sum())
         chosen = logits.argmax(-1)[: len(continuation)].tolist()
         assert bool(greedy[len(expected) - 1]) == (chosen == list(continuation))
+        scored = logits.log_softmax(-1)[: len(continuation)]
+        assert float(spread[len(expected) - 1]) == pytest.approx(float(scored.mean(-1).sum()), **CLOSE)
     assert found.tolist() == pytest.approx(torch.stack(expected).tolist(), **CLOSE)
     weights = torch.arange(1.0, len(pairs) + 1)
     (found * weights).sum().backward()

@@ -22,7 +22,7 @@ from lm_eval_spt.train.contexts import ContextCache
 from lm_eval_spt.train.examples import Document, Example, choose, encode, load_tasks, read_documents
 from lm_eval_spt.train.initialization import embedding_scale, initial_vectors
 from lm_eval_spt.train.loop import train
-from lm_eval_spt.train.objective import evaluate
+from lm_eval_spt.train.objective import Asking, evaluate
 from tests.conftest import ROOT, random_prompt
 
 LONG = " ".join(f"day {day} of rain," for day in range(30)) + " and sun."
@@ -52,19 +52,20 @@ def restated_loss(model, examples, vectors, before, loss, smoothing) -> torch.Te
     embedding = model.get_input_embeddings()
     losses, weight = [], 0
     for example in examples:
-        values = []
+        values, spreads = [], []
         for context, continuation in example.pairs:
             text, answer = (embedding(torch.tensor(ids, dtype=torch.long)) for ids in (context, continuation))
             embeds = torch.cat([vectors[:before], text, vectors[before:], answer])
             logits = model(inputs_embeds=embeds[None]).logits[0]
             logprobs = logits[-len(continuation) - 1 : -1].log_softmax(-1)
             values.append(logprobs[range(len(continuation)), continuation].sum())
+            spreads.append(logprobs.mean(-1).sum())
         if loss == "choices":
             logprobs = torch.stack(values).log_softmax(0)
             losses.append(-(1 - smoothing) * logprobs[example.gold] - smoothing * logprobs.mean())
             weight += 1
         else:
-            losses.append(-values[example.gold])
+            losses.append(-(1 - smoothing) * values[example.gold] - smoothing * spreads[example.gold])
             weight += len(example.pairs[example.gold][1])
     return torch.stack(losses).sum() / weight
 
@@ -98,8 +99,8 @@ def test_loss_and_gradient_are_those_of_the_plain_computation(tiny_models, data)
 
     found_at, expected_at = start.clone().requires_grad_(), start.clone().requires_grad_()
     before = {"prefix": len(start), "suffix": 0, "both": len(start) // 2}[placement]
-    smoothing = data.draw(st.sampled_from([0.0, 0.2])) if loss == "choices" else 0.0
-    outcome = evaluate(model, examples, found_at, before, loss, cache, smoothing)
+    smoothing = data.draw(st.sampled_from([0.0, 0.2]))
+    (outcome,) = evaluate(model, [Asking(examples, found_at, before, loss, smoothing)], cache)
     found = outcome.loss / outcome.weight
     found.backward()
     expected = restated_loss(model, examples, expected_at, before, loss, smoothing)
@@ -114,7 +115,7 @@ def test_accuracy_is_what_the_harness_decides(mini, documents):
     chosen = documents[:20]
     prompt = random_prompt(mini.model, length=3, placement="suffix")
     examples = encode(chosen, mini, "suffix", 3, mini.max_length, "left")
-    outcome = evaluate(mini.model, examples, prompt.vectors, 0, "choices")
+    (outcome,) = evaluate(mini.model, [Asking(examples, prompt.vectors, 0, "choices")])
     scorer = SPTLM(pretrained=mini.model, tokenizer=mini.tokenizer, prompt=prompt)
     right = 0
     for document in chosen:
@@ -281,6 +282,12 @@ def test_a_grid_trains_each_run_as_if_alone(tmp_path):
         SoftPrompt.load(tmp_path / "alone.safetensors"),
     )
     assert torch.allclose(prompt.vectors, expected.vectors, atol=1e-5)
+    rows, expected_rows = (
+        [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()[1:]]
+        for name in (names[3], "alone")
+    )
+    for row, expected_row in zip(rows, expected_rows, strict=True):
+        assert row["validation"] == pytest.approx(expected_row["validation"], rel=1e-5)
     assert prompt.metadata["seed"] == 1 and prompt.metadata["hyperparameters"] == expected.metadata["hyperparameters"]
 
 

@@ -23,7 +23,7 @@ from lm_eval_spt.lm import SPTLM
 from lm_eval_spt.sweep.plan import BASE, Plan, Run
 from lm_eval_spt.sweep.records import keep, record_of
 from lm_eval_spt.train.grid import train_grid
-from lm_eval_spt.train.loop import Frozen, freeze, load_frozen
+from lm_eval_spt.train.loop import Base, base_of, load_base
 
 Report = Callable[[], None]
 """Called whenever records have changed."""
@@ -66,7 +66,7 @@ class Worker:
             report()
             return
         untrained = [run for run in self._left(shard) if run.prompted and not record_of(self.plan, run).trained]
-        self._attempt(untrained, partial(self._train, freeze(lm)), report)
+        self._attempt(untrained, partial(self._train, base_of(lm)), report)
         scored_together: dict[Any, list[Run]] = {}
         for run in self._left(shard):
             scored_together.setdefault((run.prompted, run.targets), []).append(run)
@@ -113,12 +113,12 @@ class Worker:
         """Return the base model of a run."""
         if self._lm is None or self._base != run.base:
             self._lm = None  # frees the memory before the next one is loaded
-            self._lm, self._base = load_frozen(run.config).lm, run.base
+            self._lm, self._base = load_base(run.config).lm, run.base
         return self._lm
 
-    def _train(self, frozen: Frozen | None, runs: Sequence[Run]) -> None:
+    def _train(self, base: Base | None, runs: Sequence[Run]) -> None:
         started = time.perf_counter()
-        train_grid([run.config for run in runs], frozen)
+        train_grid([replace(run.config, resume=True) for run in runs], base)
         seconds = (time.perf_counter() - started) / len(runs)
         for run in runs:
             keep(self.plan, run, replace(record_of(self.plan, run), settings=run.settings(), training_seconds=seconds))

@@ -9,7 +9,7 @@ from pathlib import Path
 from lm_eval_spt.errors import UserError
 from lm_eval_spt.prompt import SoftPrompt
 from lm_eval_spt.train.config import TrainingConfig
-from lm_eval_spt.train.loop import Frozen, load_frozen, train
+from lm_eval_spt.train.loop import Base, train_together
 
 AXES = (
     "seed", "prompt-length", "lr", "shots", "epochs", "batch-size", "placement", "init", "loss", "tune", "model-lr",
@@ -61,20 +61,28 @@ def _flags(chosen: dict[str, str]) -> list[tuple[str, str]]:
     return [(f"--{name}", value) for name, value in chosen.items()]
 
 
-def train_grid(configs: Sequence[TrainingConfig], frozen: Frozen | None = None) -> list[SoftPrompt | None]:
-    """Train all runs, one after the other.
-
-    Runs that leave the base model frozen share it, and the cache of what it made of the texts.
+def train_grid(configs: Sequence[TrainingConfig], base: Base | None = None) -> list[SoftPrompt | None]:
+    """Train all runs; those that leave the base model frozen share it, and train side by side.
 
     Args:
-        configs: the runs' settings, with one base model.
-        frozen: the base model, if it is loaded already.
+        configs: the settings; all have one base model.
+        base: that model, if it is loaded.
+
+    Raises:
+        UserError: something in the settings can not be done, or a loss turned into NaN; then all others have ended.
     """
-    if frozen is None and any(config.tune == "prompt" for config in configs):
-        frozen = load_frozen(configs[0])
-    prompts = []
-    for number, config in enumerate(configs, start=1):
+    frozen = [number for number, config in enumerate(configs) if config.tune == "prompt"]
+    groups = [frozen] if frozen else []
+    groups += [[number] for number, config in enumerate(configs) if config.tune != "prompt"]
+    prompts: dict[int, SoftPrompt | None] = {}
+    errors = []
+    for group in groups:
         if len(configs) > 1:
-            print(f"run {number} of {len(configs)}: {config.output}", flush=True)
-        prompts.append(train(config, frozen))
-    return prompts
+            print(f"{len(group)} of {len(configs)} runs: {configs[group[0]].output} ...", flush=True)
+        try:
+            prompts |= zip(group, train_together([configs[number] for number in group], base), strict=True)
+        except UserError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
+    return [prompts[number] for number in range(len(configs))]
