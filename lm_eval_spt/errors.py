@@ -12,7 +12,15 @@ from types import TracebackType
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave. The message is one line and stands by itself."""
+    """A mistake in what the user gave.
+
+    The message is one line and stands by itself; what a file brings into it can neither fill nor steer a terminal.
+    """
+
+    def __init__(self, message: str) -> None:
+        if len(message) > 2000:
+            message = f"{message[:1200]} ... {message[-700:]}"
+        super().__init__("".join(one if one.isprintable() else repr(one)[1:-1] for one in message))
 
 
 def show_user_errors_in_one_line() -> None:

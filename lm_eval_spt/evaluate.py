@@ -22,6 +22,7 @@ from lm_eval.utils import simple_parse_args_string
 
 from lm_eval_spt import scoring
 from lm_eval_spt.errors import UserError
+from lm_eval_spt.files import written_together
 from lm_eval_spt.harness import MODEL_NAME, results_name, task_manager
 from lm_eval_spt.lm import SPTLM, TokenisedRequest
 from lm_eval_spt.prompt import SoftPrompt
@@ -128,7 +129,7 @@ def evaluate_prompts(
     names = _expand(prompts)
     loaded = {name: SoftPrompt.from_pretrained(name) for name in names}
     shared = simple_parse_args_string(model_args)
-    base_models = {shared.get("pretrained") or prompt.metadata.get("base_model") for prompt in loaded.values()}
+    base_models = {shared.get("pretrained") or prompt.base_model for prompt in loaded.values()}
     if len(base_models) > 1:
         raise UserError(
             f"the prompts have different base models ({', '.join(map(str, base_models))}): give one at a time"
@@ -230,10 +231,12 @@ def _score(
     for config in results["configs"].values():
         config["metadata"] |= {name: model_arguments[name] for name in ("prompt",) if name in model_arguments}
     samples = results.pop("samples", {})
-    tracker.save_results_aggregated(results=results, samples=samples if log_samples else None)
-    if log_samples:
-        for task, of_task in samples.items():
-            tracker.save_results_samples(task_name=task, samples=of_task)
+    with written_together(Path(output), last="results_") as folder:
+        tracker.output_path = str(folder)
+        tracker.save_results_aggregated(results=results, samples=samples if log_samples else None)
+        if log_samples:
+            for task, of_task in samples.items():
+                tracker.save_results_samples(task_name=task, samples=of_task)
     return True
 
 

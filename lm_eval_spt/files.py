@@ -1,12 +1,20 @@
-"""Writing files whole or not at all."""
+"""Files: written whole or not at all, and read without trusting what is in them."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import secrets
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from lm_eval_spt.errors import UserError
+
+MAX_NESTING = 64
+"""Lists and objects within each other in a JSON text; what reads them recursively must not run out of stack."""
 
 
 def write(path: Path, data: bytes) -> None:
@@ -15,7 +23,8 @@ def write(path: Path, data: bytes) -> None:
     Raises:
         UserError: `path` can not be written; what was there before is still there.
     """
-    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    # Of this write alone: two processes, on two machines even, may write the same file.
+    temporary = path.parent / f".{path.name[:100]}.{secrets.token_hex(8)}.tmp"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -35,3 +44,72 @@ def write(path: Path, data: bytes) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+@contextlib.contextmanager
+def written_together(target: Path, last: str) -> Iterator[Path]:
+    """Give a folder for files that others write; when all are there, each goes below `target`, whole.
+
+    Args:
+        target: folder that the files are for.
+        last: how the name of the file begins that comes last: once it is there, all are.
+
+    Raises:
+        UserError: one can not be written.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        yield folder
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        for path in sorted(files, key=lambda path: (path.name.startswith(last), path)):
+            write(target / path.relative_to(folder), path.read_bytes())
+
+
+def read_text(path: Path, limit: int) -> str:
+    """Return the text of a regular file, once it is known to be of a sensible size.
+
+    Args:
+        path: a file in UTF-8.
+        limit: bytes that such a file may have.
+
+    Raises:
+        OSError: it can not be read.
+        UserError: it is too large, or no regular file.
+        ValueError: it is not UTF-8.
+    """
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is not a regular file: give a file")
+    size = path.stat().st_size
+    if size > limit:
+        raise UserError(f"{path} has {size:,} bytes, at most {limit:,} are read: this is not such a file")
+    return path.read_text(encoding="utf-8")
+
+
+def parse_json(text: str) -> Any:
+    """Return what a JSON text says.
+
+    Raises:
+        ValueError: it is not JSON, is nested too deep, or holds half of a surrogate pair, which no file can take.
+    """
+    try:
+        value = json.loads(text)
+        if text.count("[") + text.count("{") > MAX_NESTING and _nesting(value) > MAX_NESTING:
+            raise ValueError(f"nested more than {MAX_NESTING} deep")
+    except RecursionError:
+        raise ValueError(f"nested more than {MAX_NESTING} deep") from None
+    if "\\u" in text:
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
+
+
+def _nesting(value: Any) -> int:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + max(map(_nesting, inner), default=0)
+
+
+def is_below_current_folder(name: str) -> bool:
+    """Tell whether a path that a file names may be followed although the user has not named it."""
+    try:
+        return Path(name).resolve().is_relative_to(Path.cwd())
+    except (OSError, ValueError, RuntimeError):  # no path at all, or a loop of links
+        return False

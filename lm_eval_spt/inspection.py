@@ -90,8 +90,9 @@ def _load_embedding(name: str) -> tuple[torch.nn.Embedding, PreTrainedTokenizerB
     logging.set_verbosity_error()
     path = locate(name)
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype="auto")
-        return cast("torch.nn.Embedding", model.get_input_embeddings()), AutoTokenizer.from_pretrained(path)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype="auto", trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        return cast("torch.nn.Embedding", model.get_input_embeddings()), tokenizer
     except (OSError, ValueError) as error:
         raise cannot_load(name, error) from error
 

@@ -11,6 +11,7 @@ of tokens (sorting, batching, padding, rolling windows, sharding over processes)
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +37,8 @@ logger = logging.getLogger(__name__)
 TokenisedRequest = tuple[tuple[str, str] | None, list[int], list[int]]
 """A request's (context, continuation) text, if it has one, and their token ids: what HFLM calls a request."""
 
+SURROGATE = re.compile("[\ud800-\udfff]")
+
 CACHE_OWNER = "lm_eval_spt: written with"
 
 
@@ -44,6 +47,11 @@ def _available(device: str | None) -> str:
     if device not in (None, "cuda") or torch.cuda.is_available():
         return device or "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _whole_characters(text: str) -> str:
+    """Return a text without halves of surrogate pairs, which tokenizers do not take: U+FFFD stands for them."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if SURROGATE.search(text) else text
 
 
 @register_model("spt")
@@ -77,7 +85,7 @@ class SPTLM(HFLM):
         self.prompt = SoftPrompt.from_pretrained(prompt) if isinstance(prompt, str | Path) else prompt
         known = self.prompt.metadata if self.prompt else {}
         if pretrained is None:
-            pretrained = known.get("base_model")
+            pretrained = self.prompt.base_model if self.prompt else None
             revision = revision or known.get("base_model_revision")
         if pretrained is None:
             raise UserError(
@@ -90,7 +98,7 @@ class SPTLM(HFLM):
         source = locate(pretrained, revision) if isinstance(pretrained, str) else pretrained
         try:
             super().__init__(source, revision=revision or "main", **hflm)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise cannot_load(pretrained, error) from error
         self.base_model_name = pretrained if isinstance(pretrained, str) else self.model.name_or_path
         self._fast = fast
@@ -233,7 +241,26 @@ class SPTLM(HFLM):
             else:
                 start, rest = contexts[text], alone[continuation]
             encoded.append((start, rest))
+
+        # A continuation that merges into the context's last token would leave nothing to score.
+        merged = [index for index, (_, rest) in enumerate(encoded) if not rest and parts[index][1]]
+        alone = self._encode_texts((parts[index][1] for index in merged), special=False)
+        for index in merged:
+            encoded[index] = (encoded[index][0], alone[parts[index][1]])
         return encoded
+
+    def tok_encode(self, string: str, *args: Any, **options: Any) -> list[int]:
+        """Return the token ids of a text, as HFLM does; halves of surrogate pairs are read as U+FFFD."""
+        return super().tok_encode(_whole_characters(string), *args, **options)
+
+    def tok_batch_encode(self, strings: list[str], *args: Any, **options: Any) -> tuple[Tensor, Tensor]:
+        """Return ids and mask `[batch, time]` of texts to go on from; an empty one becomes the BOS token."""
+        ids, mask = super().tok_batch_encode([_whole_characters(string) for string in strings], *args, **options)
+        if not ids.shape[1]:
+            ids, mask = (torch.zeros(len(strings), 1, dtype=torch.long) for _ in range(2))
+        empty = mask.sum(dim=1) == 0
+        ids[empty, -1], mask[empty, -1] = self.prefix_token_id, 1
+        return ids, mask
 
     def _encode_texts(self, texts: Iterable[str], special: bool | None = None) -> dict[str, list[int]]:
         """Return what `tok_encode` makes of every text, encoded in one batch."""
@@ -246,7 +273,8 @@ class SPTLM(HFLM):
         for group, wanted in ((ordinary, self.add_bos_token if special is None else special), (begun, False)):
             if group:
                 options = {} if wanted is None else {"add_special_tokens": wanted}
-                encoded |= zip(group, self.tokenizer(group, **options)["input_ids"], strict=True)
+                whole = [_whole_characters(text) for text in group]
+                encoded |= zip(group, self.tokenizer(whole, **options)["input_ids"], strict=True)
         return encoded
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:

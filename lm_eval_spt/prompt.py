@@ -43,8 +43,9 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 
+from lm_eval_spt import provenance
 from lm_eval_spt.errors import UserError
-from lm_eval_spt.files import write
+from lm_eval_spt.files import is_below_current_folder, parse_json, read_text, write
 
 FORMAT_VERSION = 1
 Placement = Literal["prefix", "suffix", "both"]
@@ -56,6 +57,12 @@ ACCEPTED_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 PEFT_CONFIG = "adapter_config.json"
 PEFT_WEIGHTS = "adapter_model.safetensors"
+MAX_FILE = 2**30
+"""Bytes of a prompt file: room for 16,384 vectors of size 16,384 in float32."""
+
+MAX_HEADER = 2**24
+"""Bytes of its header, and of an adapter's configuration."""
+
 REPOSITORY_ID = re.compile(r"[\w.-]+/[\w.-]+")
 FINGERPRINT_ROWS = 512
 
@@ -101,6 +108,21 @@ class SoftPrompt:
     def placement(self) -> Placement:
         """``"prefix"``, ``"suffix"`` or ``"both"``; prefix, what PEFT does, where the metadata does not say."""
         return self.metadata.get("placement", "prefix")
+
+    @property
+    def base_model(self) -> str | None:
+        """The base model that the metadata names, to be loaded where the user names none; None if there is none.
+
+        Raises:
+            UserError: it is a folder elsewhere: what a file names must not decide what is opened on this machine.
+        """
+        name = self.metadata.get("base_model")
+        if name is not None and not is_below_current_folder(name):
+            raise UserError(
+                f"the prompt {self.name!r} names {name[:200]!r} as its base model, a folder outside of the current "
+                "one, which is not opened because a file says so: if you trust it, give it with pretrained=<folder>"
+            )
+        return name
 
     @property
     def num_prefix_tokens(self) -> int:
@@ -329,7 +351,7 @@ def _check_vectors(vectors: torch.Tensor) -> None:
 def _checked_metadata(metadata: dict[str, Any], vectors: torch.Tensor) -> dict[str, Any]:
     """A copy of `metadata` as JSON gives it back, once it agrees with `vectors` `[P, d]`; UserError otherwise."""
     try:
-        metadata = json.loads(json.dumps(metadata, allow_nan=False))
+        metadata = parse_json(json.dumps(metadata, allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
         raise UserError(
             f"metadata is not valid JSON ({error}): use strings, finite numbers, lists and objects"
@@ -352,9 +374,7 @@ def _checked_metadata(metadata: dict[str, Any], vectors: torch.Tensor) -> dict[s
                 f"metadata says {key} {metadata[key]!r}, but the tensor has {actual}: the file was altered, get it "
                 "again"
             )
-    for key in ("base_model", "base_model_revision", "embedding_fingerprint"):
-        if not isinstance(metadata.get(key), str | None):
-            raise UserError(f"metadata says {key} {metadata[key]!r}, expected a string: write the file again")
+    provenance.check(metadata)
     return metadata
 
 
@@ -385,8 +405,7 @@ def _read_safetensors(path: Path) -> tuple[torch.Tensor, dict[str, Any]]:
         problem = "not a regular file" if os.path.exists(path) else "no such file"
         raise UserError(f"{problem}: give a .safetensors file, a PEFT adapter folder or a Hub repository (owner/name)")
     try:
-        if path.stat().st_size == 0:
-            raise UserError("is empty (0 bytes), expected a safetensors file: write or copy it again")
+        _check_size(path)
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())
             if names != [TENSOR_NAME]:
@@ -401,6 +420,19 @@ def _read_safetensors(path: Path) -> tuple[torch.Tensor, dict[str, Any]]:
         raise UserError(f"can not be read ({error.strerror or error}): check the file and its permissions") from None
     except SafetensorError as error:
         raise UserError(_what_is_wrong(path, error)) from None
+
+
+def _check_size(path: Path) -> None:
+    """Raise UserError unless a file, and the header that it claims to have, are of a size that a prompt can have."""
+    size = path.stat().st_size
+    if size == 0:
+        raise UserError("is empty (0 bytes), expected a safetensors file: write or copy it again")
+    if size > MAX_FILE:
+        raise UserError(f"has {size:,} bytes, a prompt has at most {MAX_FILE:,}: this is something else")
+    with path.open("rb") as file:
+        header = int.from_bytes(file.read(8), "little")
+    if MAX_HEADER < header <= size:
+        raise UserError(f"has a header of {header:,} bytes, at most {MAX_HEADER:,} are read: this is something else")
 
 
 def _what_is_wrong(path: Path, error: SafetensorError) -> str:
@@ -418,8 +450,8 @@ def _what_is_wrong(path: Path, error: SafetensorError) -> str:
 
 def _parse_metadata(text: str) -> dict[str, Any]:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return parse_json(text)
+    except ValueError as error:
         raise UserError(f"its metadata {METADATA_KEY!r} is not JSON ({error}): write the file again") from None
 
 
@@ -430,10 +462,12 @@ def _read_peft_config(folder: Path) -> dict[str, Any]:
         UserError: without the folder's name, which the caller adds.
     """
     try:
-        config = json.loads((folder / PEFT_CONFIG).read_text(encoding="utf-8"))
+        config = parse_json(read_text(folder / PEFT_CONFIG, MAX_HEADER))
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"{PEFT_CONFIG} can not be read ({error.strerror}): give a folder that PEFT saved") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{PEFT_CONFIG} is not JSON ({error}): copy the folder again") from None
     if not isinstance(config, dict):
         raise UserError(f"{PEFT_CONFIG} is a JSON {type(config).__name__}, expected an object: copy the folder again")

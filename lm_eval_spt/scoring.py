@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lm_eval_spt.causal_lm import device_of
+from lm_eval_spt.errors import UserError
 from lm_eval_spt.forward import Asked, Read, ask, join, read, resolve
 from lm_eval_spt.inject import is_virtual, model_inputs, pad_left, place
 from lm_eval_spt.tree import Question, row_length
@@ -39,11 +40,14 @@ def truncate(context: list[int], continuation: list[int], max_length: int) -> li
     The model reads everything but the continuation's last token, so `max_length` + 1 tokens fit in all.
 
     Raises:
-        ValueError: the continuation alone does not fit.
+        UserError: the continuation alone does not fit.
     """
     room = max_length + 1 - len(continuation)
     if room < 1:
-        raise ValueError(f"a continuation of {len(continuation)} tokens does not fit into {max_length} tokens")
+        raise UserError(
+            f"a continuation of {len(continuation)} tokens does not fit into {max_length} tokens: shorten the task's "
+            "answers, or use a model that reads more"
+        )
     return context[-room:]
 
 
@@ -143,7 +147,10 @@ def _score_in_batches(
             asked = list(answer([question for _, question, _ in batch]))
         except torch.OutOfMemoryError:
             if size == 1:
-                raise
+                raise UserError(
+                    f"a text and its answers, {batch[0][0]} tokens, do not fit into the memory of {device_of(model)}: "
+                    "load the model in half precision (dtype=bfloat16), give max_length, or use a larger device"
+                ) from None
             max_batch_tokens //= 2
             torch.cuda.empty_cache()
             logger.warning("out of memory with %d contexts: going on with %d tokens", size, max_batch_tokens)

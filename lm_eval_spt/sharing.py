@@ -163,7 +163,7 @@ def _front_matter(prompt: SoftPrompt, own: Sequence[Arm], source: str) -> dict[s
     """What the Hub reads of a card."""
     metadata = prompt.metadata
     base_model = str(metadata.get("base_model") or "")
-    families = {task.removesuffix(f"_{source}") for task in metadata.get("tasks", [])} | {
+    families = {task.removesuffix(f"_{source}") for task in metadata.get("tasks") or ()} | {
         arm.runs[0].family for arm in own
     }
     languages = {source, *(language for arm in own for language in arm.scores("acc"))}

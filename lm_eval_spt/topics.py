@@ -172,7 +172,7 @@ def _check_row(row: Mapping[str | None, Any]) -> tuple[int, str, str]:
     """Return a row's index_id, category and text; raises ``ValueError`` where it is not as expected."""
     if None in row or None in row.values():
         raise ValueError("the number of fields is not that of the header")
-    if not row["index_id"].isdecimal():
+    if not row["index_id"].isdecimal() or len(row["index_id"]) > 18:  # what fits into 64 bits
         raise ValueError(f"index_id is {row['index_id']!r}; expected a whole number")
     if row["category"] not in CATEGORIES:
         raise ValueError(f"unknown category {row['category']!r}; expected one of {', '.join(CATEGORIES)}")

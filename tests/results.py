@@ -51,6 +51,7 @@ def write_results(
             "prompt_digest": loaded.digest,
             "prompt_length": loaded.length,
             "prompt_placement": loaded.placement,
+            "prompt_metadata": loaded.metadata,
         }
     content = {
         "results": {

@@ -84,10 +84,10 @@ def test_inspect_shows_tokens_as_text(prompt_file: Path, capsys: pytest.CaptureF
 def test_inspect_shows_control_characters_of_a_foreign_file_escaped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    SoftPrompt(torch.ones(1, 2), {"note": "\x1b[2J\n\ud800"}).save(tmp_path / "p.safetensors")
+    SoftPrompt(torch.ones(1, 2), {"note": "\x1b[2J\n\u202e"}).save(tmp_path / "p.safetensors")
     assert cli.main(["inspect", str(tmp_path / "p.safetensors")]) == 0
     output = capsys.readouterr().out
-    assert "\x1b" not in output and r"\x1b[2J\n\ud800" in output
+    assert "\x1b" not in output and r"\x1b[2J\n\u202e" in output
 
 
 @pytest.mark.parametrize("family", ["xglm", "gemma3_text"])

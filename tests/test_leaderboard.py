@@ -94,9 +94,10 @@ def test_names_make_arms_and_a_mixed_one_is_pointed_out(tmp_path: Path) -> None:
     assert notices == ["mine: the mean of runs that differ in more than their seed"]
 
 
-def test_a_prompt_that_has_changed_since_tells_nothing(tmp_path: Path) -> None:
+def test_a_prompt_that_has_changed_since_tells_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     prompt = write_prompt(tmp_path / "p.safetensors")
-    file = write_results(tmp_path / "results", {"eng_Latn": 0.8}, prompt=prompt)
+    file = write_results(tmp_path / "results", {"eng_Latn": 0.8}, prompt=prompt, prompt_metadata=None)
     assert read_arms([(None, file)])[0][0].trained_on == "sib200_eng_Latn, 8 shots"
     write_prompt(prompt, seed=7)
     (arm,) = read_arms([(None, file)])[0]

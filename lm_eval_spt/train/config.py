@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
 
 from lm_eval_spt.errors import UserError
+from lm_eval_spt.files import read_text
 from lm_eval_spt.prompt import PLACEMENTS, Placement
 from lm_eval_spt.train.reparameterization import KINDS, Kind
 
@@ -30,6 +32,14 @@ PLACES = (
     "resume", "tracker", "gradient_accumulation_steps", "activation_checkpointing",
 )  # fmt: skip
 """Settings that say where and how the work is done, and change nothing in what is learned."""
+
+MAX_YAML = 2**16
+"""Bytes of a file with settings."""
+
+YAML_ERRORS = (yaml.YAMLError, ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError)
+"""What PyYAML raises over values such as ``!!int ''``, ``!!bool x`` or ``2026-02-30``."""
+
+WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 
 PRESETS: dict[str, dict[str, Any]] = {
     # The recipe of arXiv 2402.03782, from its published code; the README's 20 epochs, 8 examples per class.
@@ -187,6 +197,7 @@ class TrainingConfig:
         for name in (*optional_counts, "checkpoint_steps"):
             value = getattr(self, name)
             _expect(name, value, value is None or value >= 1, "a whole number from 1 on, or nothing")
+        _expect("seed", self.seed, -(2**63) <= self.seed < 2**63, "a whole number of 64 bits")
         for name in ("lr", "clip", "reparameterization_lr", "model_lr"):
             value = getattr(self, name)
             optional = name not in ("lr", "clip")
@@ -310,28 +321,49 @@ def _flags_given(arguments: Sequence[str]) -> dict[str, Any]:
 
 def _read_yaml(path: str) -> dict[str, Any]:
     try:
-        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        settings = yaml.safe_load(read_text(Path(path), MAX_YAML))
     except OSError as error:
         raise UserError(f"--config {path} can not be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path} is not YAML: {str(error).splitlines()[0]}") from error
+    except UserError as error:
+        raise UserError(f"--config {error}") from None
+    except (RecursionError, *YAML_ERRORS) as error:
+        raise UserError(f"--config {path} is not YAML: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(settings, dict):
         raise UserError(f"--config {path} must hold 'setting: value' lines")
-    settings = {str(name).replace("-", "_"): value for name, value in settings.items()}
+    if not all(isinstance(name, str) for name in settings):
+        raise UserError(f"--config {path} has settings whose names are no text")
+    settings = {name.replace("-", "_"): value for name, value in settings.items()}
     known = {setting.name for setting in fields(TrainingConfig)} - {"config"}
     if unknown := sorted(set(settings) - known):
         raise UserError(
             f"--config {path} has unknown settings: {', '.join(unknown)}; known are {', '.join(sorted(known))}"
         )
-    # YAML 1.1 reads "5e-3" as a string; the dataclass says what is a number.
-    for name, kind in get_type_hints(TrainingConfig).items():
-        number = next((one for one in (float, int) if one in (kind, *get_args(kind))), None)
-        if isinstance(settings.get(name), str) and number:
-            try:
-                settings[name] = number(settings[name])
-            except ValueError as error:
-                raise UserError(f"--config {path}: {name} is {settings[name]!r}, expected a number") from error
-    return settings
+    kinds = get_type_hints(TrainingConfig)
+    return {name: _as_kind(path, name, value, kinds[name]) for name, value in settings.items()}
+
+
+def _as_kind(path: str, name: str, value: Any, kind: Any) -> Any:
+    """Return a YAML value as what the dataclass says it is; UserError where it can not be that.
+
+    YAML 1.1 reads "5e-3" as a string, and takes yes, no, on and off for truth values, which ``--context-cache`` has.
+    """
+    kinds = (kind,) if get_origin(kind) is Literal else get_args(kind) or (kind,)
+    allowed = [str if get_origin(one) is Literal else one for one in kinds]
+    if isinstance(value, bool) and bool not in allowed:
+        value = "on" if value else "off"
+    if value is None and type(None) in allowed:
+        return None
+    number = next((one for one in (int, float) if one in allowed), None)
+    if number and isinstance(value, str | int | float) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError, OverflowError):
+            converted: float = number(value)
+            if isinstance(value, str) or converted == value or value != value:  # 1.5 is no whole number, NaN no other
+                return converted
+    if isinstance(value, str | bool) and type(value) in allowed and "\0" not in str(value):
+        return value
+    shown = repr(value)[:80] if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
+    expected = " or ".join("nothing" if one is type(None) else WORDS[one] for one in allowed)
+    raise UserError(f"--config {path}: {name} is {shown}, expected {expected}")
 
 
 def _help(name: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import math
 import platform
 import re
@@ -19,7 +19,6 @@ from tqdm import tqdm
 from transformers import get_linear_schedule_with_warmup
 
 from lm_eval_spt.errors import UserError
-from lm_eval_spt.files import write
 from lm_eval_spt.lm import SPTLM
 from lm_eval_spt.processes import Processes
 from lm_eval_spt.prompt import SoftPrompt
@@ -27,8 +26,11 @@ from lm_eval_spt.train import checkpoint
 from lm_eval_spt.train.config import TrainingConfig
 from lm_eval_spt.train.examples import Examples
 from lm_eval_spt.train.learner import Learned, Learner
+from lm_eval_spt.train.log import TrainingLog
 from lm_eval_spt.train.mixture import epochs
 from lm_eval_spt.train.objective import Asking, Outcome, weight_of
+
+logger = logging.getLogger(__name__)
 
 
 class Diverged(Exception):
@@ -72,7 +74,7 @@ class Run:
         self.steps = -(-len(examples.training) // config.batch_size) * config.epochs
         warmup = round(config.warmup_ratio * self.steps)
         self.schedule = get_linear_schedule_with_warmup(self.optimizer, warmup, self.steps)
-        self.best: dict[str, Any] = {"epoch": 0, "loss": float("inf")}
+        self.best: dict[str, Any] = {"epoch": 0}
         self.learned = self.learner.learned()
         self.output = Path(config.output)
         self.rows: list[dict[str, Any]] = []  # the log: validation before training, and each epoch
@@ -81,6 +83,7 @@ class Run:
         self.weights: list[int] = []
         self.correct: list[int] = []
         self._seconds = 0.0
+        self._log: TrainingLog | None = None
 
     def summary(self) -> str:
         """Return a line on what is tuned and with what."""
@@ -100,6 +103,8 @@ class Run:
         """
         config, training = self.config, self.examples.training
         self._started = time.perf_counter() - self._seconds
+        if self.processes.is_main:
+            self._log = TrainingLog(self.output.with_suffix(".jsonl"), [{"settings": config.record()}, *self.rows])
         if not self.rows:
             yield from self._validate({})
         orders = epochs(self.examples.sizes, config.mixture, config.seed)
@@ -167,13 +172,14 @@ class Run:
         scores = {"loss": loss / weight, "accuracy": correct / len(by_length)}
         if not math.isfinite(scores["loss"]):
             raise Diverged(f"the validation loss turned into {scores['loss']} in epoch {epoch}")
-        better = scores["loss"] < self.best["loss"]
+        better = scores["loss"] < self.best.get("loss", math.inf)
         if better:
             self.best = {"epoch": epoch, **scores, "documents": len(by_length)}
             self.learned = self.learner.learned()
         self._seconds = time.perf_counter() - self._started
         self.rows.append({"epoch": epoch, "training": training, "validation": scores, "seconds": self._seconds})
-        self._write_log()
+        if self._log is not None:
+            self._log.add(self.rows[-1])
         before = f"training {scores_of(training)}  " if training else "before training".ljust(35)
         self._say(
             f"epoch {epoch:>3}/{config.epochs}  {before}validation {scores_of(scores)}{'  best' if better else ''}"
@@ -236,9 +242,13 @@ class Run:
         return prompt
 
     def save_checkpoint(self) -> None:
-        """Write the state, to go on from here after an interruption."""
-        if self.config.checkpoint and self.processes.is_main:
+        """Write the state, to go on from here after an interruption; where it can not be written the run goes on."""
+        if not self.config.checkpoint or not self.processes.is_main:
+            return
+        try:
             checkpoint.save(checkpoint.path_of(self.output), self.state())
+        except UserError as error:
+            logger.warning("this run can only be resumed from before epoch %d: %s", len(self.rows), error)
 
     def finish(self) -> None:
         """Remove what only an interruption would need."""
@@ -293,11 +303,6 @@ class Run:
             self._seconds = self.rows[-1]["seconds"]
         except (KeyError, TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
             raise UserError(f"{path} does not hold this run's state ({error!r}): delete it to start anew") from None
-
-    def _write_log(self) -> None:
-        if self.processes.is_main:
-            lines = [{"settings": self.config.record()}, *self.rows]
-            write(self.output.with_suffix(".jsonl"), "".join(json.dumps(line) + "\n" for line in lines).encode())
 
     def _say(self, line: str) -> None:
         if self.processes.is_main:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval_spt.errors import UserError
+from lm_eval_spt.files import is_below_current_folder
 from lm_eval_spt.transfer.results import Run, Score, mean_over_runs, read_all, results_files
 
 CONTEXTS = re.compile(r"_(instruct|xglm|bloom)$")
@@ -204,12 +205,15 @@ def training_record(run: Run) -> dict[str, Any]:
     """Return what the run's prompt says of its training.
 
     The results hold it; those of other tools, or without it, may name a prompt that is still there and still the same.
+    It is looked at only below the current folder: a file must not decide what is opened on this machine.
     """
     recorded = run.config.get("prompt_metadata")
     if isinstance(recorded, dict) and recorded:
         return recorded
     place = run.model_args.get("prompt")
-    if run.prompt_digest is None or not isinstance(place, str) or not Path(place).exists():
+    if run.prompt_digest is None or not isinstance(place, str) or not is_below_current_folder(place):
+        return {}
+    if not Path(place).exists():
         return {}
     from lm_eval_spt.prompt import SoftPrompt  # takes seconds: not without need
 

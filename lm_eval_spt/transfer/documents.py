@@ -6,7 +6,6 @@ all languages: a sentence that is hard in one language is hard in others, and la
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,14 @@ from typing import Any
 import numpy as np
 
 from lm_eval_spt.errors import UserError
-from lm_eval_spt.transfer.results import Run
+from lm_eval_spt.files import parse_json
+from lm_eval_spt.transfer.results import MAX_SCORE, Run
+
+MAX_DOCUMENTS = 20_000
+"""Documents that are resampled: their counts, 10,000 rows of them, take 0.8 GB."""
+
+MAX_CLASSES = 1000
+"""Classes of which macro-F1 is resampled."""
 
 CLASSES_METRIC = "macro_f1"
 """The metric that is not a mean over documents: of each document the harness logs (label, predicted label)."""
@@ -89,23 +95,32 @@ def _read(path: Path, metric: str) -> tuple[np.ndarray, np.ndarray]:
             for sample in _samples(file):
                 # Where a task applies several filters there is a line for each: the first is the one that is reported.
                 documents.setdefault(sample["doc_id"], (sample["target"], sample[metric]))
+        if not 0 < len(documents) <= MAX_DOCUMENTS:
+            raise UserError(f"{path} holds {len(documents):,} documents, 1 to {MAX_DOCUMENTS:,} can be resampled")
         ordered = [documents[key] for key in sorted(documents)]
-        labels = np.array([str(target) for target, _ in ordered])
         if metric == CLASSES_METRIC:
-            labels = np.array([label for _, (label, _) in ordered])
-            return labels, np.array([predicted for _, (_, predicted) in ordered])
-        return labels, np.array([float(value) for _, value in ordered], dtype=np.float32)
+            labels, predicted = np.array([(int(label), int(answer)) for _, (label, answer) in ordered]).T
+            if len(np.union1d(labels, predicted)) > MAX_CLASSES:
+                raise UserError(f"{path} has more than {MAX_CLASSES} classes: macro-F1 is not resampled")
+            return labels, predicted
+        values = np.array([float(value) for _, value in ordered])
+        if not (np.abs(values) < MAX_SCORE).all():
+            raise ValueError(f"{metric} is not a number")
+        # As objects: an array of text would give each document the room of the longest.
+        return np.array([str(target) for target, _ in ordered], dtype=object), values.astype(np.float32)
+    except UserError:
+        raise
     except FileNotFoundError:
         raise UserError(f"there is no {path.name} beside the results: score with --log_samples to have one") from None
     except OSError as error:
         raise UserError(f"{path} can not be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise UserError(f"{path} is not a samples file with {metric!r} in every line ({reason})") from error
 
 
 def _samples(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
-    return (json.loads(line) for line in lines if line.strip())
+    return (parse_json(line) for line in lines if line.strip())
 
 
 def _macro_f1(labels: np.ndarray, predicted: np.ndarray, counts: np.ndarray) -> np.ndarray:

@@ -10,14 +10,34 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
+from lm_eval_spt import provenance
 from lm_eval_spt.errors import UserError
+from lm_eval_spt.files import parse_json, read_text
 
-TASK = re.compile(r"(?P<family>.+)_(?P<language>[a-z]{3}_[A-Z][a-z]{3})")
+# The family becomes part of the names of files, so that it holds no path.
+TASK = re.compile(r"(?P<family>[^/\\\x00-\x1f]{1,120})_(?P<language>[a-z]{3}_[A-Z][a-z]{3})")
 """A task that is named after a language, such as ``sib200_instruct_swh_Latn``."""
+
+MAX_FILE = 2**27
+"""Bytes of a results file; one of 205 languages with many metrics has a hundredth of it."""
+
+MAX_SCORE = 1e30
+"""What is larger is no score; of what is smaller, sums and squares are finite."""
+
+RECORDED = {
+    "model": str,
+    "prompt_name": str,
+    "prompt_digest": str,
+    "prompt_placement": str,
+    "prompt_length": int,
+    "prompt_metadata": dict,
+    "limit": int | float,
+    "model_args": dict | str,
+}
+"""What is read of the harness's record of the model and the run, and its types; any may be missing or null."""
 
 MODEL_SETTINGS = ("model", "prompt_digest", "random_seed", "numpy_seed", "torch_seed", "fewshot_seed")
 """What of the harness's configuration can change a score, beside the task."""
@@ -142,8 +162,7 @@ def read_runs(path: Path) -> list[Run]:
         UserError: it can not be read, is no results file, or holds no task that is named after a language.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return _runs(path, content)
+        return _runs(path, parse_json(read_text(path, MAX_FILE)))
     except UserError:
         raise
     except OSError as error:
@@ -212,6 +231,7 @@ def mean_over_runs(runs: Iterable[Run], metric: str = "acc") -> dict[str, Score]
 def _runs(path: Path, content: dict[str, Any]) -> list[Run]:
     """The runs of a parsed results file."""
     results, config = content["results"], content["config"]
+    _check_record(path, content)
     families: dict[str, dict[str, dict[str, Any]]] = {}
     for task, values in results.items():
         if (match := TASK.fullmatch(task)) and any("," in key for key in values):
@@ -256,12 +276,33 @@ def _scores(languages: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, S
     for language, values in languages.items():
         for key, value in values.items():
             metric, comma, answer_filter = key.partition(",")
-            if not comma or metric.endswith("_stderr") or not isinstance(value, int | float) or not isfinite(value):
+            if not comma or metric.endswith("_stderr") or not _is_score(value):
                 continue
-            stderr = values.get(f"{metric}_stderr,{answer_filter}")
-            score = Score(float(value), float(stderr) if isinstance(stderr, int | float) else None)
+            stderr = values.get(f"{metric}_stderr,{answer_filter}")  # "N/A" where the harness has none
+            score = Score(float(value), float(stderr) if _is_score(stderr) else None)
             scores.setdefault(metric, {}).setdefault(language, score)
     return scores
+
+
+def _is_score(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and abs(value) < MAX_SCORE
+
+
+def _check_record(path: Path, content: Mapping[str, Any]) -> None:
+    """Raise UserError where what is recorded beside the scores has another type than what the harness writes."""
+    config = content["config"]
+    entries = [(config, key, kind) for key, kind in RECORDED.items()]
+    entries += [(content, "model_name", str), (content, "lm_eval_version", str)]
+    given = _model_args(config).get("pretrained")
+    entries += [({"pretrained": given}, "pretrained", str)]
+    for record, key, kind in entries:
+        value = record.get(key)
+        if value is not None and not isinstance(value, kind):
+            raise UserError(f"{path} says {key} {str(value)[:80]!r}, which the harness does not write: score it again")
+    limit = config.get("limit")
+    if limit is not None and not 0 < limit < 2**53:
+        raise UserError(f"{path} says limit {limit!r}, expected a number above 0: score it again")
+    provenance.check(config.get("prompt_metadata") or {})
 
 
 def _common(path: Path, what: str, of_tasks: Mapping[str, Any], tasks: Mapping[str, str]) -> Any:
@@ -270,6 +311,8 @@ def _common(path: Path, what: str, of_tasks: Mapping[str, Any], tasks: Mapping[s
     if len(values) > 1:
         raise UserError(f"{path} mixes {what} {', '.join(sorted(map(str, values)))} among its languages")
     value = next(iter(values), None)
+    if value is not None and not isinstance(value, int | float | str):
+        raise UserError(f"{path} has {what} that are no numbers: score it again")
     return str(value) if what == "versions" and value is not None else value
 
 

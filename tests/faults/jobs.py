@@ -1,0 +1,90 @@
+"""What faults are injected into: commands of this package, each in a process of its own.
+
+This module is loaded once into a server process (``multiprocessing``'s forkserver) that then forks a process for each
+injection: importing torch and the harness and loading the model takes seconds, forking takes milliseconds.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # no threads: a process that has some can not be forked safely
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import lm_eval.evaluator
+import lm_eval.models.huggingface  # noqa: F401
+import torch
+import transformers
+from lm_eval.tasks import TaskManager
+
+from lm_eval_spt import cli, evaluate, files
+from lm_eval_spt.base_model import resolve
+from lm_eval_spt.paths import tasks_folder
+from lm_eval_spt.train import examples, grid  # noqa: F401
+from tests.faults.inject import Fault
+
+torch.set_num_threads(1)
+MODEL = transformers.AutoModelForCausalLM.from_pretrained(resolve("mini"), dtype=torch.float32).eval()
+TASKS = TaskManager(include_path=str(tasks_folder()), include_defaults=False)
+TOKENIZER = transformers.AutoTokenizer.from_pretrained(resolve("mini"))
+
+
+def run(command: list[str], folder: str, output: str, fault: Fault | None) -> None:
+    """Run a command in this process, which ends with its exit status.
+
+    Args:
+        command: arguments of ``lm-eval-spt``, or ``write``, a path and a number of bytes.
+        folder: where the command writes.
+        output: file for what it prints.
+        fault: what befalls it; without one its file operations are counted, and the number is the output's last line.
+    """
+    printed = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(printed, 1)
+    os.dup2(printed, 2)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+    tempfile.tempdir = str(Path(folder).parent)
+    _use_what_is_loaded()
+    fault = fault or Fault("none")
+    fault.arm(Path(folder), MODEL)
+    try:
+        print("started", flush=True)
+        own = {"write": _write, "write carelessly": _write_carelessly}
+        status = own[command[0]](*command[1:]) if command[0] in own else cli.main(command)
+    except KeyboardInterrupt:
+        status = 130
+    fault.over()
+    print(f"file operations: {fault.seen}", flush=True)
+    os._exit(status)
+
+
+def _write(path: str, size: str) -> int:
+    try:
+        files.write(Path(path), b"new " * (int(size) // 4))
+    except files.UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _write_carelessly(path: str, size: str) -> int:
+    """What the trials must find fault with."""
+    Path(path).write_bytes(b"new " * (int(size) // 4))
+    return 0
+
+
+def _use_what_is_loaded() -> None:
+    """Give the model, its tokenizer and the index of tasks that are here already to whoever would load them."""
+
+    def loaded(thing: Any) -> Callable[..., Any]:
+        return lambda *_, **__: thing
+
+    transformers.AutoModelForCausalLM.from_pretrained = loaded(MODEL)
+    transformers.AutoTokenizer.from_pretrained = loaded(TOKENIZER)
+    examples.TaskManager = evaluate.TaskManager = loaded(TASKS)
+    lm_eval.evaluator.add_env_info = loaded(None)  # it starts other programs, and takes a second
