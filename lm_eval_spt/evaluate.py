@@ -23,9 +23,8 @@ from lm_eval.utils import simple_parse_args_string
 from lm_eval_spt import scoring
 from lm_eval_spt.errors import UserError
 from lm_eval_spt.files import written_together
-from lm_eval_spt.harness import MODEL_NAME, results_name
+from lm_eval_spt.harness import MODEL_NAME, results_name, task_manager
 from lm_eval_spt.lm import SPTLM, TokenisedRequest
-from lm_eval_spt.paths import tasks_folder
 from lm_eval_spt.prompt import SoftPrompt
 
 logger = logging.getLogger(__name__)
@@ -199,14 +198,8 @@ def evaluate_model(
 def _load_tasks(
     tasks: Sequence[str], include_path: str | None, metadata: dict[str, Any]
 ) -> tuple[TaskManager, dict[str, Any], list[Any]]:
-    """Return the harness's task manager, all single tasks by name, and the tasks and groups that stand at the top.
-
-    The harness's own ten thousand YAML files, which take seconds to read, are read only for what is not among ours.
-    """
-    near_by = [path for path in (tasks_folder(), include_path) if path]
-    manager = TaskManager(include_path=near_by, include_defaults=False, metadata=metadata | {"prompt": None})
-    if not set(tasks) <= set(manager.all_tasks):
-        manager = TaskManager(include_path=include_path, metadata=metadata | {"prompt": None})
+    """Return the harness's task manager, all single tasks by name, and the tasks and groups that stand at the top."""
+    manager = task_manager(tasks, include_path, metadata | {"prompt": None})
     if unknown := [task for task in tasks if not manager.match_tasks([task])]:
         raise UserError(f"there is no task {', '.join(map(repr, unknown))}: `lm_eval ls tasks` lists all")
     together = manager.load(manager.match_tasks(list(tasks)))

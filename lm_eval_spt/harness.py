@@ -11,10 +11,13 @@ import functools
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lm_eval_spt.errors import show_user_errors_in_one_line
 from lm_eval_spt.paths import tasks_folder
+
+if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
 
 MODEL_NAME = "spt"
 MODEL_CLASS = "lm_eval_spt.lm:SPTLM"  # imported when the model is used, not before
@@ -130,14 +133,35 @@ def results_name(model_args: str | dict[str, Any]) -> str | None:
     return f"{base_model}+{prompt.name}@{prompt.digest[:8]}"
 
 
-def members(manager: Any, name: str) -> list[str]:
+def task_manager(
+    names: Iterable[str], include_path: str | None = None, metadata: dict[str, Any] | None = None
+) -> TaskManager:
+    """Return a task manager that knows these tasks, groups and tags, if there are such.
+
+    The harness's own ten thousand YAML files, which take seconds to read, are read only for what is not among ours.
+
+    Args:
+        names: of tasks, groups and tags.
+        include_path: folder with further tasks.
+        metadata: as ``lm_eval --metadata`` gives it to the tasks.
+    """
+    from lm_eval.tasks import TaskManager
+
+    near_by = [path for path in (tasks_folder(), include_path) if path]
+    manager = TaskManager(include_path=near_by, include_defaults=False, metadata=metadata)
+    if set(names) <= set(manager.all_tasks):
+        return manager
+    return TaskManager(include_path=near_by, metadata=metadata)
+
+
+def members(manager: TaskManager, name: str) -> list[str]:
     """Return the tasks and groups that a group or tag consists of, without loading any of them.
 
     Args:
-        manager: an ``lm_eval.tasks.TaskManager``.
-        name: of a group or a tag that it knows.
+        manager: knows it.
+        name: of a group or a tag.
     """
-    entry = manager.task_index[name]
+    entry: Any = manager.task_index[name]
     if entry.cfg is None:  # a tag
         return sorted(entry.tags)
     found: list[str] = []

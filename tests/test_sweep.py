@@ -22,6 +22,7 @@ from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
 from torch.utils.flop_counter import FlopCounterMode
 
+from lm_eval_spt import harness
 from lm_eval_spt.cli import main
 from lm_eval_spt.errors import UserError
 from lm_eval_spt.lm import SPTLM
@@ -206,10 +207,12 @@ def test_mistakes_in_the_file_are_one_line(tmp_path, capsys, mistake):
         (["--throughput", "0"], "--throughput is 0.0, expected"),
         (["--engine", "ray"], r"--engine ray needs Ray: pip install 'lm_eval_spt\[ray\]'"),
     ],
-    ids=" ".join,
+    ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_mistakes_in_the_flags_are_one_line(tmp_path, capsys, monkeypatch, flags, message):
     monkeypatch.setitem(sys.modules, "ray", None)  # as if it were not installed
+    ours = harness.task_manager(TARGETS)  # the harness's own files take many seconds
+    monkeypatch.setattr("lm_eval_spt.sweep.cost.task_manager", lambda names, include_path: ours)
     assert main(["sweep", str(sweep_file(tmp_path)), *flags]) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and re.search(message, error)
@@ -412,7 +415,8 @@ def test_what_is_tuned_along_is_scored_with_its_prompt(tmp_path):
     for arm, (_, places) in TUNED.items():
         arguments = {key: place if place == "mini" else str(output / place) for key, place in places.items()}
         expected = score(SPTLM(**arguments, device="cpu", dtype="float32", batch_size="auto"), TARGETS[:1])
-        assert scores(output, arm) == pytest.approx(expected), arm
+        for metric in ("acc,none", "macro_f1,none"):
+            assert scores(output, arm)[TARGETS[0]][metric] == pytest.approx(expected[TARGETS[0]][metric]), arm
     again = tmp_path / "again"
     again.mkdir()
     sweep(str(sweep_file(again, axes=None, targets=TARGETS[:1])), throughput=1)
@@ -532,6 +536,7 @@ def test_slurm_gets_a_script_that_runs_the_same_shards(done, tmp_path, capsys):
     assert not (tmp_path / "out" / "runs" / "prefix-seed0.json").exists()  # it is of another shard
 
 
+@pytest.mark.slow
 def test_ray_gives_the_same_and_survives_a_lost_worker(done, tmp_path, monkeypatch, capsys):
     """Two workers, of which one is killed while it works."""
     pytest.importorskip("ray")

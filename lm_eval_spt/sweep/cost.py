@@ -22,13 +22,12 @@ from functools import cache
 from typing import Any, Literal
 
 import torch
-from lm_eval.tasks import TaskManager
+from lm_eval.api.task import ConfigurableTask
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from lm_eval_spt.base_model import MINI, cannot_load, locate
 from lm_eval_spt.errors import UserError
-from lm_eval_spt.harness import members
-from lm_eval_spt.paths import tasks_folder
+from lm_eval_spt.harness import members, task_manager
 from lm_eval_spt.sweep.plan import Plan, Run
 from lm_eval_spt.train.config import TrainingConfig
 
@@ -136,24 +135,25 @@ class TextSizes:
         return self._texts(tuple(targets), "test", config)
 
     def _texts(self, tasks: tuple[str, ...], split: str, config: TrainingConfig) -> Texts:
-        key = (tasks, split, config.model, config.revision)
+        tokenizer = self._tokenizer(config)
+        key = (tasks, split, id(tokenizer))
         if key not in self._found:
             names = single_tasks(tasks, self._include_path)
             try:
-                tokenizer = self._tokenizer(config)
-                sample = [_look(name, split, tokenizer, self._include_path) for name in names]
+                loaded = task_manager(names, self._include_path).load(names)["tasks"].values()
+                each = [_look(task, split, tokenizer) for task in loaded]
             except (UserError, OSError):
                 tokens = round(ASSUMED[split].tokens)
                 self._assume(f"{', '.join(tasks)}: texts of {tokens} tokens, as in SIB-200, for they are not here")
-                sample = [ASSUMED[split]]
-            each = [text.documents for text in sample]
-            if split == "test" and self._limit is not None:
-                each = [min(n, round(self._limit if self._limit >= 1 else self._limit * n)) for n in each]
+                each = [ASSUMED[split]] * len(names)
+            documents = [text.documents for text in each]
+            if split == "test" and (limit := self._limit) is not None:
+                documents = [min(number, round(limit if limit >= 1 else limit * number)) for number in documents]
             self._found[key] = Texts(
-                round(sum(each) / len(each) * len(names)),
-                sum(text.tokens for text in sample) / len(sample),
-                sum(text.answer_tokens for text in sample) / len(sample),
-                max(text.choices for text in sample),
+                sum(documents),
+                sum(text.tokens for text in each) / len(each),
+                sum(text.answer_tokens for text in each) / len(each),
+                max(text.choices for text in each),
             )
         return self._found[key]
 
@@ -175,21 +175,13 @@ def _tokenizer(model: str, revision: str | None) -> PreTrainedTokenizerBase:
 
 
 @cache
-def _task_manager(include_path: str | None, everything: bool) -> TaskManager:
-    near_by = [path for path in (tasks_folder(), include_path) if path]
-    return TaskManager(include_path=near_by, include_defaults=everything)
-
-
-@cache
 def single_tasks(names: tuple[str, ...], include_path: str | None) -> list[str]:
     """Return the tasks of these names and in these groups, without reading their documents.
 
     Raises:
         UserError: there is no such task.
     """
-    manager = _task_manager(include_path, everything=False)
-    if not set(names) <= set(manager.all_tasks):
-        manager = _task_manager(include_path, everything=True)
+    manager = task_manager(names, include_path)
     found: list[str] = []
     waiting = list(names)
     while waiting:
@@ -205,13 +197,8 @@ def single_tasks(names: tuple[str, ...], include_path: str | None) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-@cache
-def _look(name: str, split: str, tokenizer: PreTrainedTokenizerBase, include_path: str | None) -> Texts:
+def _look(task: ConfigurableTask, split: str, tokenizer: PreTrainedTokenizerBase) -> Texts:
     """Return how much text a task's documents are, from the first of them."""
-    manager = _task_manager(include_path, everything=False)
-    if name not in manager.all_tasks:
-        manager = _task_manager(include_path, everything=True)
-    (task,) = manager.load([name])["tasks"].values()
     documents: dict[str, Callable[[], Any]] = {
         "training": lambda: task.training_docs() if task.has_training_docs() else [],
         "validation": lambda: task.validation_docs() if task.has_validation_docs() else [],

@@ -242,8 +242,8 @@ def _typed(value: Any, kind: Any, where: str) -> Any:
     """
     choices = list(get_args(kind)) if get_origin(kind) in (Union, UnionType) else [kind]
     texts = [text for choice in choices if get_origin(choice) is Literal for text in get_args(choice)]
-    if isinstance(value, bool) and {"on", "off"} <= set(texts):
-        return "on" if value else "off"
+    if isinstance(value, bool) and (text := "on" if value else "off") in texts:
+        return text
     types = [str if get_origin(choice) is Literal else choice for choice in choices]
     if (type(value) in types) or (value is None and NoneType in types):
         return value

@@ -14,7 +14,7 @@ SCRIPT = """\
 #!/bin/bash
 #SBATCH --job-name={name}
 #SBATCH --array={array}
-#SBATCH --gpus-per-task=1
+#SBATCH --gres=gpu:1
 #SBATCH --ntasks=1
 #SBATCH --output={logs}/slurm%a.txt
 # Flags of sbatch win over these lines: sbatch --partition=gpu --time=4:00:00 {script}

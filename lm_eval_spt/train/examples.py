@@ -14,11 +14,10 @@ from itertools import islice
 from typing import Any, Literal
 
 from lm_eval.api.task import ConfigurableTask
-from lm_eval.tasks import TaskManager
 
 from lm_eval_spt.errors import UserError
+from lm_eval_spt.harness import task_manager
 from lm_eval_spt.lm import SPTLM
-from lm_eval_spt.paths import tasks_folder
 from lm_eval_spt.train.config import TrainingConfig
 
 logger = logging.getLogger(__name__)
@@ -62,10 +61,7 @@ def load_tasks(names: Sequence[str], include_path: str | None = None) -> list[Co
     Raises:
         UserError: no such task, or one without training documents.
     """
-    near_by = [path for path in (tasks_folder(), include_path) if path]
-    manager = TaskManager(include_path=near_by, include_defaults=False)
-    if not set(names) <= set(manager.all_tasks):  # reading the harness's own ten thousand YAML files takes seconds
-        manager = TaskManager(include_path=near_by)
+    manager = task_manager(names, include_path)
     for name in names:
         if name not in manager.all_tasks:
             near = [other for other in manager.all_subtasks if other.startswith(name[:6])][:3]
