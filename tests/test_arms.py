@@ -15,6 +15,7 @@ from lm_eval_spt.paths import tasks_folder
 from lm_eval_spt.prompt import SoftPrompt
 from lm_eval_spt.train import main
 from lm_eval_spt.train.config import TrainingConfig
+from lm_eval_spt.train.grid import configurations
 from lm_eval_spt.train.loop import train
 from tests.conftest import build_model
 from tests.test_encoder_decoder import build as build_encoder_decoder
@@ -75,6 +76,12 @@ def test_the_same_seed_gives_the_same_vectors_with_dropout_too(tmp_path):
     assert digests[0] == digests[1] != other
 
 
+def test_dropout_does_not_depend_on_the_parts_in_which_a_batch_is_read(tmp_path):
+    whole = run(tmp_path / "a.safetensors", reparameterization="xpe", epochs=1)[1]
+    parts = run(tmp_path / "b.safetensors", reparameterization="xpe", epochs=1, gradient_accumulation_steps=3)[1]
+    assert parts[1]["training"]["steps"] == pytest.approx(whole[1]["training"]["steps"], rel=1e-4)
+
+
 # -- placement, start, mixture -----------------------------------------------------------------------------------------
 
 
@@ -101,6 +108,13 @@ def test_a_trained_prompt_is_a_start_for_any_length(tiny, tmp_path, length, chan
     assert second.metadata["started_from"] == {
         "name": "first", "digest": first.digest, "num_virtual_tokens": 4, "change": change,
     }  # fmt: skip
+
+
+def test_a_grid_over_starts_is_named_after_them(tmp_path):
+    flags = ["--model", "mini", "--task", "t", "--output", str(tmp_path / "g.safetensors")]
+    starts = ["vocab", str(tmp_path / "some" / "prompt.safetensors"), "owner/name"]
+    names = [Path(config.output).name for config in configurations([*flags, "--init", *starts])]
+    assert names == ["g-initvocab.safetensors", "g-initprompt.safetensors", "g-initowner_name.safetensors"]
 
 
 def test_a_start_for_another_model_is_refused(tiny, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -48,13 +49,18 @@ def configurations(arguments: Sequence[str]) -> list[TrainingConfig]:
         config = TrainingConfig.from_command_line([*rest, *(part for pair in _flags(chosen) for part in pair)])
         if several:
             output = Path(config.output)
-            label = "-".join(f"{name.replace('-', '_')}{chosen[name]}" for name in several)
+            label = "-".join(f"{name.replace('-', '_')}{_in_a_name(chosen[name])}" for name in several)
             config.output = str(output.with_name(f"{output.stem}-{label}{output.suffix}"))
         found.append(config)
     outputs = [config.output for config in found]
     if double := {output for output in outputs if outputs.count(output) > 1}:
         raise UserError(f"two runs would write {sorted(double)[0]}: give each value of a flag once")
     return found
+
+
+def _in_a_name(value: str) -> str:
+    """Return a value as it stands in a file name: of a prompt to start from, its own name."""
+    return Path(value).stem if value.endswith(".safetensors") else re.sub(r"[/,\s]+", "_", value)
 
 
 def _flags(chosen: dict[str, str]) -> list[tuple[str, str]]:
