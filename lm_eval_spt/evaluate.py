@@ -10,7 +10,7 @@ from __future__ import annotations
 import glob
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +146,7 @@ def evaluate_prompts(
     if not waiting:
         return [path for path in done.values() if path]
 
-    arguments = shared | {"pretrained": base_models.pop()}
+    arguments = _loading(loaded.values(), shared) | shared | {"pretrained": base_models.pop()}
     if base is not None:
         arguments |= {"pretrained": base.model, "tokenizer": base.tokenizer}
     lm = ManyPromptsLM(list(waiting.values()), **arguments, batch_size=batch_size, device=device)
@@ -162,6 +162,22 @@ def evaluate_prompts(
             raise UserError(f"the results of {name} could not be written to {output}: is it writable?")
         print(done[name], flush=True)
     return [path for path in done.values() if path]
+
+
+def _loading(prompts: Iterable[SoftPrompt], given: dict[str, Any]) -> dict[str, Any]:
+    """Return how the prompts' base model is to be loaded, apart from what is given.
+
+    Raises:
+        UserError: they do not agree.
+    """
+    loading: dict[str, Any] = {}
+    for name in ("revision", "add_bos_token"):
+        values = list(dict.fromkeys(prompt.loading.get(name) for prompt in prompts))
+        if name not in given and len(values) > 1:
+            shown = ", ".join(sorted(map(str, values)))
+            raise UserError(f"the prompts were trained with different {name} ({shown}): give one at a time")
+        loading[name] = values[0]
+    return {name: value for name, value in loading.items() if value is not None}
 
 
 def evaluate_model(

@@ -86,17 +86,17 @@ class SPTLM(HFLM):
     ) -> None:
         self._room_taken = 0
         self.prompt = SoftPrompt.from_pretrained(prompt) if isinstance(prompt, str | Path) else prompt
-        known = self.prompt.metadata if self.prompt else {}
+        known = self.prompt.loading if self.prompt else {}
         if pretrained is None:
             pretrained = self.prompt.base_model if self.prompt else None
-            revision = revision or known.get("base_model_revision")
+            revision = revision or known.get("revision")
         if pretrained is None:
             raise UserError(
                 f"the prompt {self.prompt.name!r} does not name its base model: give it with pretrained=<model>"
                 if self.prompt
                 else "no model was given: expected pretrained=<model> (for example pretrained=mini) or prompt=<file>"
             )
-        hflm.setdefault("add_bos_token", (known.get("hyperparameters") or {}).get("add_bos_token"))
+        hflm.setdefault("add_bos_token", known.get("add_bos_token"))
         hflm["device"] = _available(hflm.get("device"))
         source = locate(pretrained, revision) if isinstance(pretrained, str) else pretrained
         try:
