@@ -252,8 +252,7 @@ def _cache_of(base: Base, run: Run) -> ContextCache | None:
         return None
     if base.lm.backend != "causal":
         return None
-    share = [*base.processes.share(run.examples.validation), *run.examples.training]
-    texts = [context for example in share for context, _ in example.pairs]
+    texts = [context for example in (*run.examples.training, *run.examples.validation) for context, _ in example.pairs]
     medium = None if config.context_cache == "auto" else config.context_cache
     return base.cache if base.cache.add(texts, medium) else None
 
