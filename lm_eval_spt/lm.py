@@ -101,6 +101,8 @@ class SPTLM(HFLM):
         source = locate(pretrained, revision) if isinstance(pretrained, str) else pretrained
         try:
             super().__init__(source, revision=revision or "main", **hflm)
+        except UserError:
+            raise  # says already what is wrong
         except (OSError, ValueError) as error:
             raise cannot_load(pretrained, error) from error
         self.base_model_name = pretrained if isinstance(pretrained, str) else self.model.name_or_path
