@@ -246,6 +246,13 @@ def interrupted(output: Path, base: loop.Base, monkeypatch: pytest.MonkeyPatch, 
     return config
 
 
+def test_a_tuned_model_without_a_prompt_is_not_trained_again(tmp_path, monkeypatch):
+    config = settings_for(tmp_path / "m.safetensors", tune="model", prompt_length=0, epochs=1, resume=True)
+    assert train(config) is None
+    monkeypatch.setattr(loop, "evaluate", None)
+    assert train(config) is None
+
+
 def test_a_checkpoint_of_another_run_is_refused(base, tmp_path, monkeypatch):
     output = tmp_path / "p.safetensors"
     interrupted(output, base, monkeypatch)

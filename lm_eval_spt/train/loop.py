@@ -26,7 +26,7 @@ from lm_eval_spt.train.contexts import ContextCache
 from lm_eval_spt.train.examples import ExampleReader
 from lm_eval_spt.train.objective import Outcome, evaluate
 from lm_eval_spt.train.run import Diverged, Program, Run, Wanted, scores_of
-from lm_eval_spt.train.tuning import check_replaceable
+from lm_eval_spt.train.tuning import check_replaceable, record_in
 
 logger = logging.getLogger(__name__)
 
@@ -107,8 +107,7 @@ def train_together(configs: Sequence[TrainingConfig], base: Base | None = None) 
             check_replaceable(config.model_folder)
             base = None
     base = base or load_base(configs[0])
-    finished = {number: prompt for number, config in enumerate(configs) if (prompt := _finished(config))}
-    runs = {number: _run(config, base) for number, config in enumerate(configs) if number not in finished}
+    runs = {number: _run(config, base) for number, config in enumerate(configs) if not _has_ended(config)}
     tracking = trackers.start(configs[0].tracker, [run.config for run in runs.values()], base.processes)
     try:
         failed = _drive(base, list(runs.values()), tracking)
@@ -120,9 +119,9 @@ def train_together(configs: Sequence[TrainingConfig], base: Base | None = None) 
     finally:
         tracking.end()
     prompts: list[SoftPrompt | None] = []
-    for number in range(len(configs)):
-        if number in finished:
-            prompts.append(finished[number])
+    for number, config in enumerate(configs):
+        if number not in runs:
+            prompts.append(SoftPrompt.load(config.output) if config.prompt_length else None)
             continue
         run = runs[number]
         prompt = run.save(str(failed[run]) if run in failed else None)
@@ -155,17 +154,26 @@ def _run(config: TrainingConfig, base: Base) -> Run:
     return run
 
 
-def _finished(config: TrainingConfig) -> SoftPrompt | None:
-    """Return the prompt of a run that is to be resumed and has ended, if it has."""
-    output = Path(config.output)
-    if not config.resume or checkpoint.path_of(output).is_file() or not output.is_file():
-        return None
-    prompt = SoftPrompt.load(output)
-    if "diverged" in prompt.metadata:
-        return None
-    if prompt.metadata.get("hyperparameters") != config.hyperparameters():
+def _has_ended(config: TrainingConfig) -> bool:
+    """Tell whether a run that is to be resumed has nothing left to do.
+
+    Raises:
+        UserError: what is there was trained with other settings.
+    """
+    output, folder = Path(config.output), config.model_folder
+    if not config.resume or checkpoint.path_of(output).is_file():
+        return False
+    if config.prompt_length:
+        if not output.is_file():
+            return False
+        record = SoftPrompt.load(output).metadata
+    else:
+        record = record_in(folder) if folder is not None else {}
+    if not record or "diverged" in record:
+        return False
+    if record.get("hyperparameters") != config.hyperparameters():
         raise UserError(f"--resume: {output} was trained with other settings: choose another --output")
-    return prompt
+    return True
 
 
 # -- serving runs ------------------------------------------------------------------------------------------------------
