@@ -29,7 +29,7 @@ test: install  ## check style and types, and run the tests
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy lm_eval_spt train_prompt.py
-	$(VENV)/bin/python -m pytest -q
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n auto
 
 fuzz: install  ## give every reader 200,000 damaged files (a quarter of an hour; guided by coverage where atheris installs)
 	-$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[fuzz]'
@@ -38,9 +38,8 @@ fuzz: install  ## give every reader 200,000 damaged files (a quarter of an hour;
 faults: install  ## kill commands at any moment, fill disks, exhaust memory: 600 times, a quarter of an hour
 	$(VENV)/bin/python -m tests.faults
 
-bench: install  ## compare speed and memory with the harness and PEFT, side by side (BLOOM-560m's shape: half an hour)
-	$(VENV)/bin/python -m benchmarks.score --documents 24 --many 1 2 5 10 20
-	$(VENV)/bin/python -m benchmarks.train --prompt-length 5 10
+bench: install  ## compare speed and memory with the harness and PEFT, side by side (half an hour; writes benchmarks/RESULTS.md)
+	$(VENV)/bin/python -m benchmarks
 
 clean:  ## remove .venv and what builds and tools leave behind
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

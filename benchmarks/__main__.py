@@ -56,9 +56,8 @@ def growth(shape: str, documents: int, where: dict[str, str]) -> dict[str, list[
         for x, change in points:
             say(f"{shape}: {axis} {x}")
             given = {"shape": shape, **base, **change, **where}
-            seconds = {
-                name: run(score.one_prompt, contender=name, **given)["seconds"] for name in score.CONTENDERS if name
-            }
+            contenders = score.CONTENDERS[0], score.CONTENDERS[-1]
+            seconds = {name: run(score.one_prompt, contender=name, **given)["seconds"] for name in contenders}
             found.setdefault(axis, []).append({"x": x, "seconds": seconds})
     one = run(score.one_prompt, contender=score.CONTENDERS[0], shape=shape, **base, **where)["seconds"]
     for seeds in (1, 4, 16):
@@ -78,9 +77,9 @@ def say(what: str) -> None:
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--documents", type=int, default=24)
+    parser.add_argument("--documents", type=int, default=16)
     parser.add_argument("--overhead-documents", type=int, default=4000, help="205 languages have 41,820")
-    parser.add_argument("--steps", type=int, default=3, help="measured training steps of each contender")
+    parser.add_argument("--steps", type=int, default=2, help="measured training steps of each contender")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--quick", action="store_true", help="only see whether it runs; prints, and writes nothing")
@@ -101,7 +100,7 @@ def main() -> None:
         found[shape] = scoring(shape, documents, number == 0, where)
         if shape != "llama-1b":  # PEFT's training of it does not fit into 16 GB
             found[shape] |= training(shape, [5, 10] if number == 0 else [5], options.steps, where)
-    found["growth"] = growth(shapes[0], documents, where)
+    found["growth"] = growth(shapes[0], max(2, documents * 3 // 4), where)
     say("outside the model")
     found["overhead"] = overhead.compare(overhead_documents)
     if options.quick:

@@ -2,8 +2,9 @@
 
     SIB200_DIR=... python -m benchmarks.overhead
 
-Both model classes answer the same requests, seven for each document; a tiny model stands for the real one, and the time within it is
-taken off. What is left is tokenising, sorting, batching and putting answers in order.
+Both model classes answer the same requests, seven for each document. A tiny model stands for the real one, and the
+time within it is taken off: what is left is tokenising, sorting, batching, normalizing logits and putting answers in
+order.
 """
 
 from __future__ import annotations
