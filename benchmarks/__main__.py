@@ -10,6 +10,8 @@ import argparse
 import datetime
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,13 +25,15 @@ LENGTHS = [1, 2, 5, 10, 20]  # of the twenty suffix prompts, with four seeds eac
 def scoring(shape: str, documents: int, many: bool, where: dict[str, str]) -> dict[str, Any]:
     """Measure one prompt and, if wanted, twenty, with both kinds of answers."""
     found = {}
-    common = {"shape": shape, "documents": documents, **where}
+    common: dict[str, Any] = {"shape": shape, "documents": documents, **where}
     for kind, choices in models.CHOICES.items():
         say(f"{shape}: score {kind}")
         found[f"score {kind}"] = score.compare(choices=choices, length=10, **common)
         if many:
             say(f"{shape}: score 20 prompts, {kind}")
+            common["documents"] = max(2, documents // 2)
             found[f"score 20 prompts {kind}"] = score.compare_many(choices=choices, lengths=LENGTHS, seeds=4, **common)
+            common["documents"] = documents
     return found
 
 
@@ -96,18 +100,22 @@ def main() -> None:
             "texts": "English sentences of SIB-200" if os.environ.get("SIB200_DIR") else "made, as long as SIB-200's",
         }
     }  # fmt: skip
-    for number, shape in enumerate(shapes):
-        found[shape] = scoring(shape, documents, number == 0, where)
-        if shape != "llama-1b":  # PEFT's training of it does not fit into 16 GB
-            found[shape] |= training(shape, [5, 10] if number == 0 else [5], options.steps, where)
-    found["growth"] = growth(shapes[0], max(2, documents * 3 // 4), where)
-    say("outside the model")
-    found["overhead"] = overhead.compare(overhead_documents)
+    main_shape, *others = shapes
+    sections: list[tuple[str, Callable[[], dict[str, Any]]]] = [
+        (main_shape, lambda: scoring(main_shape, documents, many=True, where=where)),
+        (main_shape, lambda: training(main_shape, [5, 10], options.steps, where)),
+        ("overhead", lambda: overhead.compare(overhead_documents)),
+        ("growth", lambda: growth(main_shape, max(2, documents * 3 // 4), where)),
+        *((shape, partial(scoring, shape, documents, many=False, where=where)) for shape in others),
+        # PEFT's training of the largest does not fit into 16 GB.
+        *((shape, partial(training, shape, [5], options.steps, where)) for shape in others if shape != "llama-1b"),
+    ]
+    for name, section in sections:
+        found.setdefault(name, {}).update(section())
+        if not options.quick:  # what is measured is not lost if the rest is interrupted
+            report.write(found)
     if options.quick:
-        found["bloom-560m"] = found["mini"]
-        print(report.markdown(found))
-    else:
-        report.write(found)
+        print(report.markdown(found | {"bloom-560m": found["mini"]}))
 
 
 if __name__ == "__main__":
