@@ -52,7 +52,7 @@ class Examples:
     """
 
     def __init__(
-        self, corpus: Corpus, words: dict[str, list[str]], tokenizer: PreTrainedTokenizerBase, longest: int = 72
+        self, corpus: Corpus, words: dict[str, list[str]], tokenizer: PreTrainedTokenizerBase, longest: int = 56
     ):
         self.tokenizer, self.longest, self.words = tokenizer, longest, words
         self.dictionary, self.chains, self.labelled = corpus.dictionary, corpus.chains, corpus.labelled

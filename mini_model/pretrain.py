@@ -64,7 +64,8 @@ class PretrainingConfig:
     weight_decay: float = _setting(0.05, "AdamW's, on matrices other than the embeddings")
     pairs: int = _setting(48, "pairs of translations in a step")
     topics: int = _setting(24, "texts of known topic in a step")
-    rows: int = _setting(6, "rows of packed documents in a step")
+    longest: int = _setting(56, "tokens of a text that a question may have; longer ones are cut on the right")
+    rows: int = _setting(4, "rows of packed documents in a step")
     row_length: int = _setting(128, "tokens of such a row")
     token_share: float = _setting(0.5, "share of the packed tokens whose prediction is learned")
     noise: float = _setting(1.0, "largest noise on filler, in standard deviations of the embeddings")
@@ -139,7 +140,8 @@ class Trainer:
         self.config = config
         self.folder = Path(config.output)
         self.tokenizer = AutoTokenizer.from_pretrained(config.tokenizer)
-        self.examples = Examples(Corpus.load(Path(config.corpus)), read_words(LABELLED / "words.tsv"), self.tokenizer)
+        corpus, words = Corpus.load(Path(config.corpus)), read_words(LABELLED / "words.tsv")
+        self.examples = Examples(corpus, words, self.tokenizer, config.longest)
         self.model = new_model(config, self.tokenizer)
         self.optimizer = new_optimizer(config, self.model)
         self.body = torch.compile(self.model.model, dynamic=True) if config.compile else self.model.model
@@ -245,7 +247,10 @@ class Trainer:
         question = self.examples.encode("\nTopic:")
 
         def states(language: str) -> torch.Tensor:
-            rows = [Question(self.examples.encode(group.texts[language])[:72] + question) for group in complete]
+            rows = [
+                Question(self.examples.encode(group.texts[language])[: self.config.longest] + question)
+                for group in complete
+            ]
             with self.autocast():
                 return F.normalize(self.states(rows)[2].float(), dim=-1)
 

@@ -49,7 +49,7 @@ def train_tokenizer(corpus: Corpus, vocabulary: int, seed: int = 0) -> PreTraine
 
 
 def _texts(corpus: Corpus, rng: random.Random) -> Iterator[str]:
-    """Yield each language's texts up to its budget, and the words of questions and answers often enough to be tokens."""
+    """Yield each language's texts up to its budget, and the words of questions and answers until they are tokens."""
     for _ in range(3000):
         yield " " + " ".join(TOPICS).replace("/", " ") + " topic Topic category Category keywords Keywords\n"
     by_language = {language: list(texts) for language, texts in corpus.single.items()}

@@ -1,7 +1,7 @@
 """A topic classifier for English, learned from the project's own sentences and word lists, that labels public text.
 
-The parallel corpora carry no topics. The classifier gives the English of each group a probability of each topic, and the
-model learns that answer in all languages of the group. It never sees SIB-200's labels.
+The parallel corpora carry no topics. The classifier gives the English of each group a probability of each topic, and
+the model learns that answer in all languages of the group. It never sees SIB-200's labels.
 """
 
 from __future__ import annotations
