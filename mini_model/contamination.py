@@ -1,4 +1,4 @@
-"""Keeping SIB-200's development and test sentences out of what the model learns from."""
+"""Keeping sentences that a model is scored on out of what it learns from."""
 
 from __future__ import annotations
 

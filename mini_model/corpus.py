@@ -10,6 +10,7 @@ labelled.jsonl    {"topic": "geography", "text": ...}                       Engl
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,12 +51,13 @@ class Corpus:
     def save(self, folder: Path) -> None:
         """Write the corpus files into `folder`."""
         single = [{"language": language, "text": text} for language, texts in self.single.items() for text in texts]
-        for name, records in {
+        files: dict[str, Sequence[object]] = {
             "groups": [{"source": group.source, "texts": group.texts} for group in self.groups],
             "single": single,
             "chains": self.chains,
             "labelled": [{"topic": topic, "text": text} for topic, text in self.labelled],
-        }.items():
+        }
+        for name, records in files.items():
             lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
             write(folder / f"{name}.jsonl", "".join(lines).encode())
         write(folder / "dictionary.json", json.dumps(self.dictionary, ensure_ascii=False).encode())

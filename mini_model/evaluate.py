@@ -4,7 +4,7 @@
 SIB200_DIR=sources/sib-200/data/annotated python -m mini_model.evaluate --model model --output scores
 
 Prompts are trained and scored by the project's own commands, which are printed: four seeds on all training documents,
-four on 8 per class, prompts before the text, and the template that all start from; beside them the model without a prompt.
+four on 8 per class, prompts before the text, and the template that all start from; beside them no prompt at all.
 Use the test split once, when a model is done: choose between models by the log of their training.
 """
 

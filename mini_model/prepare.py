@@ -3,8 +3,9 @@
 
 python -m mini_model.prepare --sources sources --output corpus
 
-Texts that share a run of words with a development or test sentence of SIB-200 in their language are left out, whatever
-they come from, the project's own sentences included. ``report.json`` counts what was kept and what was left out.
+Texts that share a run of words with a development or test sentence of SIB-200 or the demo task in their language are
+left out, wherever they come from, the project's own sentences included. ``report.json`` counts what was kept and what
+was left out.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from mini_model.topics import read_sentences
 
 logger = logging.getLogger(__name__)
 LABELLED = Path(__file__).parent / "labelled"
+HELD_OUT = ("dev", "test")
 SHORTEST, LONGEST = 3, 3000  # characters of a text
 
 
@@ -36,7 +38,13 @@ def prepare(folder: Path, labelled: Path = LABELLED) -> tuple[Corpus, dict[str, 
     Raises:
         UserError: a file of a source is missing or not as expected.
     """
-    held_out = HeldOut(chain(sources.sib200(folder, "dev"), sources.sib200(folder, "test")))
+    held_out = HeldOut(
+        chain.from_iterable(
+            sources.topic_texts(data, split)
+            for data in (folder / sources.SIB200, sources.DEMO_TASK)
+            for split in HELD_OUT
+        )
+    )
     corpus, report = Corpus([], {}, [], {}, []), {}
     for source in sources.SOURCES:
         counts = Counter(groups=0, single=0, overlapping=0)

@@ -11,6 +11,7 @@ translations are to have like states (InfoNCE, van den Oord et al. 2018, arXiv 1
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import logging
@@ -20,7 +21,7 @@ import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -106,13 +107,13 @@ def new_model(config: PretrainingConfig, tokenizer: PreTrainedTokenizerBase) -> 
         model = LlamaForCausalLM._from_config(shape, dtype=torch.float32, attn_implementation="eager")
     if config.embeddings:
         with torch.no_grad():
-            model.get_input_embeddings().weight.copy_(torch.load(config.embeddings, weights_only=True))
+            model.model.embed_tokens.weight.copy_(torch.load(config.embeddings, weights_only=True))
     return model.train().to(config.device)
 
 
 def new_optimizer(config: PretrainingConfig, model: LlamaForCausalLM) -> torch.optim.AdamW:
     """Return AdamW; each parameter group's ``share`` is its part of the learning rate."""
-    embedding = model.get_input_embeddings().weight
+    embedding = model.model.embed_tokens.weight
     matrices = [p for p in model.parameters() if p.ndim > 1 and p is not embedding]
     vectors = [p for p in model.parameters() if p.ndim == 1]
     groups = [
@@ -159,10 +160,12 @@ class Trainer:
         write(self.folder / "checkpoint.pt", buffer.getvalue())
 
     def save_model(self) -> None:
-        """Write model and tokenizer as ``from_pretrained`` reads them, the weights in bfloat16."""
-        LlamaForCausalLM.save_pretrained(self.model.to(torch.bfloat16), self.folder)
+        """Write model and tokenizer as ``from_pretrained`` reads them: stored in bfloat16, computed in float32."""
+        copy.deepcopy(self.model).bfloat16().save_pretrained(self.folder)
         self.tokenizer.save_pretrained(self.folder)
-        self.model.to(torch.float32)
+        place = self.folder / "config.json"
+        settings = json.loads(place.read_text(encoding="utf-8")) | {"dtype": "float32"}
+        write(place, (json.dumps(settings, indent=2, sort_keys=True) + "\n").encode())
 
     # What the model computes
 
@@ -185,7 +188,7 @@ class Trainer:
         lengths = torch.tensor([len(row.tokens) for row in rows])
         present = (torch.arange(length) < lengths[:, None]).unsqueeze(-1)
         tokens, filler, lengths, present = (x.to(self.config.device) for x in (tokens, filler, lengths, present))
-        embedding = self.model.get_input_embeddings()
+        embedding = self.model.model.embed_tokens
         vectors = embedding(tokens)
         vectors = vectors + filler * torch.randn_like(vectors) * embedding.weight.detach().std()
         hidden = self.body(inputs_embeds=vectors, use_cache=False).last_hidden_state
@@ -209,25 +212,22 @@ class Trainer:
         order = sorted(range(len(rows)), key=lambda i: len(rows[i].tokens))
         half = len(order) // 2
         with self.autocast():
-            hidden = self.body(
-                inputs_embeds=self.model.get_input_embeddings()(packed), use_cache=False
-            ).last_hidden_state
+            hidden = self.body(inputs_embeds=self.model.model.embed_tokens(packed), use_cache=False).last_hidden_state
             tokens_loss = self.token_loss(hidden, packed, config.token_share)
             parts = [self.states([rows[i] for i in part]) for part in (order[:half], order[half:])]
-            tokens_loss = (
-                tokens_loss + sum(self.token_loss(part[1], part[0], config.token_share / 8) for part in parts) / 2
-            )
+            for part in parts:
+                tokens_loss = tokens_loss + self.token_loss(part[1], part[0], config.token_share / 8) / 2
             back = torch.tensor(order, device=config.device).argsort()
             last, mean = (torch.cat([part[k] for part in parts])[back] for k in (2, 3))
             log_probability = F.log_softmax(self.model.lm_head(last).float(), -1)
         paired = 2 * config.pairs
-        alignment = sum(info_nce(x[:paired:2], x[1:paired:2], config.temperature) for x in (last, mean))
+        by_last, by_mean = (info_nce(x[:paired:2], x[1:paired:2], config.temperature) for x in (last, mean))
         means = {
             "topics": answer_loss(log_probability, rows, True),
             "keywords": answer_loss(log_probability, rows, False),
         }
         read = packed.numel() + sum(part[0].numel() for part in parts)
-        return {"tokens": tokens_loss, "alignment": alignment, **means}, read
+        return {"tokens": tokens_loss, "alignment": by_last + by_mean, **means}, read
 
     def train_step(self) -> tuple[dict[str, float], int]:
         """Take one step; return its losses by name and the number of tokens read."""
@@ -322,7 +322,7 @@ def pretrain(config: PretrainingConfig) -> None:
 def main() -> int:
     show_user_errors_in_one_line()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    (config,) = HfArgumentParser(PretrainingConfig).parse_args_into_dataclasses()
+    (config,) = HfArgumentParser(cast(Any, PretrainingConfig)).parse_args_into_dataclasses()
     pretrain(config)
     return 0
 

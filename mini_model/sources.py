@@ -25,6 +25,8 @@ from lm_eval_spt.errors import UserError
 from mini_model.languages import LANGUAGES, SOURCE
 
 Texts = dict[str, str]
+SIB200 = "sib-200/data/annotated"  # in the folder of the sources
+DEMO_TASK = Path(__file__).resolve().parents[1] / "tasks/mini_topics/data"
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,11 @@ class Source:
     read: Callable[[Path], Iterator[Texts]]
 
 
-def sib200(folder: Path, split: str) -> Iterator[dict[str, str]]:
-    """Yield SIB-200's texts of one split, translations together; its labels are not read."""
+def topic_texts(data: Path, split: str) -> Iterator[Texts]:
+    """Yield the texts of one split of SIB-200 or the demo task, translations together; their labels are not read."""
     texts: dict[str, Texts] = defaultdict(dict)
     for language, name in LANGUAGES.items():
-        path = folder / "sib-200/data/annotated" / name / f"{split}.tsv"
-        for row in csv.DictReader(io.StringIO(_text(path)), delimiter="\t"):
+        for row in csv.DictReader(io.StringIO(_text(data / name / f"{split}.tsv")), delimiter="\t"):
             texts[row["index_id"]][language] = row["text"]
     yield from texts.values()
 
@@ -180,7 +181,7 @@ WORDNETS = ("Wiktionary wordnets of the Open Multilingual Wordnet", "https://git
 SOURCES = (
     Source(
         "sib-train", "SIB-200, training texts without labels", "https://github.com/dadelani/sib-200", "Apache-2.0",
-        lambda folder: sib200(folder, "train"),
+        lambda folder: topic_texts(folder / SIB200, "train"),
     ),
     Source("ntrex", "NTREX-128", OPUS, "CC BY-SA 4.0", ntrex),
     Source("pud", "Universal Dependencies, 15 PUD treebanks", UNIVERSAL, "CC BY-SA 3.0 or 4.0", pud),

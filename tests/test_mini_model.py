@@ -31,7 +31,7 @@ WORDS = {
 
 
 def sentence(language: str, seed: int) -> str:
-    """Return a made-up sentence of ten words that no other seed has, but for English and German with words in common."""
+    """Return a made-up sentence of ten words that no other seed has; English and German ones have words in common."""
     words = random.Random(seed).choices(range(10), k=10)
     chosen = [WORDS["eng" if language == "eng" else "deu"][i] for i in words]
     return " ".join(chosen if language in WORDS else [f"{language}{word}{seed}" for word in chosen]) + f" {seed}."
@@ -133,7 +133,7 @@ def test_nothing_shares_a_run_of_words_with_held_out_sentences(
         for language, text in group.texts.items():
             kept[language].append(text)
     for split in ("dev", "test"):
-        for texts in sources.sib200(source_folder, split):
+        for texts in sources.topic_texts(source_folder / sources.SIB200, split):
             for language, text in texts.items():
                 everything = " | ".join(kept[language]).lower()
                 if language == "zho":
