@@ -26,16 +26,18 @@ RUNNING_TEXT = ("sib-train", "ntrex", "pud", "xquad-s")
 
 @dataclass
 class Question:
-    """A row of tokens at whose last position the model answers.
+    """A row of tokens in which the model answers.
 
     Attributes:
-        tokens: the row.
+        tokens: the row, with the answer's tokens where it has several, all but the first learned as they stand.
+        position: of the last token before the answer.
         filler: (start, stop) of random tokens that stand for virtual ones; noise is added to their embeddings.
         answer: token id -> probability; empty where only the alignment with the translation is learned.
         about_topic: whether the answer is a topic or a keyword.
     """
 
     tokens: list[int]
+    position: int
     filler: tuple[int, int] = (0, 0)
     answer: dict[int, float] = field(default_factory=dict)
     about_topic: bool = True
@@ -69,7 +71,9 @@ class Examples:
         english = [g.texts[SOURCE] for g in groups if SOURCE in g.texts and g.source != "tatoeba"]
         self.keywords = _keywords(english, tokenizer)
         self.classifier = TopicClassifier(corpus.labelled, words, english)
-        self.topic_tokens = [self.encode(" " + topic)[0] for topic in TOPICS]
+        spellings = [self.encode(" " + topic) for topic in TOPICS]
+        self.topic_tokens = [tokens[0] for tokens in spellings]
+        self.topic_spelling = {tokens[0]: tokens if len(tokens) > 1 else [] for tokens in spellings}
 
     def encode(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -170,12 +174,14 @@ class Examples:
     ) -> Question:
         """Put text, question and filler in one of the orders that prompts before and after a text will make."""
         text_tokens, question_tokens = self.encode(text)[: self.longest], self.encode(question)
+        spelled = self.topic_spelling[max(answer, key=answer.__getitem__)] if answer and about_topic else []
         size = rng.randint(1, 16) if rng.random() < 0.5 else 0
         filler = [rng.randrange(4, len(self.tokenizer)) for _ in range(size)]
         if rng.random() < 0.25:  # before the text, as a trained prefix prompt stands
-            return Question([*filler, *question_tokens, *text_tokens], (0, size), answer, about_topic)
-        start = len(text_tokens)
-        return Question([*text_tokens, *filler, *question_tokens], (start, start + size), answer, about_topic)
+            row, start = [*filler, *question_tokens, *text_tokens], 0
+        else:
+            row, start = [*text_tokens, *filler, *question_tokens], len(text_tokens)
+        return Question([*row, *spelled], len(row) - 1, (start, start + size), answer, about_topic)
 
 
 def _keywords(english: list[str], tokenizer: PreTrainedTokenizerBase) -> dict[str, tuple[int, float]]:

@@ -172,12 +172,12 @@ class Trainer:
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.config.device.split(":")[0], torch.bfloat16, enabled=self.config.bf16)
 
-    def states(self, rows: list[Question]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    def states(self, rows: list[Question]) -> tuple[torch.Tensor, ...]:
         """Read rows of like length, padded on the right.
 
         Returns:
-            The tokens [rows, time], the last hidden states [rows, time, d], those at the last position [rows, d], and
-            the mean over each row's positions [rows, d].
+            The tokens [rows, time], which of them spell an answer after its first [rows, time], the last layer's states
+            [rows, time, d], those before the answer [rows, d], and the mean of each row's up to there [rows, d].
         """
         length = -(-max(len(row.tokens) for row in rows) // 8) * 8
         tokens = torch.zeros(len(rows), length, dtype=torch.long)
@@ -185,22 +185,26 @@ class Trainer:
         for i, row in enumerate(rows):
             tokens[i, : len(row.tokens)] = torch.tensor(row.tokens)
             filler[i, row.filler[0] : row.filler[1]] = torch.rand(()) * self.config.noise
-        lengths = torch.tensor([len(row.tokens) for row in rows])
+        lengths = torch.tensor([row.position + 1 for row in rows])
         present = (torch.arange(length) < lengths[:, None]).unsqueeze(-1)
-        tokens, filler, lengths, present = (x.to(self.config.device) for x in (tokens, filler, lengths, present))
+        spelling = torch.arange(length) > lengths[:, None]
+        tokens, filler, lengths, present, spelling = (
+            x.to(self.config.device) for x in (tokens, filler, lengths, present, spelling)
+        )
         embedding = self.model.model.embed_tokens
         vectors = embedding(tokens)
         vectors = vectors + filler * torch.randn_like(vectors) * embedding.weight.detach().std()
         hidden = self.body(inputs_embeds=vectors, use_cache=False).last_hidden_state
         last = hidden[torch.arange(len(rows), device=hidden.device), lengths - 1]
-        return tokens, hidden, last, (hidden * present).sum(1) / lengths[:, None]
+        return tokens, spelling, hidden, last, (hidden * present).sum(1) / lengths[:, None]
 
-    def token_loss(self, hidden: torch.Tensor, tokens: torch.Tensor, share: float) -> torch.Tensor:
-        """Return the next token's cross-entropy at a random share of the positions."""
-        chosen = (torch.rand(tokens[:, 1:].shape).to(tokens.device) < share) & (
-            tokens[:, 1:] != self.tokenizer.pad_token_id
-        )
-        return F.cross_entropy(self.model.lm_head(hidden[:, :-1][chosen]).float(), tokens[:, 1:][chosen])
+    def token_loss(
+        self, hidden: torch.Tensor, tokens: torch.Tensor, share: float, always: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return the next token's cross-entropy at a random share of the tokens, and at those marked in `always`."""
+        chosen = torch.rand(tokens.shape).to(tokens.device) < share
+        chosen = (chosen if always is None else chosen | always) & (tokens != self.tokenizer.pad_token_id)
+        return F.cross_entropy(self.model.lm_head(hidden[:, :-1][chosen[:, 1:]]).float(), tokens[:, 1:][chosen[:, 1:]])
 
     def losses(self) -> tuple[dict[str, torch.Tensor], int]:
         """Return the losses of this step's examples by name, and the number of tokens read."""
@@ -215,10 +219,10 @@ class Trainer:
             hidden = self.body(inputs_embeds=self.model.model.embed_tokens(packed), use_cache=False).last_hidden_state
             tokens_loss = self.token_loss(hidden, packed, config.token_share)
             parts = [self.states([rows[i] for i in part]) for part in (order[:half], order[half:])]
-            for part in parts:
-                tokens_loss = tokens_loss + self.token_loss(part[1], part[0], config.token_share / 8) / 2
+            for tokens, spelling, states, _, _ in parts:
+                tokens_loss = tokens_loss + self.token_loss(states, tokens, config.token_share / 8, spelling) / 2
             back = torch.tensor(order, device=config.device).argsort()
-            last, mean = (torch.cat([part[k] for part in parts])[back] for k in (2, 3))
+            last, mean = (torch.cat([part[k] for part in parts])[back] for k in (3, 4))
             log_probability = F.log_softmax(self.model.lm_head(last).float(), -1)
         paired = 2 * config.pairs
         by_last, by_mean = (info_nce(x[:paired:2], x[1:paired:2], config.temperature) for x in (last, mean))
@@ -247,12 +251,10 @@ class Trainer:
         question = self.examples.encode("\nTopic:")
 
         def states(language: str) -> torch.Tensor:
-            rows = [
-                Question(self.examples.encode(group.texts[language])[: self.config.longest] + question)
-                for group in complete
-            ]
+            texts = [self.examples.encode(group.texts[language])[: self.config.longest] for group in complete]
+            rows = [Question(text + question, len(text + question) - 1) for text in texts]
             with self.autocast():
-                return F.normalize(self.states(rows)[2].float(), dim=-1)
+                return F.normalize(self.states(rows)[3].float(), dim=-1)
 
         languages = [language for language in LANGUAGES if any(language in group.texts for group in groups)]
         complete = [group for group in groups if all(language in group.texts for language in languages)]

@@ -211,7 +211,10 @@ def test_questions_put_filler_where_prompts_stand(examples: Examples) -> None:
         start, stop = row.filler
         assert 0 <= start <= stop < len(row.tokens)
         assert not row.answer or sum(row.answer.values()) == pytest.approx(1)
-        text = examples.tokenizer.decode(row.tokens[stop:])
+        text = examples.tokenizer.decode(row.tokens[stop : row.position + 1])
+        spelled = examples.tokenizer.decode(row.tokens[row.position + 1 :])
+        likely = row.about_topic and row.answer and max(row.answer, key=row.answer.get) == examples.topic_tokens[0]
+        assert spelled == (" science/technology" if likely else ""), "all other topics are single tokens"
         before += stop > start == 0
         after += stop > start > 0 and text.endswith((":", "->"))
     assert before > 5 and after > 20
@@ -229,7 +232,11 @@ def test_losses_are_what_the_formulas_say() -> None:
     each += [-cosine[i, i] + cosine[:, i].exp().sum().log() for i in range(3)]
     torch.testing.assert_close(info_nce(first, second, 0.1), torch.stack(each).mean())
 
-    rows = [Question([5], answer={1: 0.25, 2: 0.75}), Question([5], answer={3: 1.0}, about_topic=False), Question([5])]
+    rows = [
+        Question([5], 0, answer={1: 0.25, 2: 0.75}),
+        Question([5], 0, answer={3: 1.0}, about_topic=False),
+        Question([5], 0),
+    ]
     log_probability = torch.randn(3, 8, generator=generator).log_softmax(-1)
     expected = -(0.25 * log_probability[0, 1] + 0.75 * log_probability[0, 2])
     torch.testing.assert_close(answer_loss(log_probability, rows, True), expected)
