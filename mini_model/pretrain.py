@@ -58,9 +58,9 @@ class PretrainingConfig:
     heads: int = _setting(8, "attention heads")
 
     steps: int = _setting(6000, "optimizer steps")
-    lr: float = _setting(1.5e-3, "peak learning rate (AdamW)")
+    lr: float = _setting(2.5e-3, "peak learning rate (AdamW)")
     embedding_lr: float = _setting(0.3, "learning rate of the embeddings, as a share of the others'")
-    warmup: int = _setting(100, "steps over which the learning rate rises")
+    warmup: int = _setting(50, "steps over which the learning rate rises")
     decay: float = _setting(0.4, "share of the steps, the last ones, over which it falls to zero")
     weight_decay: float = _setting(0.05, "AdamW's, on matrices other than the embeddings")
     pairs: int = _setting(48, "pairs of translations in a step")
