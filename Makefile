@@ -5,10 +5,10 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/installed
 
-.PHONY: help install demo test fuzz faults bench clean
+.PHONY: help install demo test fuzz faults bench mini-model clean
 
 help:  ## list the commands
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | sort | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | sort | expand -t 12
 
 install: $(INSTALLED)  ## make .venv and install the project and all it needs into it
 
@@ -19,7 +19,7 @@ $(INSTALLED): setup.cfg setup.py pyproject.toml constraints.txt lm_eval_spt.pth
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
 		echo "error: $(PYTHON) is $$($(PYTHON) --version 2>&1), Python 3.10 or later is needed; name one: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; } >&2
 	test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --constraint constraints.txt --editable '.[test,plot]'
+	$(VENV)/bin/python -m pip install --constraint constraints.txt --editable '.[test,plot,ray]'
 	@touch $@
 
 demo: install  ## train a prompt on English, score it in 21 languages, print and save the table
@@ -28,8 +28,8 @@ demo: install  ## train a prompt on English, score it in 21 languages, print and
 test: install  ## check style and types, and run the tests
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy lm_eval_spt train_prompt.py
-	$(VENV)/bin/python -m pytest -q
+	$(VENV)/bin/mypy lm_eval_spt train_prompt.py mini_model
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n auto
 
 fuzz: install  ## give every reader 200,000 damaged files (a quarter of an hour; guided by coverage where atheris installs)
 	-$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[fuzz]'
@@ -38,9 +38,24 @@ fuzz: install  ## give every reader 200,000 damaged files (a quarter of an hour;
 faults: install  ## kill commands at any moment, fill disks, exhaust memory: 600 times, a quarter of an hour
 	$(VENV)/bin/python -m tests.faults
 
-bench: install  ## compare speed and memory with the harness and PEFT, side by side (BLOOM-560m's shape: half an hour)
-	$(VENV)/bin/python -m benchmarks.score --documents 24 --many 1 2 5 10 20
-	$(VENV)/bin/python -m benchmarks.train --prompt-length 5 10
+bench: install  ## compare speed and memory with the harness and PEFT, side by side (half an hour; writes benchmarks/RESULTS.md)
+	$(VENV)/bin/python -m benchmarks
+
+# What the embedded model is made of, and where it is put: see mini_model/README.md.
+SOURCES ?= sources
+MINI_MODEL ?= mini_model/build
+STEPS ?= 6000
+DEVICE ?= cpu
+
+mini-model: install  ## make the embedded model anew from the public sources in SOURCES, and score it (hours on a CPU)
+	$(VENV)/bin/python -m mini_model.prepare --sources $(SOURCES) --output $(MINI_MODEL)/corpus
+	$(VENV)/bin/python -m mini_model.tokenizer --corpus $(MINI_MODEL)/corpus --output $(MINI_MODEL)/tokenizer
+	$(VENV)/bin/python -m mini_model.embeddings --corpus $(MINI_MODEL)/corpus --tokenizer $(MINI_MODEL)/tokenizer \
+		--output $(MINI_MODEL)/embeddings.pt
+	$(VENV)/bin/python -m mini_model.pretrain --corpus $(MINI_MODEL)/corpus --tokenizer $(MINI_MODEL)/tokenizer \
+		--embeddings $(MINI_MODEL)/embeddings.pt --output $(MINI_MODEL)/model --steps $(STEPS) --device $(DEVICE)
+	SIB200_DIR=$(SOURCES)/sib-200/data/annotated $(VENV)/bin/python -m mini_model.evaluate \
+		--model $(MINI_MODEL)/model --output $(MINI_MODEL)/scores
 
 clean:  ## remove .venv and what builds and tools leave behind
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

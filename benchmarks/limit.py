@@ -8,24 +8,35 @@ import torch
 from transformers import PreTrainedModel
 
 
-def matmul_rate(model: PreTrainedModel, tokens: int = 512) -> float:
+def matmul_rate(model: PreTrainedModel, tokens: int = 512, cold: bool = False) -> float:
     """Return floating-point operations per second of this machine's matrix products in the model's own shapes.
 
     Every distinct weight shape of a transformer layer is multiplied with `tokens` positions, in the model's dtype and
     on its device, again and again for about two seconds.
+
+    Args:
+        model: whose shapes.
+        tokens: how many rows.
+        cold: use the weights of one layer after the other, as the model does, which no cache holds; else those of one.
     """
-    shapes = {tuple(weight.shape) for name, weight in model.named_parameters() if weight.dim() == 2 and ".0." in name}
-    weights = [torch.randn(shape, dtype=model.dtype, device=model.device) for shape in shapes]
-    inputs = [torch.randn(tokens, shape[1], dtype=model.dtype, device=model.device) for shape in shapes]
+    weights = [weight for name, weight in model.named_parameters() if weight.dim() == 2 and _in_layer(name)]
+    if not cold:
+        weights = list({weight.shape: weight for weight in weights}.values())
+    inputs = {weight.shape[1]: torch.randn_like(weight[:1]).expand(tokens, -1).contiguous() for weight in weights}
     done, started = 0, None
     while started is None or time.perf_counter() - started < 2:
-        for weight, values in zip(weights, inputs, strict=True):
-            values @ weight.T
+        for weight in weights:
+            inputs[weight.shape[1]] @ weight.T
             done += 2 * tokens * weight.numel() if started is not None else 0
         if model.device.type == "cuda":
             torch.cuda.synchronize()
         started = started or time.perf_counter()
     return done / (time.perf_counter() - started)
+
+
+def _in_layer(name: str) -> bool:
+    """Tell a layer's weight from embeddings and head, by the layer's number in its name."""
+    return any(part.isdecimal() for part in name.split("."))
 
 
 def body_parameters(model: PreTrainedModel) -> int:

@@ -2,9 +2,9 @@
 
     python -m benchmarks.load --requests 1000000
 
-Every text is new, as in a long evaluation. The requests come in one call, as the harness makes them. Memory is the mean
-of what the process has over the first and the last tenth of the requests. The time left is estimated after the first
-tenth, as the progress bar does, and compared with what it took.
+Every text is new, as in a long evaluation. The requests come in one call, as the harness makes them. Memory is the
+mean of what the process has over the first and the last tenth of the requests. The time left is estimated after the
+first tenth, as the progress bar does, and compared with what it took.
 """
 
 from __future__ import annotations

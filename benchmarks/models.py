@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import os
+import random
 from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.initialization import no_init_weights
 
 from lm_eval_spt.base_model import resolve
 from lm_eval_spt.paths import tasks_folder
@@ -31,7 +33,12 @@ SHAPES = {
 
 CATEGORIES = ["science/technology", "travel", "politics", "sports", "health", "entertainment", "geography"]
 VERBALIZERS = [" science", " travel", " politics", " sports", " health", " entertainment", " geography"]
-"""The same as single tokens of the embedded model's tokenizer; without the space the names have 1 to 5 tokens."""
+CHOICES = {"category names": CATEGORIES, "single tokens": VERBALIZERS}
+"""SIB-200's seven answers: without a space the names have 1 to 7 tokens of the embedded model's tokenizer, the words
+with a space are tokens of it."""
+
+LENGTHS = (14, 21, 25, 29, 31, 34, 37, 40, 45, 52, 110)
+"""Of English SIB-200 texts in that tokenizer's tokens: the shortest, the nine deciles, the longest."""
 
 
 def build(shape: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> PreTrainedModel:
@@ -40,10 +47,16 @@ def build(shape: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -
     if family == "mini":
         model = AutoModelForCausalLM.from_pretrained(resolve("mini"), dtype=dtype)
     else:
-        torch.manual_seed(0)
         config = AutoConfig.for_model(family, **settings)
-        with torch.device(device):
+        with torch.device(device), no_init_weights():
             model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        torch.manual_seed(0)
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                if weight.dim() > 1:
+                    weight.uniform_(-0.035, 0.035)  # the usual spread of 0.02, in a fifth of a normal one's time
+                else:
+                    weight.fill_(0.0 if name.endswith("bias") else 1.0)
     return model.to(device).eval().requires_grad_(False)
 
 
@@ -53,9 +66,24 @@ def tokenizer() -> PreTrainedTokenizerBase:
 
 
 def texts(number: int, language: str = "eng_Latn", split: str = "test") -> list[str]:
-    """Return texts of SIB-200 where ``SIB200_DIR`` names a copy, else of mini_topics, over again if need be."""
+    """Return texts of SIB-200 where ``SIB200_DIR`` names a copy, over again if need be.
+
+    Elsewhere they are made of the words of mini_topics, with as many tokens as texts of SIB-200 have.
+    """
     folder = os.environ.get("SIB200_DIR")
     path = (Path(folder) if folder else tasks_folder() / "mini_topics" / "data") / language / f"{split}.tsv"
     with path.open(encoding="utf-8", newline="") as file:
         rows = [row["text"] for row in csv.DictReader(file, delimiter="\t")]
-    return [rows[index % len(rows)] for index in range(number)]
+    if folder:
+        return [rows[index % len(rows)] for index in range(number)]
+    order, tokens = random.Random(0), tokenizer()
+    words = " ".join(rows).split()
+    made = []
+    for index in range(number):
+        # Even steps through the distribution, in no order.
+        place = (index * 0.618034) % 1 * (len(LENGTHS) - 1)
+        low = LENGTHS[int(place)]
+        length = round(low + (place - int(place)) * (LENGTHS[int(place) + 1] - low))
+        ids = tokens.encode(" ".join(order.choices(words, k=length)))[:length]
+        made.append(tokens.decode(ids))
+    return made

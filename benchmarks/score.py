@@ -1,15 +1,15 @@
 """Score multiple-choice documents: this package beside the harness with PEFT, in one run.
 
-    python benchmarks/score.py --shape bloom-560m --documents 24
+    python -m benchmarks.score --shape bloom-560m --documents 24
 
-Prints a Markdown table. Both score the same documents with the same prompts and must agree before anything is timed.
+Every contender scores the same documents with the same prompts in a process of its own; they must agree before a time
+counts.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,10 +18,13 @@ from lm_eval.models.huggingface import HFLM
 from peft import PromptTuningConfig, get_peft_model
 from transformers import PreTrainedModel
 
-from benchmarks import limit, models
+from benchmarks import alone, limit, machine, models
 from lm_eval_spt.evaluate import ManyPromptsLM
 from lm_eval_spt.lm import SPTLM
 from lm_eval_spt.prompt import SoftPrompt
+from lm_eval_spt.tree import grow
+
+CONTENDERS = ("hf + peft", "this package, prefix", "this package, suffix")
 
 
 def requests(texts: Sequence[str], choices: Sequence[str]) -> list[Instance]:
@@ -50,76 +53,100 @@ def with_peft(model: PreTrainedModel, soft_prompt: SoftPrompt) -> Any:
     return wrapped.eval()
 
 
-def timed(work: Callable[[], list[tuple[float, bool]]], device: torch.device) -> tuple[float, list[float]]:
-    """Return the seconds that `work` took, and its log-likelihoods."""
-    started = time.perf_counter()
-    answers = work()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started, [value for value, _ in answers]
-
-
-def score_one(model: PreTrainedModel, choices: Sequence[str], documents: int, length: int) -> list[str]:
-    """Return the table's rows for one prompt, before and after the text."""
+def one_prompt(
+    contender: str, shape: str, documents: int, choices: Sequence[str], length: int, device: str, dtype: str
+) -> dict[str, Any]:
+    """Measure a contender with one prompt."""
+    model = models.build(shape, getattr(torch, dtype), device)
     tokenizer = models.tokenizer()
-    asked = requests(models.texts(documents), choices)
-    warm = requests(models.texts(2), choices)
-    prefix, suffix = (prompt(model, length, placement) for placement in ("prefix", "suffix"))
-    ours = {
-        "spt, prefix": SPTLM(model, prefix, tokenizer=tokenizer, batch_size="auto"),
-        "spt, suffix": SPTLM(model, suffix, tokenizer=tokenizer, batch_size="auto"),
-    }
-    theirs = HFLM(with_peft(model, prefix), tokenizer=tokenizer, batch_size=8)
-    seconds, expected = {}, []
-    for name, lm in [("hf + peft", theirs), *ours.items()]:
-        lm.loglikelihood(warm, disable_tqdm=True)
-        seconds[name], answers = timed(lambda lm=lm: lm.loglikelihood(asked, disable_tqdm=True), model.device)
-        if name == "hf + peft":
-            expected = answers
-        elif name == "spt, prefix" and model.dtype == torch.float32:
-            worst = max(abs(a - b) for a, b in zip(answers, expected, strict=True))
-            assert worst < 1e-3, f"the two disagree by {worst}"
-    rate = limit.matmul_rate(model)
-    rows = []
-    for name, taken in seconds.items():
-        least = _least_work(model, ours["spt, suffix"], asked, length) / rate
-        share = "" if name == "hf + peft" else f"{least / taken:.0%}"
-        rows.append(f"| {name} | {documents / taken:.2f} | {seconds['hf + peft'] / taken:.1f}x | {share} |")
-    return rows
+    asked, warm = requests(models.texts(documents), choices), requests(models.texts(2), choices)
+    if contender == "hf + peft":
+        lm = HFLM(with_peft(model, prompt(model, length, "prefix")), tokenizer=tokenizer, batch_size=8)
+    else:
+        placement = contender.split()[-1]
+        lm = SPTLM(model, prompt(model, length, placement), tokenizer=tokenizer, batch_size="auto")
+    lm.loglikelihood(warm, disable_tqdm=True)
+    memory = alone.Memory(device)
+    answers, cost = machine.measure(lambda: lm.loglikelihood(asked, disable_tqdm=True), device)
+    result = {"seconds": cost.seconds, "joules": cost.joules, "memory": memory.peak()}
+    result["answers"] = [value for value, _ in answers]
+    if isinstance(lm, SPTLM):
+        result["limit"] = _least_work(model, lm, asked, [length]) / limit.matmul_rate(model)
+    return result
 
 
-def score_many(model: PreTrainedModel, choices: Sequence[str], documents: int, lengths: Sequence[int]) -> list[str]:
-    """Return the table's rows for many suffix prompts; the harness's time is that of one run for each length."""
-    tokenizer = models.tokenizer()
+def many_prompts(
+    shape: str, documents: int, choices: Sequence[str], lengths: Sequence[int], seeds: int, device: str, dtype: str
+) -> dict[str, Any]:
+    """Measure suffix prompts that are scored together: `seeds` of each length."""
+    model = models.build(shape, getattr(torch, dtype), device)
     asked = requests(models.texts(documents), choices)
-    prompts = [prompt(model, length, "suffix", seed) for length in lengths for seed in range(4)]
-    together = ManyPromptsLM(prompts, pretrained=model, tokenizer=tokenizer, batch_size="auto")
+    prompts = [prompt(model, length, "suffix", seed) for length in lengths for seed in range(seeds)]
+    together = ManyPromptsLM(prompts, pretrained=model, tokenizer=models.tokenizer(), batch_size="auto")
     together.use(prompts[0])
     together._use_fast()
-    ours, _ = timed(lambda: together.loglikelihood(asked, disable_tqdm=True), model.device)
-    theirs = 0.0
-    for length in lengths:
-        lm = HFLM(with_peft(model, prompt(model, length, "prefix")), tokenizer=tokenizer, batch_size=8)
-        theirs += 4 * timed(lambda lm=lm: lm.loglikelihood(asked, disable_tqdm=True), model.device)[0]
-    scored = len(prompts) * documents
-    return [
-        f"| hf + peft, {len(prompts)} runs | {scored / theirs:.2f} | 1.0x | |",
-        f"| spt, {len(prompts)} suffix prompts together | {scored / ours:.2f} | {theirs / ours:.1f}x | |",
-    ]
+    memory = alone.Memory(device)
+    _, cost = machine.measure(lambda: together.loglikelihood(asked, disable_tqdm=True), device)
+    work = _least_work(model, together, asked, [length for length in lengths for _ in range(seeds)])
+    least = work / limit.matmul_rate(model)
+    return {"seconds": cost.seconds, "joules": cost.joules, "memory": memory.peak(), "limit": least}
 
 
-def _least_work(model: PreTrainedModel, lm: SPTLM, asked: Sequence[Instance], length: int) -> float:
-    """Return the operations that remain when every distinct token is read once."""
-    tokens = scored = 0
-    seen: set[tuple[int, ...]] = set()
+def _least_work(model: PreTrainedModel, lm: SPTLM, asked: Sequence[Instance], lengths: Sequence[int]) -> float:
+    """Return the operations that remain when every distinct token is read once, for suffix prompts of these lengths."""
+    by_context: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
     for context, continuation in lm.encode_pairs([request.args for request in asked], "suffix"):
-        for end in range(len(continuation)):
-            path = (*context, -1, *continuation[:end])
-            if path not in seen:
-                seen.add(path)
-                scored += 1
-                tokens += 1 if end else len(context) + length
+        by_context.setdefault(tuple(context), []).append(tuple(continuation))
+    tokens = scored = 0
+    for context, continuations in by_context.items():
+        branches = len(grow(tuple(continuations)).tokens)
+        tokens += len(context) + sum(length + branches for length in lengths)
+        scored += len(lengths) * (1 + branches)
     return limit.forward_work(model, tokens, scored)
+
+
+def compare(shape: str, documents: int, choices: Sequence[str], length: int, device: str, dtype: str) -> dict[str, Any]:
+    """Measure all contenders with one prompt.
+
+    Raises:
+        SystemExit: their log-likelihoods differ.
+    """
+    given = {"shape": shape, "documents": documents, "choices": choices, "length": length}
+    found = {name: alone.run(one_prompt, contender=name, device=device, dtype=dtype, **given) for name in CONTENDERS}
+    answers = [found[name].pop("answers") for name in CONTENDERS]
+    worst = max(abs(ours - theirs) for ours, theirs in zip(answers[1], answers[0], strict=True))
+    if dtype == "float32" and worst > 1e-3:
+        raise SystemExit(f"the two disagree by {worst}: no time counts")
+    return found | {"difference": worst, "documents": documents}
+
+
+def compare_many(
+    shape: str, documents: int, choices: Sequence[str], lengths: Sequence[int], seeds: int, device: str, dtype: str
+) -> dict[str, Any]:
+    """Measure many suffix prompts; the harness's time is that of one run for each length, times the seeds."""
+    common = {"shape": shape, "documents": documents, "choices": choices, "device": device, "dtype": dtype}
+    runs = [alone.run(one_prompt, contender=CONTENDERS[0], length=length, **common) for length in lengths]
+    ours = alone.run(many_prompts, lengths=lengths, seeds=seeds, **common)
+    theirs = {"seconds": seeds * sum(run["seconds"] for run in runs), "memory": max(run["memory"] for run in runs)}
+    return {CONTENDERS[0]: theirs, "this package": ours, "documents": documents * seeds * len(lengths)}
+
+
+def rows(found: dict[str, Any]) -> list[str]:
+    """Return Markdown rows: contender, documents/s, times as fast as the first, share of the limit, memory.
+
+    With several prompts a document counts once for each.
+    """
+    lines = []
+    contenders = {name: of for name, of in found.items() if isinstance(of, dict)}
+    first = next(iter(contenders.values()))["seconds"]
+    for name, of in contenders.items():
+        share = f"{of['limit'] / of['seconds']:.0%}" if "limit" in of else ""
+        speed = found["documents"] / of["seconds"]
+        lines.append(f"| {name} | {speed:.2f} | {first / of['seconds']:.1f}x | {share} | {of['memory']:.2f} |")
+    return lines
+
+
+HEADER = "documents/s | against hf + peft | of the limit | memory above the model, GB |\n|---|---:|---:|---:|---:|"
 
 
 def main() -> None:
@@ -132,14 +159,17 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     options = parser.parse_args()
-    model = models.build(options.shape, getattr(torch, options.dtype), options.device)
-    kinds = {"category names, 2 to 7 tokens": models.CATEGORIES, "single tokens": models.VERBALIZERS}
-    print(f"{options.shape}, {options.dtype}, {options.device}, {torch.get_num_threads()} threads")
-    for kind, choices in kinds.items():
-        print(f"\n| {kind} | documents/s | against hf + peft | of the arithmetic limit |\n|---|---:|---:|---:|")
-        print("\n".join(score_one(model, choices, options.documents, options.prompt_length)), flush=True)
+    where = {"shape": options.shape, "device": options.device, "dtype": options.dtype}
+    print(f"{options.shape}, {options.dtype}, {machine.name(options.device)}")
+    for kind, choices in models.CHOICES.items():
+        print(f"\n| {kind} | {HEADER}")
+        found = compare(documents=options.documents, choices=choices, length=options.prompt_length, **where)
+        print("\n".join(rows(found)), flush=True)
         if options.many:
-            print("\n".join(score_many(model, choices, max(4, options.documents // 4), options.many)), flush=True)
+            found = compare_many(
+                documents=options.documents, choices=choices, lengths=options.many, seeds=4, **where
+            )  # fmt: skip
+            print("\n".join(rows(found)), flush=True)
 
 
 if __name__ == "__main__":

@@ -10,24 +10,21 @@ each epoch, on 14 examples.
 from __future__ import annotations
 
 import argparse
-import json
-import resource
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from peft import PromptTuningConfig, get_peft_model
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
-from benchmarks import limit, models
+from benchmarks import alone, limit, machine, models
 from lm_eval_spt.scoring import tokens_that_fit
 from lm_eval_spt.train.contexts import ContextCache
 from lm_eval_spt.train.examples import Example
-from lm_eval_spt.train.objective import evaluate
+from lm_eval_spt.train.objective import Asking, evaluate
 
 BATCH, EPOCHS, TRAINING, VALIDATION = 8, 20, 56, 14
 STEPS = EPOCHS * TRAINING // BATCH
@@ -61,33 +58,35 @@ def seconds_per(work: Callable[[], object], times: int) -> float:
     return (time.perf_counter() - started) / times
 
 
-def ours(model: PreTrainedModel, length: int, steps: int, placement: str) -> dict[str, float]:
-    """This package's trainer, as :mod:`lm_eval_spt.train.loop` runs it."""
+def ours(model: PreTrainedModel, length: int, steps: int, placement: str, prompts: int = 1) -> dict[str, float]:
+    """This package's trainer, as :mod:`lm_eval_spt.train.loop` runs it: several prompts of one length share batches."""
     training, validation = examples(TRAINING), examples(TRAINING + VALIDATION)[TRAINING:]
     width = model.get_input_embeddings().weight.shape[1]
-    raw = torch.nn.Parameter(torch.rand(length, width, device=model.device) - 0.5)
-    optimizer = torch.optim.AdamW([raw], lr=5e-3)
+    raws = [torch.nn.Parameter(torch.rand(length, width, device=model.device) - 0.5) for _ in range(prompts)]
+    optimizers = [torch.optim.AdamW([raw], lr=5e-3) for raw in raws]
+    before = length if placement == "prefix" else 0
     started = time.perf_counter()
     cache = None
-    before = length if placement == "prefix" else 0
     if placement == "suffix":
-        contexts = [example.pairs[0][0] for example in [*training, *validation]]
         cache = ContextCache(model, tokens_that_fit(model, model.device))
-        cache.add(contexts)
+        cache.add(example.pairs[0][0] for example in [*training, *validation])
     building = time.perf_counter() - started
     stream = batches(training)
 
     def step() -> None:
-        outcome = evaluate(model, next(stream), raw, before, "target", cache)
-        optimizer.zero_grad()
-        outcome.loss.backward()
-        torch.nn.utils.clip_grad_norm_([raw], 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        outcomes = evaluate(model, [Asking(next(stream), raw, before, "target") for raw in raws], cache)
+        sum(outcome.loss / outcome.weight for outcome in outcomes).backward()
+        for raw, optimizer in zip(raws, optimizers, strict=True):
+            torch.nn.utils.clip_grad_norm_([raw], 1.0)
+            optimizer.step()
 
     def validate() -> None:
         with torch.no_grad():
             for start in range(0, VALIDATION, BATCH):
-                evaluate(model, validation[start : start + BATCH], raw, before, "target", cache)
+                part = validation[start : start + BATCH]
+                evaluate(model, [Asking(part, raw, before, "target") for raw in raws], cache)
 
     of_step = seconds_per(step, steps)
     return {"step": of_step, "total": building + STEPS * of_step + EPOCHS * seconds_per(validate, 1), "cache": building}
@@ -159,37 +158,55 @@ CONTENDERS: dict[str, Callable[[PreTrainedModel, int, int], dict[str, float]]] =
     "the paper's recipe (suffix)": paper,
     "this package, prefix": lambda model, length, steps: ours(model, length, steps, "prefix"),
     "this package, suffix": lambda model, length, steps: ours(model, length, steps, "suffix"),
+    "this package, 4 suffix prompts": lambda model, length, steps: ours(model, length, steps, "suffix", prompts=4),
 }
 
 
-def run_alone(name: str, shape: str, length: int, steps: int, device: str, dtype: str) -> dict[str, float]:
-    """Measure a contender in a fresh process."""
-    settings = json.dumps([name, shape, length, steps, device, dtype])
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.train", "--alone", settings], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise SystemExit(f"{name} failed:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def alone(settings: str) -> None:
-    """Measure one contender in this process and print the figures as JSON."""
-    name, shape, length, steps, device, dtype = json.loads(settings)
+def measure(contender: str, shape: str, length: int, steps: int, device: str, dtype: str) -> dict[str, Any]:
+    """Measure a contender; seconds of a step and of the whole, the latter's arithmetic limit, and memory in GB."""
     model = models.build(shape, getattr(torch, dtype), device)
-    before = _memory(device)
-    figures = CONTENDERS[name](model, length, steps)
-    figures["memory"] = _memory(device) - before
-    tokens = STEPS * BATCH * length
-    figures["limit"] = 2 * limit.forward_work(model, tokens, STEPS * BATCH) / limit.matmul_rate(model)
-    print(json.dumps(figures))
+    memory = alone.Memory(device)
+    energy = machine.joules()
+    figures: dict[str, Any] = {**CONTENDERS[contender](model, length, steps)}
+    after = machine.joules()
+    figures["joules"] = after - energy if energy is not None and after is not None else None
+    figures["memory"] = memory.peak()
+    if "suffix" in contender and "paper" not in contender:
+        prompts = 4 if "4" in contender else 1
+        texts = sum(len(example.pairs[0][0]) for example in examples(TRAINING + VALIDATION))
+        learned, checked = STEPS * BATCH * prompts, EPOCHS * VALIDATION * prompts
+        work = (
+            limit.forward_work(model, texts, 0)
+            + 2 * limit.forward_work(model, learned * length, learned)  # forward, and the gradient of the input
+            + limit.forward_work(model, checked * length, checked)
+        )
+        figures["limit"] = work / limit.matmul_rate(model)
+        figures["limit of its rows"] = work / limit.matmul_rate(model, tokens=BATCH * length * prompts, cold=True)
+    return figures
 
 
-def _memory(device: str) -> float:
-    """Return the peak so far, in GB."""
-    if device == "cpu":
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    return torch.cuda.max_memory_allocated() / 1e9
+def compare(shape: str, length: int, steps: int, device: str, dtype: str) -> dict[str, Any]:
+    """Measure all contenders, each in a process of its own."""
+    given = {"shape": shape, "length": length, "steps": steps, "device": device, "dtype": dtype}
+    return {name: alone.run(measure, contender=name, **given) for name in CONTENDERS}
+
+
+HEADER = (
+    "s per step | 20 epochs, s | against PEFT | against the paper's | of the limit | memory above the model, GB |\n"
+    "|---|---:|---:|---:|---:|---:|---:|"
+)
+
+
+def rows(found: dict[str, Any]) -> list[str]:
+    """Return Markdown rows; what trains four prompts is compared with four runs of the others."""
+    totals = [found[name]["total"] for name in list(CONTENDERS)[:2]]
+    lines = []
+    for name, of in found.items():
+        times = 4 if "4" in name else 1
+        ratios = " | ".join(f"{times * total / of['total']:.1f}x" for total in totals)
+        share = f"{of['limit'] / of['total']:.0%}" if "limit" in of else ""
+        lines.append(f"| {name} | {of['step']:.2f} | {of['total']:.0f} | {ratios} | {share} | {of['memory']:.2f} |")
+    return lines
 
 
 def main() -> None:
@@ -200,27 +217,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3, help="measured steps of each contender")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--alone", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.alone:
-        alone(options.alone)
-        return
-    print(f"{options.shape}, {options.dtype}, {options.device}, {torch.get_num_threads()} threads")
+    print(f"{options.shape}, {options.dtype}, {machine.name(options.device)}")
     for length in options.prompt_length:
-        print(f"\n| P = {length} | s per step | {EPOCHS} epochs, s | against PEFT | against the paper's | peak, GB |")
-        print("|---|---:|---:|---:|---:|---:|")
-        figures = {
-            name: run_alone(name, options.shape, length, options.steps, options.device, options.dtype)
-            for name in CONTENDERS
-        }
-        totals = [figures[name]["total"] for name in CONTENDERS]
-        for name, of in figures.items():
-            ratios = " | ".join(f"{total / of['total']:.1f}x" for total in totals[:2])
-            print(f"| {name} | {of['step']:.2f} | {of['total']:.0f} | {ratios} | {of['memory']:.2f} |", flush=True)
-        cached = figures["this package, suffix"]
-        print(
-            f"\nthe suffix run's arithmetic limit is {cached['limit']:.0f} s: {cached['limit'] / cached['total']:.0%}"
-        )
+        found = compare(options.shape, length, options.steps, options.device, options.dtype)
+        print(f"\n| P = {length} | {HEADER}\n" + "\n".join(rows(found)), flush=True)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+from typing import Any
 
 from lm_eval_spt.errors import UserError
 from lm_eval_spt.paths import mini_model_folder
@@ -33,6 +35,31 @@ def locate(name: str, revision: str | None = None) -> str:
         except (OSError, ValueError) as error:
             raise cannot_load(name, error) from error
     return path
+
+
+def bitsandbytes_config(settings: dict[str, Any], dtype: Any = None) -> Any:
+    """Return what makes transformers load a model with quantised weights.
+
+    Args:
+        settings: arguments of ``BitsAndBytesConfig``, such as ``{"load_in_4bit": True}``. NormalFloat, as QLoRA has it
+            (Dettmers et al. 2023), is the default kind of 4 bits.
+        dtype: what is computed in, if it is named.
+
+    Raises:
+        UserError: bitsandbytes is not here, or the settings are not understood.
+    """
+    from transformers import BitsAndBytesConfig
+
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError("a quantised base model needs bitsandbytes, which is not installed: pip install bitsandbytes")
+    if settings.get("load_in_4bit"):
+        settings = {"bnb_4bit_quant_type": "nf4", **settings}
+        if dtype not in (None, "auto"):
+            settings = {"bnb_4bit_compute_dtype": dtype, **settings}
+    try:
+        return BitsAndBytesConfig(**settings)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"the base model can not be quantised with {settings}: {error}") from error
 
 
 def cannot_load(name: str, error: Exception) -> UserError:

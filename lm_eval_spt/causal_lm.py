@@ -15,7 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 # Spelled out in Python, these cost four passes over the widest tensor of a layer; one kernel computes the same.
@@ -112,6 +115,46 @@ def keys_and_values(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
     return [(layer.keys, layer.values) for layer in cache.layers]  # type: ignore[union-attr, misc]
 
 
+class RoomyLayer(DynamicLayer):
+    """A layer's keys and values, with room behind them for what is read next: nothing is copied to add to them.
+
+    Every reader writes into the same room, one after the other; none may want a gradient.
+
+    Args:
+        keys, values: `[batch, heads, time + room, head_dim]`.
+        time: how many are there already.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor, time: int) -> None:
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        self._all_keys, self._all_values, self._time = keys, values, time
+        self.keys, self.values = keys[:, :, :time], values[:, :, :time]
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Write new keys and values `[batch, heads, new, head_dim]` behind the others; returns all of them."""
+        end = self._time + key_states.shape[2]
+        self._all_keys[:, :, self._time : end] = key_states
+        self._all_values[:, :, self._time : end] = value_states
+        self.keys, self.values = self._all_keys[:, :, :end], self._all_values[:, :, :end]
+        return self.keys, self.values
+
+    def again(self) -> RoomyLayer:
+        """Return the same for another reader."""
+        return RoomyLayer(self._all_keys, self._all_values, self._time)
+
+
+def with_room(cache: DynamicCache, room: int) -> DynamicCache:
+    """Return a copy of a cache whose layers are :class:`RoomyLayer`."""
+    roomy = DynamicCache()
+    for states in keys_and_values(cache):
+        (batch, heads, time, width), first = states[0].shape, states[0]
+        keys, values = (first.new_empty(batch, heads, time + room, width) for _ in states)
+        keys[:, :, :time], values[:, :, :time] = states
+        roomy.layers.append(RoomyLayer(keys, values, time))
+    return roomy
+
+
 # -- attention ---------------------------------------------------------------------------------------------------------
 
 
@@ -163,13 +206,35 @@ def _alibi_of(decoder: PreTrainedModel, key_positions: Tensor) -> Iterator[None]
         yield
 
 
+# -- memory ------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def activation_checkpointing(model: PreTrainedModel) -> Iterator[None]:
+    """Within this context layers keep their input alone for the backward pass, and compute the rest again in it.
+
+    transformers offers the same for models in training mode only, in which a frozen model would draw dropout.
+    """
+
+    def run(layer: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        with _fast_gelus(layer):  # the second time comes after hidden_states has returned
+            return forward(*args, **kwargs)
+
+    with ExitStack() as stack:
+        for layer in model.modules():
+            if isinstance(layer, GradientCheckpointingLayer):
+                again = partial(checkpoint, partial(run, layer, layer.forward), use_reentrant=False)
+                stack.enter_context(_replaced(layer, "forward", again))
+        yield
+
+
 # -- replacing -----------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def _fast_gelus(decoder: PreTrainedModel) -> Iterator[None]:
+def _fast_gelus(part: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
-        for module in decoder.modules():
+        for module in part.modules():
             if type(module).__name__ in SLOW_GELUS:
                 stack.enter_context(_replaced(module, "forward", partial(nn.functional.gelu, approximate="tanh")))
         yield

@@ -5,6 +5,7 @@ one, compare results, share them.
     lm-eval-spt inspect prompts/eng.safetensors --base-model mini
     lm-eval-spt convert prompts/eng.safetensors peft/eng
     lm-eval-spt compose prompts/eng.safetensors prompts/arb.safetensors --mode mean --output prompts/both.safetensors
+    lm-eval-spt sweep configs/paper/xglm-564m.yaml --dry-run
     lm-eval-spt transfer "no prompt=results/none" "prompt=results/seed0" "prompt=results/seed1" --source eng_Latn
     lm-eval-spt leaderboard "no prompt=results/none" "prompt=results/seed0" --output leaderboard.html
     lm-eval-spt card prompts/eng.safetensors --results results/seed0
@@ -117,6 +118,13 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
     options = {key: value for key, value in vars(arguments).items() if key not in ("run", "prompts", "tasks")}
     evaluate_prompts(arguments.prompts, arguments.tasks.split(","), **options)
+
+
+def sweep(arguments: argparse.Namespace) -> None:
+    """Train and score all prompts that a sweep file asks for, or what is left of them."""
+    from lm_eval_spt.sweep.command import sweep
+
+    sweep(**{key: value for key, value in vars(arguments).items() if key != "run"})
 
 
 def transfer(arguments: argparse.Namespace) -> None:
@@ -296,6 +304,40 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--limit", type=float, metavar="N", help="only the first N documents of each task")
     command.add_argument("--num_fewshot", "--num-fewshot", type=int, metavar="N", help="shots in every context")
     command.set_defaults(run=evaluate)
+
+    command = commands.add_parser(
+        "sweep",
+        help="train and score a grid of prompts from a YAML file, on one machine or a cluster",
+        description="Plan the runs that a YAML file of axes asks for, say what they take, train and score them. Every "
+        "run leaves a prompt, a results file and a record under its name; what is there already is not done again, and "
+        "a run that fails does not keep the others from going on.",
+        epilog="example: lm-eval-spt sweep configs/paper/xglm-564m.yaml --dry-run",
+    )
+    command.add_argument("file", metavar="FILE", help="the sweep file: see docs/sweeps.md")
+    command.add_argument(
+        "--dry-run", "--dry_run", action="store_true", help="only print the plan, its state and its cost"
+    )
+    command.add_argument(
+        "--output", metavar="FOLDER", help="instead of the file's (default: sweeps/<name of the file>)"
+    )
+    command.add_argument("--targets", metavar="TASKS", help="instead of the file's, comma separated")
+    command.add_argument(
+        "--engine", default="local", help="local: in this process; ray; slurm: write an array job (default: local)"
+    )
+    command.add_argument(
+        "--max-runs", "--max_runs", type=_positive, default=500, metavar="N", help="refuse larger sweeps (default: 500)"
+    )
+    command.add_argument(
+        "--throughput", type=float, metavar="TFLOPS", help="of a device, to estimate the time (default: measured here)"
+    )
+    command.add_argument("--shard", type=int, metavar="N", help="do only this shard: what a job of --engine slurm does")
+    command.add_argument(
+        "--workers", type=_positive, metavar="N", help="with ray: shards at a time (default: one for each GPU or node)"
+    )
+    command.add_argument(
+        "--address", metavar="ADDRESS", help="of the Ray cluster (default: RAY_ADDRESS, else one of this machine alone)"
+    )
+    command.set_defaults(run=sweep)
 
     command = commands.add_parser(
         "transfer",

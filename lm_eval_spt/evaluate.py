@@ -10,7 +10,7 @@ from __future__ import annotations
 import glob
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from lm_eval.utils import simple_parse_args_string
 from lm_eval_spt import scoring
 from lm_eval_spt.errors import UserError
 from lm_eval_spt.files import written_together
-from lm_eval_spt.harness import MODEL_NAME, results_name
+from lm_eval_spt.harness import MODEL_NAME, results_name, task_manager
 from lm_eval_spt.lm import SPTLM, TokenisedRequest
 from lm_eval_spt.prompt import SoftPrompt
 
@@ -105,6 +105,7 @@ def evaluate_prompts(
     device: str | None = None,
     limit: float | None = None,
     num_fewshot: int | None = None,
+    base: SPTLM | None = None,
 ) -> list[Path]:
     """Score prompts on harness tasks and write one results file of the harness for each.
 
@@ -117,6 +118,7 @@ def evaluate_prompts(
         output: folder for the results, one folder in it for each prompt.
         model_args: further arguments of the model class, as in ``lm_eval --model_args``.
         include_path, log_samples, batch_size, device, limit, num_fewshot: as in ``lm_eval``.
+        base: the base model, if it is loaded already; it decides the device.
 
     Returns:
         The results files, in the order of the prompts.
@@ -135,14 +137,8 @@ def evaluate_prompts(
     if None in base_models:
         raise UserError("a prompt does not name its base model: give it with --model_args pretrained=<model>")
 
-    manager = TaskManager(include_path=include_path, metadata=shared | {"prompt": None})
-    if unknown := [task for task in tasks if not manager.match_tasks([task])]:
-        raise UserError(f"there is no task {', '.join(map(repr, unknown))}: `lm_eval ls tasks` lists all")
-    together = manager.load(manager.match_tasks(list(tasks)))
-    inside = {child for children in together.get("group_map", {}).values() for child in children}
-    tops = [thing for name, thing in (together.get("groups", {}) | together["tasks"]).items() if name not in inside]
-
-    shots = {name: _shots(task, num_fewshot) for name, task in together["tasks"].items()}
+    manager, loaded_tasks, tops = _load_tasks(tasks, include_path, shared)
+    shots = {name: _shots(task, num_fewshot) for name, task in loaded_tasks.items()}
     done = {name: _finished(_folder(output, loaded[name], shared), shots, limit) for name in names}
     waiting = {name: prompt for name, prompt in loaded.items() if done[name] is None}
     if len(waiting) < len(names):
@@ -150,40 +146,114 @@ def evaluate_prompts(
     if not waiting:
         return [path for path in done.values() if path]
 
-    arguments = shared | {"pretrained": base_models.pop()}
+    arguments = _loading(loaded.values(), shared) | shared | {"pretrained": base_models.pop()}
+    if base is not None:
+        arguments |= {"pretrained": base.model, "tokenizer": base.tokenizer}
     lm = ManyPromptsLM(list(waiting.values()), **arguments, batch_size=batch_size, device=device)
+    if base is not None:
+        lm.pretrained = base.pretrained  # by this name the harness looks up the model's revision
+    options = {"batch_size": batch_size, "device": device, "limit": limit, "num_fewshot": num_fewshot}
     for name, prompt in waiting.items():
         lm.use(prompt)
-        model_arguments = {**shared, "prompt": name}
-        tracker = tracking.EvaluationTracker(output_path=output)
-        results = simple_evaluate(
-            model=lm,
-            tasks=tops,
-            task_manager=manager,
-            batch_size=batch_size,
-            device=device,
-            limit=limit,
-            num_fewshot=num_fewshot,
-            log_samples=log_samples,
-        )
-        if results is None:  # another process writes
-            continue
-        tracker.general_config_tracker.log_experiment_args(MODEL_NAME, model_arguments, None, None, True)
-        results["config"] |= {"model": MODEL_NAME, "model_args": model_arguments}
-        for config in results["configs"].values():
-            config["metadata"] |= {"prompt": name}
-        samples = results.pop("samples", {})
-        with written_together(Path(output), last="results_") as folder:
-            tracker.output_path = str(folder)
-            tracker.save_results_aggregated(results=results, samples=samples if log_samples else None)
-            if log_samples:
-                for task, of_task in samples.items():
-                    tracker.save_results_samples(task_name=task, samples=of_task)
+        if not _score(lm, tops, manager, output, {**shared, "prompt": name}, log_samples, **options):
+            continue  # another process writes
         done[name] = _finished(_folder(output, prompt, shared), shots, limit)
         if done[name] is None:
             raise UserError(f"the results of {name} could not be written to {output}: is it writable?")
         print(done[name], flush=True)
     return [path for path in done.values() if path]
+
+
+def _loading(prompts: Iterable[SoftPrompt], given: dict[str, Any]) -> dict[str, Any]:
+    """Return how the prompts' base model is to be loaded, apart from what is given.
+
+    Raises:
+        UserError: they do not agree.
+    """
+    loading: dict[str, Any] = {}
+    for name in ("revision", "add_bos_token"):
+        values = list(dict.fromkeys(prompt.loading.get(name) for prompt in prompts))
+        if name not in given and len(values) > 1:
+            shown = ", ".join(sorted(map(str, values)))
+            raise UserError(f"the prompts were trained with different {name} ({shown}): give one at a time")
+        loading[name] = values[0]
+    return {name: value for name, value in loading.items() if value is not None}
+
+
+def evaluate_model(
+    lm: SPTLM,
+    model_arguments: dict[str, Any],
+    tasks: Sequence[str],
+    output: str,
+    *,
+    include_path: str | None = None,
+    log_samples: bool = False,
+    limit: float | None = None,
+    num_fewshot: int | None = None,
+) -> Path:
+    """Score a loaded model as it is, without a prompt: a baseline, or a model that was tuned without one.
+
+    Args:
+        lm: the model.
+        model_arguments: how ``lm_eval --model spt --model_args`` would load it, for the record.
+        tasks, include_path, log_samples, limit, num_fewshot: as in :func:`evaluate_prompts`.
+        output: folder for the results of this model alone.
+
+    Returns:
+        The results file.
+
+    Raises:
+        UserError: a task does not exist.
+    """
+    manager, _, tops = _load_tasks(tasks, include_path, model_arguments)
+    options = {"limit": limit, "num_fewshot": num_fewshot, "device": str(lm.device), "batch_size": lm.batch_size}
+    _score(lm, tops, manager, output, model_arguments, log_samples, **options)
+    return max(Path(output).glob("*/results_*.json"))  # the newest
+
+
+def _load_tasks(
+    tasks: Sequence[str], include_path: str | None, metadata: dict[str, Any]
+) -> tuple[TaskManager, dict[str, Any], list[Any]]:
+    """Return the harness's task manager, all single tasks by name, and the tasks and groups that stand at the top."""
+    manager = task_manager(tasks, include_path, metadata | {"prompt": None})
+    if unknown := [task for task in tasks if not manager.match_tasks([task])]:
+        raise UserError(f"there is no task {', '.join(map(repr, unknown))}: `lm_eval ls tasks` lists all")
+    together = manager.load(manager.match_tasks(list(tasks)))
+    inside = {child for children in together.get("group_map", {}).values() for child in children}
+    tops = [thing for name, thing in (together.get("groups", {}) | together["tasks"]).items() if name not in inside]
+    return manager, together["tasks"], tops
+
+
+def _score(
+    lm: SPTLM,
+    tops: list[Any],
+    manager: TaskManager,
+    output: str,
+    model_arguments: dict[str, Any],
+    log_samples: bool,
+    **options: Any,
+) -> bool:
+    """Score tasks and write what the harness's command line writes after ``--model spt --model_args ...``.
+
+    Returns:
+        False in a process that is not the one that writes.
+    """
+    tracker = tracking.EvaluationTracker(output_path=output)
+    results = simple_evaluate(model=lm, tasks=tops, task_manager=manager, log_samples=log_samples, **options)
+    if results is None:
+        return False
+    tracker.general_config_tracker.log_experiment_args(MODEL_NAME, model_arguments, None, None, True)
+    results["config"] |= {"model": MODEL_NAME, "model_args": model_arguments}
+    for config in results["configs"].values():
+        config["metadata"] |= {name: model_arguments[name] for name in ("prompt",) if name in model_arguments}
+    samples = results.pop("samples", {})
+    with written_together(Path(output), last="results_") as folder:
+        tracker.output_path = str(folder)
+        tracker.save_results_aggregated(results=results, samples=samples if log_samples else None)
+        if log_samples:
+            for task, of_task in samples.items():
+                tracker.save_results_samples(task_name=task, samples=of_task)
+    return True
 
 
 def _expand(names: Sequence[str]) -> list[str]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from lm_eval_spt import causal_lm
-from lm_eval_spt.causal_lm import cache_of, device_of, keys_and_values
+from lm_eval_spt.causal_lm import RoomyLayer, cache_of, device_of, keys_and_values, with_room
 from lm_eval_spt.inject import model_inputs, pad_left
 from lm_eval_spt.tree import Question, Rows, causal, lay_out, positions_of
 
@@ -55,9 +55,17 @@ class Read:
         Nothing is copied: a cache that grows makes new tensors.
         """
         if batch is None:
+            if isinstance(self.cache.layers[0], RoomyLayer):
+                cache = DynamicCache()
+                cache.layers = [layer.again() for layer in self.cache.layers]  # type: ignore[union-attr]
+                return Read(cache, self.mask)
             return Read(cache_of(self._states()), self.mask)
         states = [(keys.expand(batch, -1, -1, -1), values.expand(batch, -1, -1, -1)) for keys, values in self._states()]
         return Read(cache_of(states), self.mask.expand(batch, -1))
+
+    def with_room(self, room: int) -> Read:
+        """Return the same with room for so many tokens, so that branches, read one after the other, copy nothing."""
+        return Read(with_room(self.cache, room), self.mask)
 
     def _states(self) -> list[tuple[Tensor, Tensor]]:
         return keys_and_values(self.cache)

@@ -27,7 +27,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lm_eval_spt import scoring
-from lm_eval_spt.base_model import cannot_load, locate
+from lm_eval_spt.base_model import bitsandbytes_config, cannot_load, locate
 from lm_eval_spt.errors import UserError
 from lm_eval_spt.inject import model_inputs, pad_left, place
 from lm_eval_spt.prompt import SoftPrompt, embedding_fingerprint
@@ -38,6 +38,9 @@ TokenisedRequest = tuple[tuple[str, str] | None, list[int], list[int]]
 """A request's (context, continuation) text, if it has one, and their token ids: what HFLM calls a request."""
 
 SURROGATE = re.compile("[\ud800-\udfff]")
+
+QUANTISATION = ("load_in_4bit", "load_in_8bit", "bnb_4bit_", "llm_int8_")
+"""How the names of bitsandbytes' settings begin."""
 
 CACHE_OWNER = "lm_eval_spt: written with"
 
@@ -83,21 +86,23 @@ class SPTLM(HFLM):
     ) -> None:
         self._room_taken = 0
         self.prompt = SoftPrompt.from_pretrained(prompt) if isinstance(prompt, str | Path) else prompt
-        known = self.prompt.metadata if self.prompt else {}
+        known = self.prompt.loading if self.prompt else {}
         if pretrained is None:
             pretrained = self.prompt.base_model if self.prompt else None
-            revision = revision or known.get("base_model_revision")
+            revision = revision or known.get("revision")
         if pretrained is None:
             raise UserError(
                 f"the prompt {self.prompt.name!r} does not name its base model: give it with pretrained=<model>"
                 if self.prompt
                 else "no model was given: expected pretrained=<model> (for example pretrained=mini) or prompt=<file>"
             )
-        hflm.setdefault("add_bos_token", (known.get("hyperparameters") or {}).get("add_bos_token"))
+        hflm.setdefault("add_bos_token", known.get("add_bos_token"))
         hflm["device"] = _available(hflm.get("device"))
         source = locate(pretrained, revision) if isinstance(pretrained, str) else pretrained
         try:
             super().__init__(source, revision=revision or "main", **hflm)
+        except UserError:
+            raise  # says already what is wrong
         except (OSError, ValueError) as error:
             raise cannot_load(pretrained, error) from error
         self.base_model_name = pretrained if isinstance(pretrained, str) else self.model.name_or_path
@@ -109,11 +114,16 @@ class SPTLM(HFLM):
             self._room_taken = self.prompt.length
 
     def _create_model(self, pretrained: str, *, peft: str | None = None, **options: Any) -> None:
-        """Load the base model, and the PEFT adapter if there is one, without taking rows from its vocabulary.
+        """Load the base model, quantised if that was asked for, and the PEFT adapter if there is one.
+
+        ``load_in_4bit`` and ``load_in_8bit``, which HFLM hands on, are no arguments of transformers 5 any more.
 
         HFLM cuts the embeddings down to the tokenizer's size under an adapter. Rows that no token uses are in the
         softmax that the adapter and the prompt were trained with. Where the tokenizer is larger, they do grow.
         """
+        quantised = {name: options.pop(name) for name in list(options) if name.startswith(QUANTISATION)}
+        if any(quantised.get(name) for name in ("load_in_4bit", "load_in_8bit")):
+            options["quantization_config"] = bitsandbytes_config(quantised, options.get("dtype"))
         super()._create_model(pretrained, **options)
         if peft is None:
             return

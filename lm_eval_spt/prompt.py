@@ -138,6 +138,16 @@ class SoftPrompt:
         kind = json.dumps([self.placement, self.length, self.hidden_size, *before])
         return hashlib.sha256(kind.encode() + self.vectors.numpy().tobytes()).hexdigest()
 
+    @property
+    def loading(self) -> dict[str, Any]:
+        """How the base model was loaded when the prompt was learned: what has to be so again, where it is known."""
+        hyperparameters = self.metadata.get("hyperparameters") or {}
+        known = {
+            "revision": self.metadata.get("base_model_revision"),
+            "add_bos_token": hyperparameters.get("add_bos_token"),
+        }
+        return {name: value for name, value in known.items() if value is not None}
+
     def check_fits(self, hidden_size: int, fingerprint: str, base_model: str) -> None:
         """Make sure that this prompt was trained for the model that is about to receive it.
 

@@ -110,7 +110,8 @@ def score_suffixes(
 
     def answer(questions: Sequence[Question]) -> Iterator[Asked]:
         ids, mask = (tensor.to(device_of(model)) for tensor in pad_left([question.context for question in questions]))
-        past = read(model, ids, mask)
+        branches = max(row_length(Question([], question.continuations)) for question in questions)
+        past = read(model, ids, mask).with_room(max(map(len, prompts)) + branches)
         for vectors in prompts:
             marks = place([], 0, len(vectors))
             prompted = [Question(marks, question.continuations) for question in questions]

@@ -212,9 +212,15 @@ def _description(prompt: SoftPrompt) -> str:
     before = prompt.num_prefix_tokens
     where = {"prefix": "before", "suffix": "after", "both": f"{before} before and {prompt.length - before} after"}
     base_model = prompt.metadata.get("base_model") or "a base model that is not recorded"
+    adapter, tuned_from = prompt.metadata.get("adapter"), prompt.metadata.get("tuned_from")
+    model = f"the {'' if adapter or tuned_from else 'frozen '}model `{base_model}`"
+    if tuned_from:
+        model += f", which was tuned from `{tuned_from}` together with it"
+    if adapter:
+        model += f" with the LoRA adapter `{adapter}`, which was learned together with it"
     return (
         f"# {prompt.name}\n\nA soft prompt: {prompt.length} learned vectors of size {prompt.hidden_size}, placed "
-        f"{where[prompt.placement]} the text in the input-embedding space of the frozen model `{base_model}`.\n\n"
+        f"{where[prompt.placement]} the text in the input-embedding space of {model}.\n\n"
         f"Digest of vectors and placement: `{prompt.digest}`."
     )
 
@@ -222,14 +228,21 @@ def _description(prompt: SoftPrompt) -> str:
 def _usage(prompt: SoftPrompt, place: str, scored: Sequence[str]) -> str:
     """How to load the prompt, with this package and, where that can be, with PEFT."""
     tasks = ",".join(scored or prompt.metadata.get("tasks") or ["sib200"])
+    arguments = f"prompt={place}"
+    adapter, tuned_from = prompt.metadata.get("adapter"), prompt.metadata.get("tuned_from")
+    if adapter or tuned_from:
+        with_adapter = f",peft={adapter}" if adapter else ""
+        arguments = f"pretrained={prompt.metadata.get('base_model')}{with_adapter},{arguments}"
     usage = (
         "## How to use it\n\nWith [lm-evaluation-harness](https://github.com/EleutherAI/lm-evaluation-harness) and the "
         "plugin `lm_eval_spt`:\n\n"
-        f"```sh\nlm_eval --model spt --model_args prompt={place} --tasks {tasks}\n```"
+        f"```sh\nlm_eval --model spt --model_args {arguments} --tasks {tasks}\n```"
     )
     if prompt.placement != "prefix":
         ours = "this one comes after" if prompt.placement == "suffix" else "a part of this one comes after"
         return usage + f"\n\nPEFT can not load it: it puts every prompt before the text, and {ours}."
+    if adapter:
+        return usage + "\n\nIt belongs with the adapter, and PEFT does not load two adapters of these kinds as one."
     on_hub = bool(REPOSITORY_ID.fullmatch(place)) and not place.endswith(".safetensors")
     folder = place if on_hub else prompt.name
     convert = "" if on_hub else f", after `lm-eval-spt convert {place} {folder}`"

@@ -12,8 +12,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from lm_eval_spt import causal_lm, forward
 from lm_eval_spt.causal_lm import SLOW_GELUS, decoder_of, keys_and_values, logits
+from lm_eval_spt.inject import place
+from lm_eval_spt.scoring import score, score_suffixes
 from lm_eval_spt.tree import Question, grow
-from tests.conftest import VOCABULARY, build_model
+from tests.conftest import VOCABULARY, build_model, random_prompt
 
 
 def test_the_names_that_are_relied_on(tiny_model):
@@ -124,3 +126,15 @@ def test_a_tree_holds_every_continuation_once(data):
     distinct = {tuple(one[:end]) for one in continuations for end in range(1, len(one))}
     assert set(paths) == distinct
     assert max(tree.tokens, default=0) < VOCABULARY
+
+
+def test_many_suffix_prompts_share_the_room_behind_a_context(tiny_model):
+    """Prompts of other lengths, one after the other, over the same keys and values; also where trees are not read."""
+    requests = [(list(range(5, 5 + length)), answer) for length in (3, 9, 4) for answer in ([7, 8, 9], [7, 10], [11])]
+    prompts = [random_prompt(tiny_model, length=length, seed=length).vectors for length in (3, 1, 5)]
+    together = dict(score_suffixes(tiny_model, requests, prompts, 64))
+    for number, vectors in enumerate(prompts):
+        placed = [(place(context, 0, len(vectors)), answer) for context, answer in requests]
+        for index, (value, greedy) in score(tiny_model, placed, vectors, 64):
+            assert together[index][number][0] == pytest.approx(value, abs=1e-4, rel=1e-5)
+            assert together[index][number][1] == greedy

@@ -1,8 +1,8 @@
 """The recipe of arXiv 2402.03782 in plain torch, beside the trainer: the same losses step by step, the same answers.
 
 The restatement shares no code with the package. It reads the data file by itself, takes one text at a time without
-padding, masks or caches, runs the vocabulary head everywhere, spells out AdamW, the schedule and the clipping, and
-multiplies by XGLM's embedding scale by hand.
+padding, masks or caches, spells out AdamW, the schedule and the clipping, and multiplies by XGLM's embedding scale by
+hand.
 """
 
 from __future__ import annotations
@@ -38,16 +38,12 @@ Text = tuple[list[int], int]
 
 
 def read_texts(split: str, tokenizer) -> list[Text]:
-    """Texts without BOS token, their right ends cut so that the prompt fits."""
+    """Texts without BOS token; those that are trained on have their right ends cut so that the prompt fits."""
     with (ROOT / "tasks" / "mini_topics" / "data" / "eng_Latn" / f"{split}.tsv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
-    return [
-        (
-            tokenizer.encode(row["text"], add_special_tokens=False)[: MAX_TOKENS - LENGTH],
-            CATEGORIES.index(row["category"]),
-        )
-        for row in rows
-    ]
+    end = None if split == "test" else MAX_TOKENS - LENGTH
+    texts = [tokenizer.encode(row["text"], add_special_tokens=False)[:end] for row in rows]
+    return list(zip(texts, [CATEGORIES.index(row["category"]) for row in rows], strict=True))
 
 
 @dataclass
@@ -67,7 +63,7 @@ class Recipe:
 
     def logits(self, text: list[int], prompt: Tensor) -> Tensor:
         words = self.model.get_input_embeddings()(torch.tensor(text))
-        return self.model(inputs_embeds=torch.cat([words, prompt])[None]).logits[0, -1]
+        return self.model(inputs_embeds=torch.cat([words, prompt])[None], logits_to_keep=1).logits[0, -1]
 
     def loss(self, texts: list[Text], prompt: Tensor) -> Tensor:
         logprobs = [self.logits(text, prompt).log_softmax(0)[self.labels[category]] for text, category in texts]
@@ -144,6 +140,7 @@ def folders(tmp_path_factory, tokenizer) -> dict[str, Path]:
     return {path.name: path for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tune", ["prompt", "all"])
 @pytest.mark.parametrize("reparameterization", ["none", "mlp"])
 @pytest.mark.parametrize("family", list(SCALES))
@@ -189,16 +186,12 @@ def test_fifty_steps_of_the_recipe(folders, tmp_path, family, reparameterization
     with torch.no_grad():
         expected = recipe.predictions(test, prompt)
     pretrained = str(output.with_suffix("")) if tune == "all" else str(folders[family])
-    lm = SPTLM(pretrained=pretrained, prompt=str(output), device="cpu", max_length=MAX_TOKENS)
-    assert torch.allclose(lm.prompt.vectors, prompt, atol=1e-3 * SCALES[family])
+    lm = SPTLM(pretrained=pretrained, prompt=str(output), device="cpu", dtype="float32")
+    assert torch.allclose(lm.prompt.vectors, prompt, atol=1e-4 * SCALES[family])
     manager = TaskManager(include_path=str(folders["tasks"]), include_defaults=False)
     results = simple_evaluate(
         model=lm, tasks=["paper_eng_Latn"], task_manager=manager, bootstrap_iters=0, log_samples=True
     )
     samples = sorted(results["samples"]["paper_eng_Latn"], key=lambda sample: sample["doc_id"])
     answers = [[response[0] for response in sample["filtered_resps"]] for sample in samples]
-    fits = [len(tokenizer.encode(sample["doc"]["text"])) <= MAX_TOKENS - LENGTH for sample in samples]
-    assert sum(fits) > 30  # the harness cuts longer texts on the left, the recipe on the right
-    for answer, label, same in zip(answers, expected, fits, strict=True):
-        if same:
-            assert max(range(7), key=answer.__getitem__) == label
+    assert [max(range(7), key=answer.__getitem__) for answer in answers] == expected

@@ -95,11 +95,11 @@ def test_a_read_only_disk(small_disk):
 
 def test_a_log_that_can_not_be_written_is_a_warning(tmp_path, caplog):
     (tmp_path / "file").write_text("")
-    log = TrainingLog(tmp_path / "file" / "log.jsonl", {"settings": {}})
+    log = TrainingLog(tmp_path / "file" / "log.jsonl", [{"settings": {}}])
     log.add({"epoch": 0})
     warnings = [record.message for record in caplog.records if "the log of the training" in record.message]
     assert len(warnings) == 1 and "log.jsonl: can not be written" in warnings[0]
-    good = TrainingLog(tmp_path / "log.jsonl", {"settings": {}})
+    good = TrainingLog(tmp_path / "log.jsonl", [{"settings": {}}])
     good.add({"epoch": 0})
     assert (tmp_path / "log.jsonl").read_text() == '{"settings": {}}\n{"epoch": 0}\n'
 

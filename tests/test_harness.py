@@ -30,6 +30,7 @@ INTERNALS = [
     ("lm_eval.api.registry", "model_registry.__contains__", ["alias"]),
     ("lm_eval.tasks._index", "TaskIndex.build", ["paths", "resolve_includes"]),
     ("lm_eval.loggers.evaluation_tracker", "sanitize_model_name", ["model_name"]),
+    ("lm_eval.loggers.utils", "add_env_info", ["storage"]),
     (
         "lm_eval.loggers.evaluation_tracker",
         "GeneralConfigTracker.log_experiment_args",
@@ -155,6 +156,50 @@ def test_the_real_task_manager_finds_ours_and_no_name_is_taken() -> None:
     names = {path.stem for path in tasks_folder().rglob("*.yaml")}
     assert {"mini_topics_eng_Latn", "sib200_eng_Latn", "sib200"} <= names
     assert {name for name in names if not found[name].yaml_path.is_relative_to(tasks_folder())} == set()
+
+
+def test_our_files_are_read_once_and_no_manager_sees_what_another_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = lm_eval.tasks.TaskManager(include_path=str(tasks_folder()), include_defaults=False)
+    first.task_index["mini_topics_eng_Latn"].cfg["doc_to_text"] = "changed"
+    monkeypatch.setattr(lm_eval.tasks._index, "load_yaml", None)
+    second = lm_eval.tasks.TaskManager(include_path=str(tasks_folder()), include_defaults=False)
+    assert second.task_index["mini_topics_eng_Latn"].cfg["doc_to_text"] != "changed"
+    assert first.all_tasks == second.all_tasks
+
+
+def test_members_of_groups_and_tags() -> None:
+    """Of what is written in the group's file, in whatever way: names, tasks with changes, groups in groups."""
+    entry = lm_eval.tasks._index.Entry
+    kind = lm_eval.tasks._index.Kind
+    inner = {"group": "inner", "task": ["c", {"task": "d"}]}
+    manager = SimpleNamespace(
+        task_index={
+            "group": entry("group", kind.GROUP, None, {"group": "group", "task": ["a", {"task": "b", "n": 1}, inner]}),
+            "tag": entry("tag", kind.TAG, None, None, {"y", "x"}),
+        }
+    )
+    assert harness.members(manager, "group") == ["a", "b", "c", "d"]
+    assert harness.members(manager, "tag") == ["x", "y"]
+    languages = (tasks_folder() / "sib200" / "languages_paper.txt").read_text().split()
+    real = lm_eval.tasks.TaskManager(include_path=str(tasks_folder()), include_defaults=False)
+    assert harness.members(real, "sib200_paper") == [f"sib200_{language}" for language in languages]
+
+
+def test_the_environment_is_described_once() -> None:
+    calls = []
+
+    def add_env_info(storage: dict) -> None:
+        calls.append(storage)
+        storage["lm_eval_version"] = "1"
+
+    loggers = ModuleType("lm_eval.loggers.utils")
+    loggers.add_env_info = add_env_info
+    harness.describe_environment_once(loggers)
+    for _ in range(2):
+        results = {"results": 0}
+        loggers.add_env_info(results)
+        assert results == {"results": 0, "lm_eval_version": "1"}
+    assert len(calls) == 1
 
 
 # -- the results folder ----------------------------------------------------------------------------------------------

@@ -11,27 +11,13 @@ from lm_eval.tasks import TaskManager
 
 from lm_eval_spt.errors import UserError
 from lm_eval_spt.evaluate import ManyPromptsLM, evaluate_prompts
+from lm_eval_spt.harness import task_manager
 from lm_eval_spt.lm import SPTLM
 from lm_eval_spt.paths import tasks_folder
 from lm_eval_spt.prompt import SoftPrompt
 from tests.conftest import random_prompt
 
 TASKS = ["mini_topics_eng_Latn", "mini_topics_hin_Deva"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def only_our_tasks(request):
-    """Reading the harness's own task files takes seconds, each time."""
-    patch = pytest.MonkeyPatch()
-    manager = TaskManager
-    patch.setattr(
-        "lm_eval_spt.evaluate.TaskManager",
-        lambda include_path=None, metadata=None: manager(
-            include_path=str(tasks_folder()), include_defaults=False, metadata=metadata
-        ),
-    )
-    yield
-    patch.undo()
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +103,26 @@ def test_what_is_there_is_not_done_again(files, tmp_path, monkeypatch):
         evaluate_prompts(files[1:2], TASKS, str(tmp_path), **{**options, "num_fewshot": 1})
 
 
-def test_mistakes_are_one_line(files, tmp_path):
+def test_the_base_model_is_loaded_as_the_prompt_was_trained(files, tmp_path):
+    """With a BOS token where training had one, as ``lm_eval --model spt`` does; prompts that differ are refused."""
+    prompt = SoftPrompt.load(files[0])
+    with_bos = tmp_path / "bos.safetensors"
+    SoftPrompt(prompt.vectors, {**prompt.metadata, "hyperparameters": {"add_bos_token": True}}).save(with_bos)
+    (path,) = evaluate_prompts([str(with_bos)], TASKS[:1], str(tmp_path), limit=4, log_samples=True, device="cpu")
+    expected = one_by_one(str(with_bos), limit=4, log_samples=True)
+    plain = one_by_one(files[0], limit=4, log_samples=True)
+    rows = samples_of(path.parent)
+    for sample, without in zip(expected["samples"][TASKS[0]], plain["samples"][TASKS[0]], strict=True):
+        answers, others = ([response[0] for response in of["filtered_resps"]] for of in (sample, without))
+        assert rows[f"samples_{TASKS[0]} {sample['doc_id']}"] == pytest.approx(answers, abs=1e-4)
+        assert answers != pytest.approx(others, abs=1e-3)
+    with pytest.raises(UserError, match=r"different add_bos_token \(None, True\): give one at a time"):
+        evaluate_prompts([files[0], str(with_bos)], TASKS[:1], str(tmp_path / "both"), device="cpu")
+
+
+def test_mistakes_are_one_line(files, tmp_path, monkeypatch):
+    ours = task_manager(TASKS)  # the harness's own files take many seconds
+    monkeypatch.setattr("lm_eval_spt.evaluate.task_manager", lambda names, include_path, metadata: ours)
     bare = tmp_path / "bare.safetensors"
     prompt = SoftPrompt.load(files[0])
     SoftPrompt(prompt.vectors, {"placement": "suffix"}).save(bare)

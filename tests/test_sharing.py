@@ -200,3 +200,15 @@ def test_the_card_says_what_stands_where() -> None:
     text = model_card(prompt, "me/both")
     assert "placed 2 before and 3 after the text" in text
     assert "PEFT can not load it" in text and "library_name: lm_eval_spt" in text
+
+
+def test_the_card_of_a_prompt_that_was_not_learned_alone() -> None:
+    record = {"placement": "prefix", "base_model": "runs/all", "tuned_from": "me/base", "tasks": ["t"]}
+    text = model_card(SoftPrompt(torch.randn(2, 4), record, "p"), "me/p")
+    assert "of the model `runs/all`, which was tuned from `me/base` together with it." in text
+    assert "--model_args pretrained=runs/all,prompt=me/p --tasks t" in text
+    record = {"placement": "prefix", "base_model": "me/base", "adapter": "runs/lora", "tasks": ["t"]}
+    text = model_card(SoftPrompt(torch.randn(2, 4), record, "p"), "me/p")
+    assert "of the model `me/base` with the LoRA adapter `runs/lora`, which was learned together with it." in text
+    assert "--model_args pretrained=me/base,peft=runs/lora,prompt=me/p --tasks t" in text
+    assert "PeftModel" not in text

@@ -22,7 +22,7 @@ from lm_eval_spt.train.contexts import ContextCache
 from lm_eval_spt.train.examples import Document, Example, choose, encode, load_tasks, read_documents
 from lm_eval_spt.train.initialization import embedding_scale, initial_vectors
 from lm_eval_spt.train.loop import train
-from lm_eval_spt.train.objective import evaluate
+from lm_eval_spt.train.objective import Asking, evaluate
 from tests.conftest import ROOT, random_prompt
 
 LONG = " ".join(f"day {day} of rain," for day in range(30)) + " and sun."
@@ -100,7 +100,7 @@ def test_loss_and_gradient_are_those_of_the_plain_computation(tiny_models, data)
     found_at, expected_at = start.clone().requires_grad_(), start.clone().requires_grad_()
     before = {"prefix": len(start), "suffix": 0, "both": len(start) // 2}[placement]
     smoothing = data.draw(st.sampled_from([0.0, 0.2]))
-    outcome = evaluate(model, examples, found_at, before, loss, cache, smoothing)
+    (outcome,) = evaluate(model, [Asking(examples, found_at, before, loss, smoothing)], cache)
     found = outcome.loss / outcome.weight
     found.backward()
     expected = restated_loss(model, examples, expected_at, before, loss, smoothing)
@@ -115,7 +115,7 @@ def test_accuracy_is_what_the_harness_decides(mini, documents):
     chosen = documents[:20]
     prompt = random_prompt(mini.model, length=3, placement="suffix")
     examples = encode(chosen, mini, "suffix", 3, mini.max_length, "left")
-    outcome = evaluate(mini.model, examples, prompt.vectors, 0, "choices")
+    (outcome,) = evaluate(mini.model, [Asking(examples, prompt.vectors, 0, "choices")])
     scorer = SPTLM(pretrained=mini.model, tokenizer=mini.tokenizer, prompt=prompt)
     right = 0
     for document in chosen:
@@ -282,6 +282,12 @@ def test_a_grid_trains_each_run_as_if_alone(tmp_path):
         SoftPrompt.load(tmp_path / "alone.safetensors"),
     )
     assert torch.allclose(prompt.vectors, expected.vectors, atol=1e-5)
+    rows, expected_rows = (
+        [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()[1:]]
+        for name in (names[3], "alone")
+    )
+    for row, expected_row in zip(rows, expected_rows, strict=True):
+        assert row["validation"] == pytest.approx(expected_row["validation"], rel=1e-5)
     assert prompt.metadata["seed"] == 1 and prompt.metadata["hyperparameters"] == expected.metadata["hyperparameters"]
 
 

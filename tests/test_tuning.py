@@ -144,7 +144,7 @@ def test_what_can_not_be_is_one_line(tokenizer, tmp_path: Path, caplog):
 
     build_model("llama").save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
-    with pytest.raises(UserError, match=r"peft=.*nowhere can not be loaded"):
+    with pytest.raises(UserError, match=r"^peft=.*nowhere can not be loaded"):
         SPTLM(pretrained=str(tmp_path / "base"), peft=str(tmp_path / "nowhere"), device="cpu")
 
     prompt = random_prompt(build_model("llama"))

@@ -25,6 +25,14 @@ Tune = Literal["prompt", "all", "model", "lora"]
 MODEL_LR = {"all": 5e-5, "model": 5e-5, "lora": 5e-4}
 """Default learning rates of what is tuned beside the prompt."""
 
+SOURCES = ("model", "revision", "task")
+"""Settings that a prompt file records by themselves."""
+PLACES = (
+    "output", "include_path", "config", "device", "device_map", "context_cache", "checkpoint", "checkpoint_steps",
+    "resume", "tracker", "gradient_accumulation_steps", "activation_checkpointing",
+)  # fmt: skip
+"""Settings that say where and how the work is done, and change nothing in what is learned."""
+
 MAX_YAML = 2**16
 """Bytes of a file with settings."""
 
@@ -144,13 +152,30 @@ class TrainingConfig:
     warmup_ratio: float = _setting(0.1, "share of the steps over which the learning rate rises")
     weight_decay: float = _setting(0.0, "AdamW's weight decay")
     clip: float = _setting(1.0, "largest norm of a step's gradient")
-    context_cache: Literal["auto", "on", "off"] = _setting(
-        "auto", "keep the frozen model's keys and values of the texts (suffix prompts): 'auto' does where they fit"
+    gradient_accumulation_steps: int = _setting(1, "parts in which a step's documents are read, to save memory")
+    activation_checkpointing: bool = _setting(
+        False, "compute activations again in the backward pass instead of keeping them: less memory, more time"
+    )
+    context_cache: Literal["auto", "device", "host", "disk", "off"] = _setting(
+        "auto",
+        "where to keep the frozen model's keys and values of the texts (suffix prompts): on the model's device, in "
+        "host memory, in a temporary file, or nowhere; 'auto' takes the first that has room; one that has not enough "
+        "hands on to the next",
+    )
+    checkpoint: bool = _setting(True, "write the state of the run beside the prompt after every epoch, for --resume")
+    checkpoint_steps: int | None = _setting(None, "also write it after so many steps of an epoch")
+    resume: bool = _setting(False, "go on from the checkpoint of an interrupted run, if there is one")
+    tracker: str | None = _setting(
+        None, "also report to an experiment tracker that accelerate knows and that is installed, such as tensorboard"
     )
 
     seed: int = _setting(0, "of the initial vectors, the choice of documents and their order")
     dtype: str = _setting("float32", "of the frozen model: float32, bfloat16, float16 or auto; vectors stay float32")
+    quantization: Literal["none", "4bit", "8bit"] = _setting(
+        "none", "load the frozen model's weights quantised by bitsandbytes (4 bits: NF4); score with load_in_4bit=True"
+    )
     device: str | None = _setting(None, "cpu, cuda, cuda:1, mps; default: the best that is here")
+    device_map: str | None = _setting(None, "spread a large base model over devices, such as auto or balanced")
 
     def __post_init__(self) -> None:
         self.init_text = self.init_text.replace("\\n", "\n")
@@ -163,15 +188,16 @@ class TrainingConfig:
         _expect_choice("tune", self.tune, ("prompt", "all", "model", "lora"))
         _expect_choice("loss", self.loss, ("choices", "target"))
         _expect_choice("truncation-side", self.truncation_side, ("left", "right"))
-        _expect_choice("context-cache", self.context_cache, ("auto", "on", "off"))
+        _expect_choice("context-cache", self.context_cache, ("auto", "device", "host", "disk", "off"))
         _expect_choice("dtype", self.dtype, ("float32", "bfloat16", "float16", "auto"))
-        for name in ("batch_size", "lora_rank", "lora_alpha"):
+        for name in ("batch_size", "lora_rank", "lora_alpha", "gradient_accumulation_steps"):
             _expect(name, getattr(self, name), getattr(self, name) >= 1, "a whole number from 1 on")
         if not (self.tune in ("model", "lora") and self.prompt_length == 0):
             expected = "a whole number from 1 on (0, no prompt, goes with --tune model or lora)"
             _expect("prompt_length", self.prompt_length, self.prompt_length >= 1, expected)
         _expect("epochs", self.epochs, self.epochs >= 0, "a whole number from 0 on (0 writes the initial prompt)")
-        for name in ("shots", "validation_shots", "max_length", "patience", "reparameterization_hidden_size"):
+        optional_counts = ("shots", "validation_shots", "max_length", "patience", "reparameterization_hidden_size")
+        for name in (*optional_counts, "checkpoint_steps"):
             value = getattr(self, name)
             _expect(name, value, value is None or value >= 1, "a whole number from 1 on, or nothing")
         _expect("seed", self.seed, -(2**63) <= self.seed < 2**63, "a whole number of 64 bits")
@@ -200,8 +226,11 @@ class TrainingConfig:
             _expect("model_lr", self.model_lr, self.model_lr is None, "nothing: --tune prompt leaves the model frozen")
         else:
             expected = "'auto' or 'off': what a tuned model makes of a text changes with every step"
-            _expect("context_cache", self.context_cache, self.context_cache != "on", expected)
+            _expect("context_cache", self.context_cache, self.context_cache in ("auto", "off"), expected)
+        _expect_choice("quantization", self.quantization, ("none", "4bit", "8bit"))
         if self.tune in ("all", "model"):
+            expected = f"none: quantised weights are not tuned, which --tune {self.tune} does"
+            _expect("quantization", self.quantization, self.quantization == "none", expected)
             expected = "float32: the steps of a tuned model are too small for half precision"
             _expect("dtype", self.dtype, self.dtype == "float32", expected)
         if self.tune != "lora":
@@ -244,10 +273,17 @@ class TrainingConfig:
         """The names in `task`."""
         return [name.strip() for name in self.task.split(",") if name.strip()]
 
+    def record(self) -> dict[str, Any]:
+        """Return every setting, for the log."""
+        return asdict(self)
+
     def hyperparameters(self) -> dict[str, Any]:
-        """Every setting but those that say where things are, for the record in the prompt file."""
-        places = {"model", "revision", "task", "output", "include_path", "config", "device"}
-        return {name: value for name, value in asdict(self).items() if name not in places}
+        """Return the settings that decide what is learned, for the record in the prompt file."""
+        return {name: value for name, value in asdict(self).items() if name not in (*SOURCES, *PLACES)}
+
+    def identity(self) -> dict[str, Any]:
+        """Return what two runs must have in common for one to go on where the other stopped."""
+        return {name: value for name, value in asdict(self).items() if name not in PLACES}
 
     @classmethod
     def from_command_line(cls, arguments: Sequence[str] | None = None) -> TrainingConfig:
@@ -273,7 +309,8 @@ def parser() -> HfArgumentParser:
     return HfArgumentParser(
         TrainingConfig,  # type: ignore[arg-type]
         prog="train_prompt.py",
-        description="Learn a soft prompt: a few vectors in the input space of a frozen causal language model.",
+        description="Learn a soft prompt: a few vectors in the input space of a language model, which stays frozen or "
+        "is tuned along.",
         epilog="example: train_prompt.py --model mini --task mini_topics_eng_Latn --output prompts/my.safetensors; "
         "several values (--seed 0 1 2 --lr 1e-3 5e-3) train a prompt for each combination",
     )

@@ -2,12 +2,21 @@
 
 A suffix prompt comes after the text, attention is causal: what the model makes of the text does not depend on the
 prompt. So the text is read once, and every step reads only the prompt and the answers.
+
+The keys and values are kept where they fit: on the model's device, in host memory, or in a temporary file that is
+mapped into memory. That file has no name once it is open: it is gone with the process, whatever ends it, and no later
+run can take it for its own.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import shutil
+import tempfile
 from collections.abc import Iterable, Sequence
+from typing import Any, Literal, get_args
 
 import psutil
 import torch
@@ -21,6 +30,10 @@ from lm_eval_spt.inject import pad_left
 logger = logging.getLogger(__name__)
 
 Context = tuple[int, ...]
+Medium = Literal["device", "host", "disk"]
+MEDIA: tuple[Medium, ...] = get_args(Medium)
+
+SHARE = 0.5  # of a medium's free room that may be taken
 
 
 class ContextCache:
@@ -35,53 +48,125 @@ class ContextCache:
         self._model = model
         self._max_batch_tokens = max_batch_tokens
         self._device = device_of(model)
-        # For each context and layer the keys and values, [2, heads, time, head_dim].
-        self._states: dict[Context, list[Tensor]] = {}
+        # For each context the keys and values, [layers, 2, heads, time, head_dim].
+        self._states: dict[Context, Tensor] = {}
+        self._warned: set[str] = set()
 
-    def add(self, contexts: Iterable[Context]) -> None:
-        """Read the contexts (token ids, without prompt) that are not here yet."""
+    def __contains__(self, context: Context) -> bool:
+        return context in self._states
+
+    def add(self, contexts: Iterable[Context], medium: Medium | None = None) -> bool:
+        """Read the contexts (token ids, without prompt) that are not here yet, and keep what the model makes of them.
+
+        Args:
+            contexts: the texts.
+            medium: where to; default: the first that has room, of device, host and disk.
+
+        Returns:
+            Whether they are here now; False where they do not fit.
+        """
         waiting = sorted(set(contexts) - set(self._states), key=len)
+        if not waiting:
+            return True
+        per_token = self._shape(1).numel()
+        room = self._room(per_token * sum(map(len, waiting)), medium)
+        if room is None:
+            return False
+        start = 0
         while waiting:
             size = max(1, self._max_batch_tokens // len(waiting[-1]))
             batch, waiting = waiting[-size:], waiting[:-size]
             ids, mask = (tensor.to(self._device) for tensor in pad_left(batch))
             with torch.no_grad():
-                state = read(self._model, ids, mask)
+                layers = keys_and_values(read(self._model, ids, mask).cache)
             for row, context in enumerate(batch):
-                self._states[context] = [
-                    torch.stack([keys[row, :, -len(context) :], values[row, :, -len(context) :]])
-                    for keys, values in keys_and_values(state.cache)
-                ]
+                end = start + per_token * len(context)
+                state = room[start:end].view(self._shape(len(context)))
+                for layer, (keys, values) in enumerate(layers):
+                    state[layer, 0] = keys[row, :, -len(context) :]
+                    state[layer, 1] = values[row, :, -len(context) :]
+                self._states[context] = state
+                start = end
+        return True
 
     def read(self, contexts: Sequence[Context]) -> Read:
         """Return what the model has read after these contexts, one row for each."""
         states = [self._states[context] for context in contexts]
         time = max(map(len, contexts))
-        layers = []
-        for layer, first in enumerate(states[0]):
-            both = first.new_zeros(2, len(contexts), first.shape[1], time, first.shape[3])
-            for row, state in enumerate(states):
-                both[:, row, :, time - state[layer].shape[2] :] = state[layer]
-            layers.append((both[0], both[1]))
+        layers, two, heads, _, width = states[0].shape
+        # Padding is masked, but what it holds must be numbers.
+        both = torch.zeros(layers, two, len(states), heads, time, width, dtype=states[0].dtype, device=self._device)
+        for row, state in enumerate(states):
+            both[:, :, row, :, time - state.shape[3] :] = state
         _, mask = pad_left(contexts)
-        return Read(cache_of(layers), mask.to(self._device))
+        return Read(cache_of((keys, values) for keys, values in both), mask.to(self._device))
 
+    def bytes_of(self, contexts: Sequence[Context]) -> int:
+        """Return how much the keys and values of a batch of these contexts take, padding included."""
+        return self._shape(len(contexts) * max(map(len, contexts))).numel() * self._model.dtype.itemsize
 
-def fits(model: PreTrainedModel, contexts: Sequence[Context]) -> bool:
-    """Tell whether the contexts' keys and values fit into half of the memory that is free where the model is."""
-    config = model.config.get_text_config()
-    device = device_of(model)
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    per_token = 2 * config.num_hidden_layers * heads * head_size * model.dtype.itemsize
-    needed = per_token * sum(map(len, set(contexts)))
-    on_gpu = device.type == "cuda"
-    free = torch.cuda.mem_get_info(device)[0] if on_gpu else psutil.virtual_memory().available
-    if needed > free / 2:
+    def _shape(self, time: int) -> torch.Size:
+        """Return the shape of a context's state, read off what the model keeps of one token."""
+        if not hasattr(self, "_of_one_token"):
+            ids = torch.ones(1, 1, dtype=torch.long, device=self._device)
+            with torch.no_grad():
+                layers = keys_and_values(read(self._model, ids, torch.ones_like(ids)).cache)
+            self._of_one_token = len(layers), layers[0][0].shape[1], layers[0][0].shape[3]
+        layers_, heads, width = self._of_one_token
+        return torch.Size((layers_, 2, heads, time, width))
+
+    # -- where ---------------------------------------------------------------------------------------------------------
+
+    def _room(self, values: int, wanted: Medium | None) -> Tensor | None:
+        """Return room for so many values on the medium that is wanted, or on the first that has it."""
+        size = values * self._model.dtype.itemsize
+        media = [medium for medium in MEDIA if not (medium == "device" and self._device.type == "cpu")]
+        if wanted is not None:
+            media = media[media.index("host" if wanted == "device" and wanted not in media else wanted) :]
+        for medium in media:
+            free = _free(medium, self._device)
+            if size <= SHARE * free:
+                try:
+                    return self._allocate(medium, values, size)
+                except (OSError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
+                    logger.info("no %.1f GB on the %s: %s", size / 1e9, medium, error)
+            self._warn(medium, size, free)
+        return None
+
+    def _allocate(self, medium: Medium, values: int, size: int) -> Tensor:
+        dtype = self._model.dtype
+        if medium == "device":
+            return torch.empty(values, dtype=dtype, device=self._device)
+        if medium == "host":
+            return torch.empty(values, dtype=dtype, pin_memory=self._device.type == "cuda")
+        descriptor, path = tempfile.mkstemp(prefix="lm_eval_spt-")
+        try:
+            if hasattr(os, "posix_fallocate"):  # a full disk shows now and not, as a crash, when a page is written
+                os.posix_fallocate(descriptor, 0, size)
+            return torch.from_file(path, shared=True, size=values, dtype=dtype)
+        finally:
+            os.close(descriptor)
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+
+    def _warn(self, medium: Medium, size: int, free: int) -> None:
+        """Say once for each medium that it has not enough room."""
+        if medium in self._warned:
+            return
+        self._warned.add(medium)
+        then = "the disk is tried" if medium != "disk" else "they are read anew in every step"
+        if medium == "device":
+            then = "host memory is tried"
         logger.warning(
-            "the texts' keys and values need %.1f GB, of which %.1f GB are free: they are read anew in every step",
-            needed / 1e9,
-            free / 1e9,
-        )
-        return False
-    return True
+            "the texts' keys and values need %.1f GB, the %s has %.1f GB of which half may be taken: %s",
+            size / 1e9, medium, free / 1e9, then,
+        )  # fmt: skip
+
+
+def _free(medium: Medium, device: Any) -> int:
+    """Return the bytes that are free."""
+    if medium == "device":
+        return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+    if medium == "host":
+        return psutil.virtual_memory().available
+    return shutil.disk_usage(tempfile.gettempdir()).free

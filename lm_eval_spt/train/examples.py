@@ -10,18 +10,21 @@ import logging
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal
 
 from lm_eval.api.task import ConfigurableTask
-from lm_eval.tasks import TaskManager
 
 from lm_eval_spt.errors import UserError
+from lm_eval_spt.harness import task_manager
 from lm_eval_spt.lm import SPTLM
-from lm_eval_spt.paths import tasks_folder
+from lm_eval_spt.train.config import TrainingConfig
 
 logger = logging.getLogger(__name__)
 
 Split = Literal["training", "validation"]
+
+HELD_OUT = 10  # every tenth training document validates where a task has no validation split
 
 
 @dataclass(frozen=True)
@@ -58,10 +61,7 @@ def load_tasks(names: Sequence[str], include_path: str | None = None) -> list[Co
     Raises:
         UserError: no such task, or one without training documents.
     """
-    near_by = [path for path in (tasks_folder(), include_path) if path]
-    manager = TaskManager(include_path=near_by, include_defaults=False)
-    if not set(names) <= set(manager.all_tasks):  # reading the harness's own ten thousand YAML files takes seconds
-        manager = TaskManager(include_path=near_by)
+    manager = task_manager(names, include_path)
     for name in names:
         if name not in manager.all_tasks:
             near = [other for other in manager.all_subtasks if other.startswith(name[:6])][:3]
@@ -151,10 +151,11 @@ def encode(
         max_length: tokens of text, prompt and answer that the model may read.
         truncation_side: where a context that is too long is cut; the harness cuts on the left.
     """
+    encoded = iter(lm.encode_pairs([pair for document in documents for pair in document.pairs], placement))
     examples = []
     for document in documents:
         pairs = []
-        for context, continuation in lm.encode_pairs(document.pairs, placement):
+        for context, continuation in islice(encoded, len(document.pairs)):
             # An encoder's input leaves the decoder's room alone.
             room = max_length - length + (1 - len(continuation) if lm.backend == "causal" else 0)
             if room < 1:
@@ -165,3 +166,69 @@ def encode(
             pairs.append((tuple(fitting), tuple(continuation)))
         examples.append(Example(tuple(pairs), document.gold, document.label))
     return examples
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What a run learns from.
+
+    Attributes:
+        training: task by task.
+        validation: the same.
+        sizes: how many training examples each task has.
+    """
+
+    training: list[Example]
+    validation: list[Example]
+    sizes: list[int]
+
+
+class ExampleReader:
+    """Reads the examples that settings ask for; documents that several runs ask for are read once.
+
+    Args:
+        lm: gives the tokens.
+    """
+
+    def __init__(self, lm: SPTLM) -> None:
+        self._lm = lm
+        self._documents: dict[tuple[str, str | None], list[tuple[list[Document], list[Document]]]] = {}
+
+    def read(self, config: TrainingConfig) -> Examples:
+        """Return the examples of a run.
+
+        Raises:
+            UserError: no such task, too few documents, or a prompt that leaves no room for text.
+        """
+        lm = self._lm
+        max_length = min(config.max_length or lm.max_length, lm.max_length)
+        if config.prompt_length >= max_length:
+            raise UserError(
+                f"--prompt-length {config.prompt_length} leaves no room for text: {config.model!r} reads at most "
+                f"{max_length} tokens"
+            )
+        placed = (lm, config.placement, config.prompt_length, max_length, config.truncation_side)
+        examples = Examples([], [], [])
+        for training, validation in self._read_documents(config):
+            chosen = encode(choose(training, config.shots, config.seed, "training"), *placed)
+            examples.training.extend(chosen)
+            examples.sizes.append(len(chosen))
+            held_out = choose(validation, config.validation_shots, config.seed, "validation")
+            examples.validation.extend(encode(held_out, *placed))
+        return examples
+
+    def _read_documents(self, config: TrainingConfig) -> list[tuple[list[Document], list[Document]]]:
+        """Return the training and validation documents of each task."""
+        key = config.task, config.include_path
+        if key not in self._documents:
+            self._documents[key] = [_both_splits(task) for task in load_tasks(config.tasks, config.include_path)]
+        return self._documents[key]
+
+
+def _both_splits(task: ConfigurableTask) -> tuple[list[Document], list[Document]]:
+    documents = read_documents(task, "training")
+    if task.has_validation_docs():
+        return documents, read_documents(task, "validation")
+    logger.warning("%s has no validation split: every tenth training document validates", task.task_name)
+    rest = [document for index, document in enumerate(documents) if index % HELD_OUT]
+    return rest, documents[::HELD_OUT]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from lm_eval_spt.errors import UserError
 from lm_eval_spt.prompt import SoftPrompt
 from lm_eval_spt.train.config import TrainingConfig
-from lm_eval_spt.train.loop import load_frozen, train
+from lm_eval_spt.train.loop import Base, train_together
 
 AXES = (
     "seed", "prompt-length", "lr", "shots", "epochs", "batch-size", "placement", "init", "loss", "tune", "model-lr",
@@ -48,7 +49,7 @@ def configurations(arguments: Sequence[str]) -> list[TrainingConfig]:
         config = TrainingConfig.from_command_line([*rest, *(part for pair in _flags(chosen) for part in pair)])
         if several:
             output = Path(config.output)
-            label = "-".join(f"{name.replace('-', '_')}{chosen[name]}" for name in several)
+            label = "-".join(f"{name.replace('-', '_')}{_in_a_name(chosen[name])}" for name in several)
             config.output = str(output.with_name(f"{output.stem}-{label}{output.suffix}"))
         found.append(config)
     outputs = [config.output for config in found]
@@ -57,19 +58,37 @@ def configurations(arguments: Sequence[str]) -> list[TrainingConfig]:
     return found
 
 
+def _in_a_name(value: str) -> str:
+    """Return a value as it stands in a file name: of a prompt to start from, its own name."""
+    return Path(value).stem if value.endswith(".safetensors") else re.sub(r"[/,\s]+", "_", value)
+
+
 def _flags(chosen: dict[str, str]) -> list[tuple[str, str]]:
     return [(f"--{name}", value) for name, value in chosen.items()]
 
 
-def train_grid(configs: Sequence[TrainingConfig]) -> list[SoftPrompt | None]:
-    """Train all runs, one after the other.
+def train_grid(configs: Sequence[TrainingConfig], base: Base | None = None) -> list[SoftPrompt | None]:
+    """Train all runs; those that leave the base model frozen share it, and train side by side.
 
-    Runs that leave the base model frozen share it, and the cache of what it made of the texts.
+    Args:
+        configs: the settings; all have one base model.
+        base: that model, if it is loaded.
+
+    Raises:
+        UserError: something in the settings can not be done, or a loss turned into NaN; then all others have ended.
     """
-    frozen = load_frozen(configs[0]) if any(config.tune == "prompt" for config in configs) else None
-    prompts = []
-    for number, config in enumerate(configs, start=1):
+    frozen = [number for number, config in enumerate(configs) if config.tune == "prompt"]
+    groups = [frozen] if frozen else []
+    groups += [[number] for number, config in enumerate(configs) if config.tune != "prompt"]
+    prompts: dict[int, SoftPrompt | None] = {}
+    errors = []
+    for group in groups:
         if len(configs) > 1:
-            print(f"run {number} of {len(configs)}: {config.output}", flush=True)
-        prompts.append(train(config, frozen))
-    return prompts
+            print(f"{len(group)} of {len(configs)} runs: {configs[group[0]].output} ...", flush=True)
+        try:
+            prompts |= zip(group, train_together([configs[number] for number in group], base), strict=True)
+        except UserError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
+    return [prompts[number] for number in range(len(configs))]

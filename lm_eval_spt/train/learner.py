@@ -69,6 +69,15 @@ class Learner:
         """Return everything that is learned."""
         return [*(self.prompt.parameters() if self.prompt else ()), *self.base.tuned.values()]
 
+    def buffers(self) -> dict[str, Tensor]:
+        """Return the rest of the state: how many masks of dropout the network has drawn."""
+        return dict(self.prompt.named_buffers()) if self.prompt else {}
+
+    def load_buffers(self, state: dict[str, Tensor]) -> None:
+        """Put back what :meth:`buffers` returned."""
+        for name, buffer in self.buffers().items():
+            buffer.copy_(state[name])
+
     def count(self) -> int:
         """Return how many numbers are learned."""
         return sum(weight.numel() for weight in self.parameters())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,18 @@ class TrainingLog:
 
     Args:
         path: of the file; what is there is replaced.
-        first: the first line.
+        rows: what it begins with.
     """
 
-    def __init__(self, path: Path, first: dict[str, Any]) -> None:
+    def __init__(self, path: Path, rows: Sequence[dict[str, Any]]) -> None:
         self._path = path
         self._text = ""
         self._failed = False
-        self.add(first)
+        self.add(*rows)
 
-    def add(self, row: dict[str, Any]) -> None:
-        """Add a line. Where it can not be written the run goes on, and a warning says so, once."""
-        self._text += json.dumps(row) + "\n"
+    def add(self, *rows: dict[str, Any]) -> None:
+        """Add lines. Where they can not be written the run goes on, and a warning says so, once."""
+        self._text += "".join(json.dumps(row) + "\n" for row in rows)
         try:
             write(self._path, self._text.encode())
         except UserError as error:

@@ -1,72 +1,79 @@
-"""A training run from settings to prompt file."""
+"""Training runs from settings to prompt files; several of one frozen base model are read in one batch."""
 
 from __future__ import annotations
 
 import logging
-import math
-import platform
-import re
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
-from torch import nn
 from tqdm import tqdm
-from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
+from lm_eval_spt.causal_lm import activation_checkpointing
 from lm_eval_spt.errors import UserError
 from lm_eval_spt.lm import SPTLM
+from lm_eval_spt.processes import Processes
 from lm_eval_spt.prompt import SoftPrompt
 from lm_eval_spt.scoring import tokens_that_fit
-from lm_eval_spt.train import contexts
+from lm_eval_spt.train import checkpoint, trackers
 from lm_eval_spt.train.config import TrainingConfig
 from lm_eval_spt.train.contexts import ContextCache
-from lm_eval_spt.train.examples import Example, choose, encode, load_tasks, read_documents
-from lm_eval_spt.train.learner import Learner
-from lm_eval_spt.train.log import TrainingLog
-from lm_eval_spt.train.mixture import epochs
+from lm_eval_spt.train.examples import ExampleReader
 from lm_eval_spt.train.objective import Outcome, evaluate
-from lm_eval_spt.train.tuning import check_replaceable
+from lm_eval_spt.train.run import Diverged, Program, Run, Wanted, scores_of
+from lm_eval_spt.train.tuning import check_replaceable, record_in
 
 logger = logging.getLogger(__name__)
 
-HELD_OUT = 10  # every tenth training document validates where a task has no validation split
-
-
-class Diverged(Exception):
-    """The loss is not a number any more."""
-
 
 @dataclass
-class Frozen:
-    """The base model, and the keys and values of the texts it has read; both serve any number of runs."""
+class Base:
+    """The base model, the keys and values of the texts it has read, and the documents that were read for it.
+
+    Left frozen, they serve any number of runs.
+    """
 
     lm: SPTLM
     cache: ContextCache
+    reader: ExampleReader
+
+    @property
+    def processes(self) -> Processes:
+        """Those that share the work."""
+        return Processes(self.lm.rank, self.lm.world_size)
 
 
-def load_frozen(config: TrainingConfig) -> Frozen:
+def load_base(config: TrainingConfig) -> Base:
     """Load the base model of a run.
 
     Raises:
-        UserError: it can not be loaded, or is no causal LM.
+        UserError: it can not be loaded.
     """
+    loading: dict[str, Any] = {"parallelize": True, "device_map": config.device_map} if config.device_map else {}
+    if config.quantization != "none":
+        loading[f"load_in_{config.quantization}"] = True
     lm = SPTLM(
         pretrained=config.model,
         revision=config.revision,
         dtype=config.dtype,
         device=config.device,
         add_bos_token=config.add_bos_token,
+        **loading,
     )
-    return Frozen(lm, ContextCache(lm.model, tokens_that_fit(lm.model, lm.device)))
+    return base_of(lm)
 
 
-def train(config: TrainingConfig, frozen: Frozen | None = None) -> SoftPrompt | None:
+def base_of(lm: SPTLM) -> Base:
+    """Return a loaded model as a base for runs."""
+    return Base(lm, ContextCache(lm.model, tokens_that_fit(lm.model, lm.device)), ExampleReader(lm))
+
+
+def train(config: TrainingConfig, base: Base | None = None) -> SoftPrompt | None:
     """Learn a soft prompt, write it to `config.output`, and return it; None where the settings have no prompt.
 
     What has the lowest validation loss is written, the start included. It is also written when training is interrupted
@@ -75,219 +82,192 @@ def train(config: TrainingConfig, frozen: Frozen | None = None) -> SoftPrompt | 
 
     Args:
         config: the settings.
-        frozen: the base model of these settings, if an earlier run has loaded it; it is left alone where the settings
+        base: the base model of these settings, if an earlier run has loaded it; it is left alone where the settings
             tune it.
 
     Raises:
         UserError: something in the settings can not be done, or the loss turned into NaN.
     """
-    output = Path(config.output)
-    _check_writable(output)
-    tasks = load_tasks(config.tasks, config.include_path)
-    if config.model_folder is not None:
-        check_replaceable(config.model_folder)
-        frozen = None
-    frozen = frozen or load_frozen(config)
-    lm = frozen.lm
+    return train_together([config], base)[0]
+
+
+def train_together(configs: Sequence[TrainingConfig], base: Base | None = None) -> list[SoftPrompt | None]:
+    """Train runs of one base model side by side, each as :func:`train` would: their batches are read as one.
+
+    Args:
+        configs: the settings; all have one base model, and several leave it frozen.
+        base: as for :func:`train`.
+
+    Raises:
+        UserError: as for :func:`train`; where a loss turned into NaN, after all other runs have ended.
+    """
+    for config in configs:
+        _check_writable(Path(config.output))
+        if config.model_folder is not None:
+            check_replaceable(config.model_folder)
+            base = None
+    base = base or load_base(configs[0])
+    runs = {number: _run(config, base) for number, config in enumerate(configs) if not _has_ended(config)}
+    tracking = trackers.start(configs[0].tracker, [run.config for run in runs.values()], base.processes)
+    try:
+        failed = _drive(base, list(runs.values()), tracking)
+    except KeyboardInterrupt:
+        for run in runs.values():
+            run.save()
+            _say(run, f"interrupted: the best prompt so far (epoch {run.best['epoch']}) is in {run.output}", sys.stderr)
+        raise
+    finally:
+        tracking.end()
+    prompts: list[SoftPrompt | None] = []
+    for number, config in enumerate(configs):
+        if number not in runs:
+            prompts.append(SoftPrompt.load(config.output) if config.prompt_length else None)
+            continue
+        run = runs[number]
+        prompt = run.save(str(failed[run]) if run in failed else None)
+        run.finish()
+        prompts.append(prompt)
+        if run not in failed:
+            written = " and ".join(str(path) for path in (prompt and run.output, run.config.model_folder) if path)
+            _say(run, f"{written}: epoch {run.best['epoch']}, validation {scores_of(run.best)}")
+    for run, error in failed.items():
+        raise UserError(
+            f"{error}; the best prompt so far (epoch {run.best['epoch']}) is in {run.output}: try a smaller --lr"
+        ) from error
+    return prompts
+
+
+def _run(config: TrainingConfig, base: Base) -> Run:
+    """Return a run that is ready to go, or to go on."""
+    lm = base.lm
     if lm.backend != "causal" and config.prompt_length and config.placement != "prefix":
         raise UserError(
             f"--placement {config.placement} does not work with {config.model!r}, an encoder-decoder model: its "
             "prompts stand before the text, use --placement prefix"
         )
-    max_length = min(config.max_length or lm.max_length, lm.max_length)
-    if config.prompt_length >= max_length:
-        raise UserError(
-            f"--prompt-length {config.prompt_length} leaves no room for text: {config.model!r} reads at most "
-            f"{max_length} tokens"
+    run = Run(config, lm, base.reader.read(config), base.processes)
+    _say(run, run.summary())
+    path = checkpoint.path_of(run.output)
+    if config.resume and path.is_file():
+        run.resume(checkpoint.load(path))
+        _say(run, f"going on after epoch {len(run.rows) - 1} of {run.output}")
+    return run
+
+
+def _has_ended(config: TrainingConfig) -> bool:
+    """Tell whether a run that is to be resumed has nothing left to do.
+
+    Raises:
+        UserError: what is there was trained with other settings.
+    """
+    output, folder = Path(config.output), config.model_folder
+    if not config.resume or checkpoint.path_of(output).is_file():
+        return False
+    if config.prompt_length:
+        if not output.is_file():
+            return False
+        record = SoftPrompt.load(output).metadata
+    else:
+        record = record_in(folder) if folder is not None else {}
+    if not record or "diverged" in record:
+        return False
+    if record.get("hyperparameters") != config.hyperparameters():
+        raise UserError(f"--resume: {output} was trained with other settings: choose another --output")
+    return True
+
+
+# -- serving runs ------------------------------------------------------------------------------------------------------
+
+
+def _drive(base: Base, runs: Sequence[Run], tracking: trackers.Tracking) -> dict[Run, Diverged]:
+    """Give runs what they wait for until all have ended; returns those that ended because their loss did."""
+    bar = tqdm(
+        total=sum(run.steps for run in runs), unit="step", leave=False, disable=None if base.processes.is_main else True
+    )
+    programs: dict[Run, Program] = {run: run.program(bar) for run in runs}
+    waiting: dict[Run, Wanted] = {}
+    served = dict.fromkeys(runs, 0)
+    failed: dict[Run, Diverged] = {}
+
+    def advance(run: Run, outcome: Outcome | None) -> None:
+        waiting.pop(run, None)
+        rows = len(run.rows)
+        try:
+            waiting[run] = next(programs[run]) if outcome is None else programs[run].send(outcome)
+        except StopIteration:
+            pass
+        except Diverged as error:
+            failed[run] = error
+        served[run] += 1
+        if len(run.rows) > rows:
+            tracking.log(run)
+
+    with bar:
+        for run in runs:
+            advance(run, None)
+        caches = {run: _cache_of(base, run) for run in runs}
+        while waiting:
+            together = _companions(waiting, served, caches)
+            outcomes = _answer(base, together, [waiting[run] for run in together], caches[together[0]])
+            for run, outcome in zip(together, outcomes, strict=True):
+                advance(run, outcome)
+    return failed
+
+
+def _companions(
+    waiting: dict[Run, Wanted], served: dict[Run, int], caches: dict[Run, ContextCache | None]
+) -> list[Run]:
+    """Return the runs to serve next: the one that is furthest behind, and those whose wish can share its batch.
+
+    Prompts of one length that stand after texts which have been read can; they do where memory allows.
+    """
+    first = min(waiting, key=lambda run: served[run])
+    cache, wanted = caches[first], waiting[first]
+    if cache is None:
+        return [first]
+    room = psutil.virtual_memory().available / 4
+    together: list[Run] = []
+    size = 0
+    for run in sorted(waiting, key=lambda run: run is not first):
+        other = waiting[run]
+        if caches[run] is cache and other.training == wanted.training and other.asking.length == wanted.asking.length:
+            size += cache.bytes_of([context for example in other.asking.examples for context, _ in example.pairs[:1]])
+            if together and size > room:
+                break
+            together.append(run)
+    return together
+
+
+def _answer(base: Base, runs: Sequence[Run], wanted: Sequence[Wanted], cache: ContextCache | None) -> list[Outcome]:
+    """Return the outcomes, and leave gradients where training wants them."""
+    training = wanted[0].training
+    again = training and cache is None and runs[0].config.activation_checkpointing
+    with torch.set_grad_enabled(training), activation_checkpointing(base.lm.model) if again else nullcontext():
+        outcomes = evaluate(base.lm.model, [one.asking for one in wanted], cache)
+    if training:
+        loss = sum(
+            (outcome.loss / one.divisor for outcome, one in zip(outcomes, wanted, strict=True)), torch.tensor(0.0)
         )
-
-    training: list[Example] = []
-    validation: list[Example] = []
-    sizes: list[int] = []
-    for task in tasks:
-        documents = read_documents(task, "training")
-        if task.has_validation_docs():
-            held_out = read_documents(task, "validation")
-        else:
-            logger.warning("%s has no validation split: every tenth training document validates", task.task_name)
-            held_out = documents[::HELD_OUT]
-            documents = [document for index, document in enumerate(documents) if index % HELD_OUT]
-        placed = (lm, config.placement, config.prompt_length, max_length, config.truncation_side)
-        training += encode(choose(documents, config.shots, config.seed, "training"), *placed)
-        validation += encode(choose(held_out, config.validation_shots, config.seed, "validation"), *placed)
-        sizes.append(len(training) - sum(sizes))
-
-    run = _Run(config, frozen, training, validation, sizes)
-    print(run.summary(), flush=True)
-    try:
-        run.train(TrainingLog(output.with_suffix(".jsonl"), {"settings": asdict(config)}))
-    except Diverged as error:
-        run.save(output)
-        raise UserError(
-            f"{error}; the best prompt so far (epoch {run.best['epoch']}) is in {output}: try a smaller --lr"
-        ) from error
-    except KeyboardInterrupt:
-        run.save(output)
-        print(f"interrupted: the best prompt so far (epoch {run.best['epoch']}) is in {output}", file=sys.stderr)
-        raise
-    prompt = run.save(output)
-    written = " and ".join(str(path) for path in (prompt and output, config.model_folder) if path)
-    print(f"{written}: epoch {run.best['epoch']}, validation {_scores(run.best)}")
-    return prompt
+        loss.backward()
+        outcomes = [Outcome(outcome.loss.detach(), outcome.weight, outcome.correct) for outcome in outcomes]
+    return outcomes
 
 
-class _Run:
-    """A run's state: the vectors, the examples, and the best prompt so far."""
-
-    def __init__(
-        self,
-        config: TrainingConfig,
-        frozen: Frozen,
-        training: Sequence[Example],
-        validation: Sequence[Example],
-        sizes: Sequence[int],
-    ) -> None:
-        self.config, self.lm = config, frozen.lm
-        self.training, self.validation, self.sizes = training, validation, sizes
-        torch.manual_seed(config.seed)
-        self.learner = Learner(self.lm, config, training)
-        self.model: PreTrainedModel = self.lm.model
-        self.cache = self._cache_contexts(frozen.cache)
-        self.best: dict[str, Any] = {"epoch": 0}
-        self.learned = self.learner.learned()
-
-    def summary(self) -> str:
-        """Return a line on what is tuned and with what."""
-        tuned, total = self.learner.count(), sum(weight.numel() for weight in self.model.parameters())
-        return (
-            f"{tuned:,} tuned parameters, {tuned / total:.4%} of {self.config.model} ({total:,}); "
-            f"{len(self.training)} training and {len(self.validation)} validation documents"
-        )
-
-    def train(self, log: TrainingLog) -> None:
-        """Train for all epochs, or until patience ends, keeping what has the lowest validation loss."""
-        config = self.config
-        steps = -(-len(self.training) // config.batch_size) * config.epochs
-        optimizer = self.learner.optimizer()
-        schedule = get_linear_schedule_with_warmup(optimizer, round(config.warmup_ratio * steps), steps)
-        orders = epochs(self.sizes, config.mixture, config.seed)
-        started = time.perf_counter()
-        self._validate(0, {}, log, started)
-        bar = tqdm(total=steps, unit="step", leave=False, disable=None)
-        with bar:
-            for epoch in range(1, config.epochs + 1):
-                loss = weight = correct = 0.0
-                self.learner.train()
-                losses = []
-                for batch in _batches(self.training, next(orders), config.batch_size):
-                    outcome = self._evaluate(batch, config.label_smoothing)
-                    value = outcome.loss.item()
-                    if not math.isfinite(value):
-                        raise Diverged(f"the training loss turned into {value} in epoch {epoch}")
-                    optimizer.zero_grad()
-                    (outcome.loss / outcome.weight).backward()
-                    nn.utils.clip_grad_norm_(self.learner.parameters(), config.clip)
-                    optimizer.step()
-                    schedule.step()
-                    bar.update()
-                    losses.append(value / outcome.weight)
-                    loss, weight, correct = loss + value, weight + outcome.weight, correct + outcome.correct
-                scores = {"loss": loss / weight, "accuracy": correct / len(self.training), "steps": losses}
-                self._validate(epoch, scores, log, started)
-                if config.patience and epoch - self.best["epoch"] >= config.patience:
-                    tqdm.write(f"no lower validation loss for {config.patience} epochs: stopped")
-                    break
-
-    def _evaluate(self, batch: Sequence[Example], label_smoothing: float = 0.0) -> Outcome:
-        config = self.config
-        vectors = self.learner.vectors()
-        return evaluate(self.model, batch, vectors, config.vectors_before, config.loss, self.cache, label_smoothing)
-
-    def _validate(self, epoch: int, training: dict[str, Any], log: TrainingLog, started: float) -> None:
-        loss = weight = correct = 0.0
-        self.learner.train(False)
-        with torch.no_grad():
-            by_length = sorted(self.validation, key=lambda example: len(example.pairs[0][0]))
-            for start in range(0, len(by_length), self.config.batch_size):
-                outcome = self._evaluate(by_length[start : start + self.config.batch_size])
-                loss, weight, correct = loss + float(outcome.loss), weight + outcome.weight, correct + outcome.correct
-        scores = {"loss": loss / weight, "accuracy": correct / len(self.validation)}
-        if not math.isfinite(scores["loss"]):
-            raise Diverged(f"the validation loss turned into {scores['loss']} in epoch {epoch}")
-        better = scores["loss"] < self.best.get("loss", math.inf)
-        if better:
-            self.best = {"epoch": epoch, **scores, "documents": len(self.validation)}
-            self.learned = self.learner.learned()
-        row = {"epoch": epoch, "training": training, "validation": scores, "seconds": time.perf_counter() - started}
-        log.add(row)
-        before = f"training {_scores(training)}  " if training else "before training".ljust(35)
-        tqdm.write(
-            f"epoch {epoch:>3}/{self.config.epochs}  {before}validation {_scores(scores)}{'  best' if better else ''}"
-        )
-
-    def save(self, output: Path) -> SoftPrompt | None:
-        """Write the best prompt so far, and the model or adapter that belongs to it, with their provenance."""
-        config = self.config
-        self.learner.base.load(self.learned.model)
-        total = sum(weight.numel() for weight in self.model.parameters())
-        languages = [found[0] for name in config.tasks if (found := re.findall(r"[a-z]{3}_[A-Z][a-z]{3}$", name))]
-        metadata: dict[str, Any] = {
-            "placement": config.placement,
-            "base_model": config.model,
-            "base_model_revision": config.revision,
-            "embedding_fingerprint": self.lm.fingerprint,
-            "tasks": config.tasks,
-            "source_languages": languages,
-            "shots": config.shots,
-            "seed": config.seed,
-            "hyperparameters": config.hyperparameters(),
-            "training_documents": len(self.training),
-            "validation": self.best,
-            "tuned_parameters": self.learner.count(),
-            "tuned_share": self.learner.count() / total,
-            "versions": _versions(),
-        }
-        if config.placement == "both":
-            metadata["num_prefix_tokens"] = config.vectors_before
-        if self.learner.start is not None:
-            metadata["started_from"] = self.learner.start
-        folder = config.model_folder
-        if folder is not None:
-            self.learner.base.save(folder, metadata)
-            if config.tune == "lora":
-                metadata["adapter"] = str(folder)
-            else:
-                metadata |= {"base_model": str(folder), "base_model_revision": None, "tuned_from": config.model}
-        if self.learned.vectors is None:
-            return None
-        prompt = SoftPrompt(self.learned.vectors, metadata, name=output.stem)
-        prompt.save(output)
-        return prompt
-
-    def _cache_contexts(self, cache: ContextCache) -> ContextCache | None:
-        config = self.config
-        if config.placement != "suffix" or config.tune != "prompt" or config.context_cache == "off":
-            return None
-        texts = [context for example in [*self.training, *self.validation] for context, _ in example.pairs]
-        if self.config.context_cache == "auto" and not contexts.fits(self.model, texts):
-            return None
-        cache.add(texts)
-        return cache
+def _cache_of(base: Base, run: Run) -> ContextCache | None:
+    """Return the cache with the run's texts in it, or None where it has no use or they do not fit."""
+    config = run.config
+    if config.placement != "suffix" or config.tune != "prompt" or config.context_cache == "off":
+        return None
+    if base.lm.backend != "causal":
+        return None
+    texts = [context for example in (*run.examples.training, *run.examples.validation) for context, _ in example.pairs]
+    medium = None if config.context_cache == "auto" else config.context_cache
+    return base.cache if base.cache.add(texts, medium) else None
 
 
-def _batches(examples: Sequence[Example], order: Sequence[int], size: int) -> Iterator[list[Example]]:
-    """Yield the examples in this order, in batches."""
-    for start in range(0, len(order), size):
-        yield [examples[index] for index in order[start : start + size]]
-
-
-def _scores(scores: dict[str, float]) -> str:
-    return f"loss {scores['loss']:.4f} accuracy {scores['accuracy']:.3f}"
-
-
-def _versions() -> dict[str, str]:
-    libraries = ("lm_eval_spt", "torch", "transformers", "lm_eval", "datasets")
-    return {"python": platform.python_version(), **{name: version(name) for name in libraries}}
+def _say(run: Run, line: str, file: object = None) -> None:
+    if run.processes.is_main:
+        print(line, file=file or sys.stdout, flush=True)  # type: ignore[arg-type]
 
 
 def _check_writable(output: Path) -> None:
@@ -300,7 +280,7 @@ def _check_writable(output: Path) -> None:
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)
         if output.is_dir():
             raise IsADirectoryError(21, "Is a directory")
     except OSError as error:

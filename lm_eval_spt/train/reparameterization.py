@@ -113,9 +113,10 @@ def encoded_vectors(length: int, kind: Kind, share: float) -> int:
 
 
 class SeededDropout(nn.Module):
-    """Dropout whose n-th mask depends on the seed and n alone, whatever else draws random numbers.
+    """Dropout whose mask depends on the seed and the step alone, whatever else draws random numbers.
 
-    The number of masks drawn is part of the module's state, and so of a checkpoint.
+    A step begins with :meth:`train` and has one mask, in all parts of its batch and all processes. The number of steps
+    is part of the module's state, and so of a checkpoint.
     """
 
     step: Tensor
@@ -126,12 +127,17 @@ class SeededDropout(nn.Module):
         self._seed = seed
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
 
+    def train(self, mode: bool = True) -> SeededDropout:
+        """Begin a step, which has a mask of its own; or end training."""
+        if mode:
+            self.step += 1
+        return super().train(mode)
+
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the inputs, in training with a share of zeros and the rest scaled up to make up for it."""
         if not self.training:
             return inputs
         seed = random.Random(f"{self._seed} {int(self.step)}").getrandbits(63)
         generator = torch.Generator().manual_seed(seed)
-        self.step += 1
         kept = torch.rand(inputs.shape, generator=generator) >= self._probability
         return inputs * kept.to(inputs.device) / (1 - self._probability)

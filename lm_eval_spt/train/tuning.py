@@ -16,11 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from lm_eval_spt.errors import UserError
+from lm_eval_spt.files import parse_json, read_text
 from lm_eval_spt.lm import SPTLM
 from lm_eval_spt.train.config import MODEL_LR, TrainingConfig
 
 RECORD = "lm_eval_spt.json"
 """The file in a tuned model's folder that says how it was trained: what a prompt file's metadata says."""
+
+
+MAX_RECORD = 2**20
+"""Bytes of such a file."""
 
 
 class BaseModel:
@@ -93,6 +98,15 @@ def check_replaceable(folder: Path) -> None:
     """Raise UserError where `folder` is there and nothing that :meth:`BaseModel.save` could have written."""
     if folder.exists() and not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise UserError(f"{folder} is there and holds no model: it is not replaced by one, choose another --output")
+
+
+def record_in(folder: Path) -> dict[str, Any]:
+    """Return the provenance of what :meth:`BaseModel.save` wrote, empty where there is none."""
+    try:
+        record = parse_json(read_text(folder / RECORD, MAX_RECORD))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def _make_durable(file: Path) -> None:

@@ -1,0 +1,122 @@
+"""Measure everything and write ``benchmarks/RESULTS.md``: `make bench`.
+
+python -m benchmarks                    # about half an hour on two cores
+python -m benchmarks --quick            # a look at whether it runs: the embedded model, few documents
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+from benchmarks import machine, models, overhead, report, score, train
+from benchmarks.alone import run
+
+LENGTHS = [1, 2, 5, 10, 20]  # of the twenty suffix prompts, with four seeds each
+
+
+def scoring(shape: str, documents: int, many: bool, where: dict[str, str]) -> dict[str, Any]:
+    """Measure one prompt and, if wanted, twenty, with both kinds of answers."""
+    found = {}
+    common: dict[str, Any] = {"shape": shape, "documents": documents, **where}
+    for kind, choices in models.CHOICES.items():
+        say(f"{shape}: score {kind}")
+        found[f"score {kind}"] = score.compare(choices=choices, length=10, **common)
+        if many:
+            say(f"{shape}: score 20 prompts, {kind}")
+            common["documents"] = max(2, documents // 2)
+            found[f"score 20 prompts {kind}"] = score.compare_many(choices=choices, lengths=LENGTHS, seeds=4, **common)
+            common["documents"] = documents
+    return found
+
+
+def training(shape: str, lengths: list[int], steps: int, where: dict[str, str]) -> dict[str, Any]:
+    """Measure training with prompts of these lengths."""
+    found = {}
+    for length in lengths:
+        say(f"{shape}: train, P = {length}")
+        found[f"train P = {length}"] = train.compare(shape, length, steps, **where)
+    return found
+
+
+def growth(shape: str, documents: int, where: dict[str, str]) -> dict[str, list[dict[str, Any]]]:
+    """Measure how scoring's time grows with each of four things, all others being fixed."""
+    words = [f" {word}" for word in models.texts(1)[0].split()]
+    base: dict[str, Any] = {"documents": documents, "choices": models.CATEGORIES, "length": 10}
+    axes: dict[str, list[tuple[int, dict[str, Any]]]] = {
+        "documents": [(number, {"documents": number}) for number in (documents // 2, documents, 2 * documents)],
+        "choices": [(number, {"choices": (models.CATEGORIES + words)[:number]}) for number in (2, 7, 20)],
+        "prompt length": [(number, {"length": number}) for number in (5, 20, 50)],
+    }
+    found: dict[str, list[dict[str, Any]]] = {}
+    for axis, points in axes.items():
+        for x, change in points:
+            say(f"{shape}: {axis} {x}")
+            given = {"shape": shape, **base, **change, **where}
+            contenders = score.CONTENDERS[0], score.CONTENDERS[-1]
+            seconds = {name: run(score.one_prompt, contender=name, **given)["seconds"] for name in contenders}
+            found.setdefault(axis, []).append({"x": x, "seconds": seconds})
+    one = run(score.one_prompt, contender=score.CONTENDERS[0], shape=shape, **base, **where)["seconds"]
+    for seeds in (1, 4, 16):
+        say(f"{shape}: {seeds} prompts")
+        given = {"shape": shape, "documents": documents, "choices": models.CATEGORIES, "lengths": [10], "seeds": seeds}
+        together = run(score.many_prompts, **given, **where)["seconds"]
+        seconds = {score.CONTENDERS[0]: seeds * one, "this package, together": together}
+        found.setdefault("suffix prompts", []).append({"x": seeds, "seconds": seconds})
+    return found
+
+
+def say(what: str) -> None:
+    """Tell how far it is."""
+    print(f"{datetime.datetime.now():%H:%M:%S} {what}", file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--documents", type=int, default=16)
+    parser.add_argument("--overhead-documents", type=int, default=4000, help="205 languages have 41,820")
+    parser.add_argument("--steps", type=int, default=2, help="measured training steps of each contender")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--quick", action="store_true", help="only see whether it runs; prints, and writes nothing")
+    options = parser.parse_args()
+    where = {"device": options.device, "dtype": options.dtype}
+    shapes = ["mini"] if options.quick else ["bloom-560m", "xglm-564m", "llama-1b"]
+    documents = 4 if options.quick else options.documents
+    overhead_documents = 500 if options.quick else options.overhead_documents
+    found: dict[str, Any] = {
+        "setting": {
+            "machine": machine.name(options.device), "dtype": options.dtype, "torch": torch.__version__,
+            "date": f"{datetime.date.today()}", "documents": documents, "overhead_documents": overhead_documents,
+            "joules": machine.joules() is not None,
+            "texts": "English sentences of SIB-200" if os.environ.get("SIB200_DIR") else "made, as long as SIB-200's",
+        }
+    }  # fmt: skip
+    main_shape, *others = shapes
+    sections: list[tuple[str, Callable[[], dict[str, Any]]]] = [
+        (main_shape, lambda: scoring(main_shape, documents, many=True, where=where)),
+        (main_shape, lambda: training(main_shape, [5, 10], options.steps, where)),
+        ("overhead", lambda: overhead.compare(overhead_documents)),
+        ("growth", lambda: growth(main_shape, max(2, documents * 3 // 4), where)),
+        *((shape, partial(scoring, shape, documents, many=False, where=where)) for shape in others),
+        # PEFT's training of the largest does not fit into 16 GB.
+        *((shape, partial(training, shape, [5], options.steps, where)) for shape in others if shape != "llama-1b"),
+    ]
+    for name, section in sections:
+        found.setdefault(name, {}).update(section())
+        if not options.quick:  # what is measured is not lost if the rest is interrupted
+            report.write(found)
+    if options.quick:
+        print(report.markdown(found | {"bloom-560m": found["mini"]}))
+
+
+if __name__ == "__main__":
+    main()

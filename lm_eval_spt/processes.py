@@ -1,0 +1,47 @@
+"""The processes that a run is spread over, as ``accelerate launch`` or ``torchrun`` start them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among all of a run.
+
+    Attributes:
+        rank: its number, from 0.
+        count: how many there are.
+    """
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is the one that writes and prints."""
+        return self.rank == 0
+
+    def share(self, of: list[Any]) -> list[Any]:
+        """Return this process's part of what all have in the same order."""
+        return of[self.rank :: self.count]
+
+    def sum(self, *tensors: Tensor) -> None:
+        """Replace each tensor by its sum over all processes, as one message."""
+        if self.count == 1:
+            return
+        flat = torch.cat([tensor.detach().flatten().float() for tensor in tensors])
+        torch.distributed.all_reduce(flat)
+        start = 0
+        for tensor in tensors:
+            tensor.detach().copy_(flat[start : start + tensor.numel()].view_as(tensor))
+            start += tensor.numel()
+
+    def wait(self) -> None:
+        """Wait until all processes are here."""
+        if self.count > 1:
+            torch.distributed.barrier()

@@ -1,0 +1,316 @@
+"""What a sweep takes: floating-point operations, time and disk space, before anything is trained.
+
+Reading a token costs two operations for each parameter of the model's body (all but embeddings and vocabulary head),
+its gradient as much again, and where the model is tuned along the weights' gradients a third time; the vocabulary head
+costs the same for each position that is scored. Attention's own products, under a tenth at these lengths, are left out.
+
+Where a text comes before the prompt and the model is frozen, what the model makes of the text is the same in every step
+of every run. How often it is read is what `Sharing` says:
+
+``none``   in every step, and for every prompt that is scored: what tools without shared contexts do
+``run``    once in a training run, and once for every prompt that is scored
+``shard``  once for all runs of a shard
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+import torch
+from lm_eval.api.task import ConfigurableTask
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from lm_eval_spt.base_model import MINI, cannot_load, locate
+from lm_eval_spt.errors import UserError
+from lm_eval_spt.harness import members, task_manager
+from lm_eval_spt.sweep.plan import Plan, Run
+from lm_eval_spt.train.config import TrainingConfig
+
+Sharing = Literal["none", "run", "shard"]
+
+UTILISATION = 0.4
+"""Share of the speed of large matrix products that training and scoring reach; see benchmarks/RESULTS.md."""
+
+PUBLISHED: dict[str, tuple[str, dict[str, int]]] = {
+    "facebook/xglm-564M": (
+        "xglm",
+        {"vocab_size": 256008, "d_model": 1024, "ffn_dim": 4096, "num_layers": 24, "attention_heads": 16},
+    ),
+    "facebook/xglm-1.7B": (
+        "xglm",
+        {"vocab_size": 256008, "d_model": 2048, "ffn_dim": 8192, "num_layers": 24, "attention_heads": 16},
+    ),
+    "bigscience/bloom-560m": ("bloom", {"vocab_size": 250880, "hidden_size": 1024, "n_layer": 24, "n_head": 16}),
+    "bigscience/bloom-1b1": ("bloom", {"vocab_size": 250880, "hidden_size": 1536, "n_layer": 24, "n_head": 16}),
+}
+"""The shapes of the paper's models, so that a sweep of them can be planned where they can not be reached."""
+
+SAMPLED_DOCUMENTS = 32
+"""How many documents of each task are looked at."""
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """Parameters of the body, of the vocabulary head, and in all; the width of the embeddings."""
+
+    body: int
+    head: int
+    total: int
+    hidden: int
+
+
+@dataclass(frozen=True)
+class Texts:
+    """How much text a set of documents is.
+
+    Attributes:
+        documents: how many.
+        tokens: in the context of a document, on average.
+        answer_tokens: that are read beyond an answer's first, in all choices of a document, on average.
+        choices: of a document.
+    """
+
+    documents: int
+    tokens: float
+    answer_tokens: float
+    choices: int
+
+
+ASSUMED = {
+    "training": Texts(701, 103.0, 0.0, 7),
+    "validation": Texts(99, 103.0, 0.0, 7),
+    "test": Texts(204, 103.0, 0.0, 7),
+}
+"""Where a task's documents are not here: SIB-200, tokens of the embedded model, the mean of 205 languages."""
+
+
+@cache
+def model_size(name: str, revision: str | None = None) -> ModelSize:
+    """Return the size of a base model, from its configuration alone.
+
+    Raises:
+        UserError: there is no such model, or it can not be reached.
+    """
+    if name in PUBLISHED:
+        family, shape = PUBLISHED[name]
+        config = AutoConfig.for_model(family, **shape)
+    else:
+        try:
+            config = AutoConfig.from_pretrained(locate(name, revision), revision=revision)
+        except (OSError, ValueError) as error:
+            raise error if isinstance(error, UserError) else cannot_load(name, error) from error
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    outside = {id(embedding): embedding.numel(), id(head): head.numel()}
+    total = sum(weight.numel() for weight in model.parameters())
+    return ModelSize(total - sum(outside.values()), head.numel(), total, embedding.shape[1])
+
+
+class TextSizes:
+    """Looks at the documents of tasks, to say how much text they are.
+
+    Args:
+        include_path: folder with further tasks.
+        limit: how many documents of each target task are scored, or their share, as in lm_eval.
+    """
+
+    def __init__(self, include_path: str | None = None, limit: float | None = None) -> None:
+        self._include_path, self._limit = include_path, limit
+        self._found: dict[Hashable, Texts] = {}
+        self.assumptions: list[str] = []
+
+    def training(self, config: TrainingConfig) -> tuple[Texts, Texts]:
+        """Return what a run trains on, and what validates it."""
+        training, validation = (self._texts(tuple(config.tasks), split, config) for split in ("training", "validation"))
+        return _few_shot(training, config.shots), _few_shot(validation, config.validation_shots)
+
+    def test(self, config: TrainingConfig, targets: Sequence[str]) -> Texts:
+        """Return what a run is scored on."""
+        return self._texts(tuple(targets), "test", config)
+
+    def _texts(self, tasks: tuple[str, ...], split: str, config: TrainingConfig) -> Texts:
+        tokenizer = self._tokenizer(config)
+        key = (tasks, split, id(tokenizer))
+        if key not in self._found:
+            names = single_tasks(tasks, self._include_path)
+            try:
+                loaded = task_manager(names, self._include_path).load(names)["tasks"].values()
+                each = [_look(task, split, tokenizer) for task in loaded]
+            except (UserError, OSError):
+                tokens = round(ASSUMED[split].tokens)
+                self._assume(f"{', '.join(tasks)}: texts of {tokens} tokens, as in SIB-200, for they are not here")
+                each = [ASSUMED[split]] * len(names)
+            documents = [text.documents for text in each]
+            if split == "test" and (limit := self._limit) is not None:
+                documents = [min(number, round(limit if limit >= 1 else limit * number)) for number in documents]
+            self._found[key] = Texts(
+                sum(documents),
+                sum(text.tokens for text in each) / len(each),
+                sum(text.answer_tokens for text in each) / len(each),
+                max(text.choices for text in each),
+            )
+        return self._found[key]
+
+    def _tokenizer(self, config: TrainingConfig) -> PreTrainedTokenizerBase:
+        try:
+            return _tokenizer(config.model, config.revision)
+        except (UserError, OSError, ValueError):
+            self._assume(f"the embedded model's tokens stand for those of {config.model}, which can not be reached")
+            return _tokenizer(MINI, None)
+
+    def _assume(self, text: str) -> None:
+        if text not in self.assumptions:
+            self.assumptions.append(text)
+
+
+@cache
+def _tokenizer(model: str, revision: str | None) -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(locate(model, revision), revision=revision)
+
+
+@cache
+def single_tasks(names: tuple[str, ...], include_path: str | None) -> list[str]:
+    """Return the tasks of these names and in these groups, without reading their documents.
+
+    Raises:
+        UserError: there is no such task.
+    """
+    manager = task_manager(names, include_path)
+    found: list[str] = []
+    waiting = list(names)
+    while waiting:
+        name = waiting.pop(0)
+        if not (matching := manager.match_tasks([name])):
+            raise UserError(f"there is no task {name!r}: `lm_eval ls tasks` lists all")
+        if matching != [name]:
+            waiting = matching + waiting
+        elif name in manager.all_subtasks:
+            found.append(name)
+        else:
+            waiting = members(manager, name) + waiting
+    return list(dict.fromkeys(found))
+
+
+def _look(task: ConfigurableTask, split: str, tokenizer: PreTrainedTokenizerBase) -> Texts:
+    """Return how much text a task's documents are, from the first of them."""
+    documents: dict[str, Callable[[], Any]] = {
+        "training": lambda: task.training_docs() if task.has_training_docs() else [],
+        "validation": lambda: task.validation_docs() if task.has_validation_docs() else [],
+        "test": lambda: task.eval_docs,
+    }
+    rows = list(documents[split]())
+    tokens = answer_tokens = 0
+    choices = 1
+    for row in rows[:SAMPLED_DOCUMENTS]:
+        requests = task.construct_requests(row, task.fewshot_context(row, 0))
+        requests = requests if isinstance(requests, list) else [requests]
+        tokens += len(tokenizer(requests[0].args[0], verbose=False)["input_ids"])
+        answers = [request.args[1] for request in requests if isinstance(request.args[1], str)]
+        ids = tokenizer(answers, add_special_tokens=False)["input_ids"] if answers else []
+        answer_tokens += sum(len(answer) - 1 for answer in ids)
+        choices = max(choices, len(answers))
+    looked_at = max(1, min(len(rows), SAMPLED_DOCUMENTS))
+    return Texts(len(rows), tokens / looked_at, answer_tokens / looked_at, choices)
+
+
+def _few_shot(texts: Texts, shots: int | None) -> Texts:
+    if shots is None:
+        return texts
+    return Texts(min(texts.documents, shots * texts.choices), texts.tokens, texts.answer_tokens, texts.choices)
+
+
+def run_work(run: Run, sizes: TextSizes, read: set[Hashable] | None) -> float:
+    """Return the floating-point operations of training and scoring one run.
+
+    Args:
+        run: the run.
+        sizes: knows how much text it is.
+        read: texts that have been read and need not be read again; those of this run are added. None: there is no
+            place to keep what was read.
+    """
+    config = run.config
+    model = model_size(config.model, config.revision)
+    keeps = read is not None and run.frozen and config.placement == "suffix" and config.context_cache != "off"
+    known = read if read is not None else set()
+
+    def passes(texts: Texts, prompt: int, with_text: bool, answers: float) -> float:
+        tokens = prompt + answers + (texts.tokens if with_text else 0)
+        return texts.documents * (model.body * tokens + model.head * (1 + answers))
+
+    def reading(texts: Texts, key: Hashable) -> float:
+        if key in known:
+            return 0
+        known.add(key)
+        return 2 * texts.documents * model.body * texts.tokens
+
+    test = sizes.test(config, run.targets)
+    if not run.prompted:
+        return 2 * passes(test, 0, True, test.answer_tokens)
+    work = 2 * passes(test, config.prompt_length, not keeps, test.answer_tokens)
+    work += reading(test, (run.base, run.targets)) if keeps else 0
+
+    training, validation = sizes.training(config)
+    drawn = config.seed if config.shots is not None or config.validation_shots is not None else None
+    share = 1.0 if config.loss == "choices" else 1 / training.choices  # "target" reads the right answer alone
+    step = passes(training, config.prompt_length, not keeps, share * training.answer_tokens)
+    check = passes(validation, config.prompt_length, not keeps, share * validation.answer_tokens)
+    work += config.epochs * (4 if run.frozen else 6) * step + (config.epochs + 1) * 2 * check
+    if keeps:
+        key = (run.base, config.task, config.shots, config.validation_shots, drawn)
+        work += reading(training, ("training", *key)) + reading(validation, ("validation", *key))
+    return work
+
+
+def plan_work(plan: Plan, sizes: TextSizes, sharing: Sharing) -> dict[str, float]:
+    """Return the floating-point operations of every run by name; what is shared counts for the first that needs it."""
+    work = {}
+    for shard in plan.shards:
+        read: set[Hashable] = set()
+        for run in shard:
+            if sharing == "run":
+                read = set()
+            work[run.name] = run_work(run, sizes, None if sharing == "none" else read)
+    return work
+
+
+def disk_needed(plan: Plan, sizes: TextSizes, runs: Sequence[Run]) -> int:
+    """Return about how many bytes the prompts, logs and results of `runs` take."""
+    needed = 0
+    for run in runs:
+        try:
+            model = model_size(run.config.model, run.config.revision)
+        except UserError:
+            continue
+        if run.prompted:
+            needed += 4 * run.config.prompt_length * model.hidden + 300 * run.config.epochs + 10_000
+            needed += 4 * model.total if run.config.tune in ("all", "model") else 0
+        tasks = len(single_tasks(run.targets, plan.include_path))
+        needed += 10_000 + 6_000 * tasks  # of a results file with 21 tasks: 4.9 kB each
+        if plan.evaluate.get("log_samples"):
+            needed += 4_000 * sizes.test(run.config, run.targets).documents
+    return needed
+
+
+def disk_free(plan: Plan) -> int:
+    """Return how many bytes are free where the sweep writes."""
+    there = next(folder for folder in (plan.output, *plan.output.absolute().parents) if folder.is_dir())
+    return shutil.disk_usage(there).free
+
+
+def speed_here(dtype: torch.dtype = torch.float32) -> float:
+    """Return the floating-point operations per second of matrix products on this machine's best device."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    size = 4096 if device == "cuda" else 768
+    left, right = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
+    (left @ right).sum().item()  # the first is slower
+    done, started = 0, time.perf_counter()
+    while time.perf_counter() - started < 0.3:
+        (left @ right)[0, 0].item()
+        done += 2 * size**3
+    return done / (time.perf_counter() - started)

@@ -1,0 +1,197 @@
+"""Training and scoring the runs of a shard, on one device.
+
+Runs that leave the base model frozen train together on one that is loaded once, and are scored together on the same;
+runs that tune it go one by one.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout, suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lm_eval_spt.errors import UserError
+from lm_eval_spt.evaluate import evaluate_model, evaluate_prompts
+from lm_eval_spt.lm import SPTLM
+from lm_eval_spt.sweep.plan import BASE, Plan, Run
+from lm_eval_spt.sweep.records import keep, record_of
+from lm_eval_spt.train.grid import train_grid
+from lm_eval_spt.train.loop import Base, base_of, load_base
+
+Report = Callable[[], None]
+"""Called whenever records have changed."""
+
+
+class Worker:
+    """Trains and scores shards, one after the other, and keeps the base model that it loaded last.
+
+    Everything that a shard leaves is in the sweep's folder: prompts, results, records, and a log of what was printed.
+
+    Args:
+        plan: the sweep.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self._base: tuple[Any, ...] = ()
+        self._lm: SPTLM | None = None
+
+    def run(self, number: int, report: Report = lambda: None) -> None:
+        """Do what is left to do of shard `number`; a run that fails does not keep the others from going on."""
+        shard = self.plan.shards[number]
+        if not self._left(shard):
+            return
+        log = self.plan.output / "logs" / f"shard{number:03}.txt"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a", encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
+            if shard[0].frozen:
+                self._run_frozen(shard, report)
+            else:
+                self._run_tuned(shard, report)
+
+    def _run_frozen(self, shard: Sequence[Run], report: Report) -> None:
+        """Do runs that share a base model, and what it makes of the texts."""
+        try:
+            lm = self._load(shard[0])
+        except Exception as error:
+            for run in self._left(shard):
+                self._fail(run, error)
+            report()
+            return
+        untrained = [run for run in self._left(shard) if run.prompted and not record_of(self.plan, run).trained]
+        self._attempt(untrained, partial(self._train, base_of(lm)), report)
+        scored_together: dict[Any, list[Run]] = {}
+        for run in self._left(shard):
+            scored_together.setdefault((run.prompted, run.targets), []).append(run)
+        for (prompted, _), runs in scored_together.items():
+            self._attempt(runs, partial(self._score_prompts if prompted else self._score_baselines, lm), report)
+
+    def _run_tuned(self, shard: Sequence[Run], report: Report) -> None:
+        """Do runs that change the model, each of which loads it and scores it alone."""
+        self._lm = None
+        for run in self._left(shard):
+            if not record_of(self.plan, run).trained:
+                self._attempt([run], partial(self._train, None), report)
+            if self._left([run]):
+                self._attempt([run], self._score_tuned, report)
+
+    def _left(self, shard: Sequence[Run]) -> list[Run]:
+        """Return the runs of a shard that are neither done nor failed."""
+        records = {run.name: record_of(self.plan, run) for run in shard}
+        return [run for run in shard if not records[run.name].done and records[run.name].error is None]
+
+    def _attempt(self, runs: Sequence[Run], work: Callable[[Sequence[Run]], None], report: Report) -> None:
+        """Do `work` for all runs together; where that fails, for each half, until those that fail are found."""
+        if not runs:
+            return
+        try:
+            work(runs)
+        except Exception as error:
+            if len(runs) > 1:
+                middle = len(runs) // 2
+                self._attempt(runs[:middle], work, report)
+                self._attempt(runs[middle:], work, report)
+                return
+            self._fail(runs[0], error)
+        report()
+
+    def _fail(self, run: Run, error: Exception) -> None:
+        """Record why a run failed, in one line; the log has all of it."""
+        traceback.print_exception(error)
+        text = " ".join(str(error).split())
+        reason = text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
+        keep(self.plan, run, replace(record_of(self.plan, run), error=reason))
+
+    def _load(self, run: Run) -> SPTLM:
+        """Return the base model of a run."""
+        if self._lm is None or self._base != run.base:
+            self._lm = None  # frees the memory before the next one is loaded
+            self._lm, self._base = load_base(run.config).lm, run.base
+        return self._lm
+
+    def _train(self, base: Base | None, runs: Sequence[Run]) -> None:
+        started = time.perf_counter()
+        train_grid([replace(run.config, resume=True) for run in runs], base)
+        seconds = (time.perf_counter() - started) / len(runs)
+        for run in runs:
+            keep(self.plan, run, replace(record_of(self.plan, run), settings=run.settings(), training_seconds=seconds))
+
+    def _score_prompts(self, lm: SPTLM | None, runs: Sequence[Run], **model_arguments: str) -> None:
+        """Score prompts together; `lm` is their base model where it is the one that they began with."""
+        started = time.perf_counter()
+        config = runs[0].config
+        given = {name: getattr(config, name) for name in BASE if name not in ("model", "device")} | model_arguments
+        paths = evaluate_prompts(
+            [run.config.output for run in runs],
+            runs[0].targets,
+            str(self._scoring_folder),
+            model_args=",".join(f"{name}={value}" for name, value in given.items() if value is not None),
+            base=lm,
+            device=config.device,
+            include_path=self.plan.include_path,
+            **self.plan.evaluate,
+        )
+        seconds = (time.perf_counter() - started) / len(runs)
+        for run, path in zip(runs, paths, strict=True):
+            self._keep_results(run, path, seconds)
+
+    def _score_baselines(self, lm: SPTLM, runs: Sequence[Run]) -> None:
+        for run in runs:
+            self._score_model(run, {"pretrained": run.config.model}, lm)
+
+    def _score_tuned(self, runs: Sequence[Run]) -> None:
+        """Score what was tuned, with the prompt that was trained with it if there is one."""
+        for run in runs:
+            folder = str(run.config.model_folder)
+            changed = {"peft": folder} if run.config.tune == "lora" else {"pretrained": folder}
+            if run.config.prompt_length:
+                self._score_prompts(None, [run], **changed)
+            else:
+                self._score_model(run, {"pretrained": run.config.model} | changed)
+
+    def _score_model(self, run: Run, arguments: dict[str, str], lm: SPTLM | None = None) -> None:
+        """Score a model without a prompt; `lm` is the model, if it is loaded already."""
+        started = time.perf_counter()
+        options = dict(self.plan.evaluate)
+        config = run.config
+        loaded = {"pretrained": lm.model, "tokenizer": lm.tokenizer} if lm else arguments | {"dtype": config.dtype}
+        model = SPTLM(
+            **loaded,
+            revision=config.revision,
+            add_bos_token=config.add_bos_token,
+            device=config.device,
+            batch_size=options.pop("batch_size", "auto"),
+        )
+        if lm is not None:
+            model.pretrained = lm.pretrained  # by this name the harness looks up the model's revision
+        folder = str(self._scoring_folder / run.name)
+        path = evaluate_model(model, arguments, run.targets, folder, include_path=self.plan.include_path, **options)
+        self._keep_results(run, path, time.perf_counter() - started)
+
+    @property
+    def _scoring_folder(self) -> Path:
+        """Where the harness writes, in folders that it names itself, before results get their places."""
+        return self.plan.output / "scoring"
+
+    def _keep_results(self, run: Run, path: Path, seconds: float) -> None:
+        """Move a run's results from the harness's folder to ``results/<name>``, in place of older ones."""
+        place = self.plan.output / "results" / run.name
+        place.mkdir(parents=True, exist_ok=True)
+        older = list(place.iterdir())
+        date = path.stem.removeprefix("results_")
+        for file in path.parent.glob(f"*{date}.json*"):
+            file.replace(place / file.name)
+        results = str((place / path.name).relative_to(self.plan.output))
+        keep(self.plan, run, replace(record_of(self.plan, run), scoring_seconds=seconds, results=results))
+        for file in older:
+            file.unlink()
+        shutil.rmtree(path.parent)  # with what a worker that was lost may have written halfway
+        with suppress(OSError):  # other results may be waiting there
+            os.removedirs(path.parent.parent)

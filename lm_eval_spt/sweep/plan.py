@@ -1,0 +1,333 @@
+"""From a sweep file to runs: ::
+
+    output: sweeps/example
+    targets: [mini_topics]                     # tasks and groups that every prompt is scored on
+    settings:                                  # of `lm-eval-spt train`, the same in all runs
+      model: mini
+      task: mini_topics_eng_Latn
+    axes:                                      # any setting: a run for each combination
+      prompt_length: [5, 10]
+      seed: [0, 1, 2, 3]
+    arms:                                      # optional: named changes, each crossed with the axes
+      suffix: {}
+      prefix: {placement: prefix, lr: [1e-3, 5e-3]}    # a list is an axis of this arm, one value replaces an axis
+    baselines:                                 # optional: the plain base model on these tasks
+      none: [mini_topics]
+    evaluate: {limit: 100}                     # optional: options of `lm-eval-spt evaluate`
+    include_path: my_tasks                     # optional: folder with further tasks
+    shard_size: 16                             # optional: how many runs share what they read of the texts
+
+The names of settings and axes are the fields of :class:`~lm_eval_spt.train.config.TrainingConfig`, which checks the
+values.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from itertools import product
+from math import prod
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from lm_eval_spt.errors import UserError
+from lm_eval_spt.train.config import PRESETS, TrainingConfig
+
+MAX_RUNS = 500
+SHARD_SIZE = 16
+
+PLANNED = ("output", "config", "include_path")
+"""Settings that runs can not have of their own: the sweep names their outputs, and is their configuration."""
+
+BASE = ("model", "revision", "dtype", "device", "add_bos_token")
+"""What runs must have in common to share a loaded base model."""
+
+EVALUATE: dict[str, Any] = {
+    "limit": float | None,
+    "num_fewshot": int | None,
+    "batch_size": str,
+    "log_samples": bool,
+}
+"""The options of ``lm-eval-spt evaluate`` that a sweep file can have, and their types."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One prompt to train and score, or a baseline: the plain base model to score.
+
+    Attributes:
+        name: readable and stable: the arm and the values of the axes, in the order of the sweep file.
+        config: how to train it; of a baseline only the base model counts.
+        targets: the tasks and groups to score it on.
+        arm: of the sweep file; of a baseline its name.
+        prompted: False for a baseline.
+    """
+
+    name: str
+    config: TrainingConfig
+    targets: tuple[str, ...]
+    arm: str = ""
+    prompted: bool = True
+
+    @property
+    def base(self) -> tuple[Any, ...]:
+        """What runs must have in common to share a loaded base model."""
+        return tuple(getattr(self.config, name) for name in BASE)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the base model stays as it is, so that runs can share it."""
+        return not self.prompted or self.config.tune == "prompt"
+
+    def settings(self) -> dict[str, Any]:
+        """Return what decides the outcome of training."""
+        base = {"model": self.config.model, "revision": self.config.revision, "dtype": self.config.dtype}
+        if not self.prompted:
+            return base | {"add_bos_token": self.config.add_bos_token}
+        return base | {"task": self.config.task} | self.config.hyperparameters()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All runs of a sweep.
+
+    Attributes:
+        name: of the sweep: the file's name.
+        output: folder of its prompts, results and records.
+        shards: the runs, in groups of the same base model, which share what they read. They are the same on every
+            engine, and whatever is done already.
+        evaluate: options of :func:`lm_eval_spt.evaluate.evaluate_prompts`.
+        include_path: folder with further tasks.
+    """
+
+    name: str
+    output: Path
+    shards: tuple[tuple[Run, ...], ...]
+    evaluate: dict[str, Any] = field(default_factory=dict)
+    include_path: str | None = None
+
+    @property
+    def runs(self) -> list[Run]:
+        """All runs, in the order in which one machine does them."""
+        return [run for shard in self.shards for run in shard]
+
+
+def read_plan(
+    path: Path, output: str | None = None, targets: Sequence[str] | None = None, max_runs: int = MAX_RUNS
+) -> Plan:
+    """Read a sweep file.
+
+    Args:
+        path: the file.
+        output: replaces the file's.
+        targets: replaces the file's, for prompts; baselines keep theirs.
+        max_runs: how many runs it may ask for.
+
+    Raises:
+        UserError: the file can not be read, something in it is unknown or of a wrong type, a run's settings make no
+            sense, there are too many runs, or two would have the same name.
+    """
+    content = _read_yaml(path)
+    kinds = {
+        "output": str, "targets": list, "settings": dict, "axes": dict, "arms": dict, "baselines": dict,
+        "evaluate": dict, "include_path": str, "shard_size": int,
+    }  # fmt: skip
+    for name, value in content.items():
+        if name not in kinds:
+            raise UserError(f"{path}: there is no key {name!r}; known are {', '.join(kinds)}")
+        expected = {str: "text", list: "a list", dict: "a mapping", int: "a whole number"}[kinds[name]]
+        if type(value) is not kinds[name] and not (name == "targets" and isinstance(value, str)):
+            raise UserError(f"{path}: {name} is {value!r}, expected {expected}")
+    size = content.get("shard_size", SHARD_SIZE)
+    if size < 1:
+        raise UserError(f"{path}: shard_size is {size}, expected a whole number from 1 on")
+    wanted = tuple(targets or _names(content.get("targets"), f"{path}: targets"))
+    folder = Path(output or content.get("output") or f"sweeps/{path.stem}")
+    evaluate = {
+        name: _typed(value, _known(name, EVALUATE, f"{path}: evaluate"), f"{path}: evaluate: {name}")
+        for name, value in content.get("evaluate", {}).items()
+    }
+
+    grids = _grids(content, path)
+    if (count := sum(prod(map(len, grid.values())) for grid in grids.values())) > max_runs:
+        raise UserError(
+            f"{path} asks for {count} runs, more than {max_runs}: take values away, or give --max-runs {count}"
+        )
+    common = {"include_path": content.get("include_path")}
+    axes = {name.replace("-", "_") for name in content.get("axes", {})}
+    runs = []
+    for arm, grid in grids.items():
+        for settings in _combinations(grid):
+            name = _run_name(arm, {name: settings[name] for name in grid if name in axes or len(grid[name]) > 1})
+            place = folder / "prompts" / f"{name}.safetensors"
+            runs.append(Run(name, _config(common | settings, place, f"{path}: {name}"), wanted, arm))
+    if not runs:
+        raise UserError(f"{path} asks for no runs: an axis is empty")
+    runs += _baselines(content.get("baselines", {}), runs, path)
+    _check_names(runs, path)
+    return Plan(path.stem, folder, tuple(_shards(runs, size)), evaluate, content.get("include_path"))
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} can not be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold 'settings:', 'axes:' and 'targets:'")
+    return content
+
+
+def _grids(content: Mapping[str, Any], path: Path) -> dict[str, dict[str, list[Any]]]:
+    """Return for each arm its settings, each with the list of its values; without arms there is one, named ''."""
+    settings = _values(content.get("settings", {}), f"{path}: settings", "setting")
+    axes = _values(content.get("axes", {}), f"{path}: axes", "axis")
+    for name, values in content.get("settings", {}).items():
+        if isinstance(values, list):
+            raise UserError(f"{path}: the setting {name} has several values: move it to 'axes'")
+    for name, values in content.get("axes", {}).items():
+        if not isinstance(values, list):
+            raise UserError(f"{path}: the axis {name} is {values!r}, expected a list")
+    grids = {}
+    for arm, changes in (content.get("arms") or {"": {}}).items():
+        if not isinstance(changes, dict):
+            raise UserError(f"{path}: the arm {arm} is {changes!r}, expected settings, or {{}} for no change")
+        fixed = {name: values for name, values in settings.items() if name not in axes}  # so that axes keep their order
+        grids[str(arm)] = fixed | axes | _values(changes, f"{path}: arm {arm}", "setting")
+    return grids
+
+
+def _values(given: Mapping[Any, Any], where: str, what: str) -> dict[str, list[Any]]:
+    """Return each setting's values as a list, checked against the types of the training settings."""
+    known = {name: kind for name, kind in get_type_hints(TrainingConfig).items() if name not in PLANNED}
+    found = {}
+    for key, values in given.items():
+        name = str(key).replace("-", "_")
+        kind = _known(name, known, where, what)
+        found[name] = [_typed(value, kind, f"{where}: {name}") for value in _as_list(values)]
+    return found
+
+
+def _known(name: str, known: Mapping[str, Any], where: str, what: str = "option") -> Any:
+    if name not in known:
+        raise UserError(f"{where}: there is no {what} {name!r}; known are {', '.join(known)}")
+    return known[name]
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _names(value: Any, where: str) -> list[str]:
+    """Return task names from a list, or from text in which commas separate them."""
+    names = value.split(",") if isinstance(value, str) else value
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) and name.strip() for name in names):
+        raise UserError(f"{where} is {value!r}, expected a list of tasks and groups")
+    return [name.strip() for name in names]
+
+
+EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
+
+
+def _typed(value: Any, kind: Any, where: str) -> Any:
+    """Return a YAML value as the type that a setting has; its range is for the dataclass to check.
+
+    YAML 1.1 reads ``5e-3`` as text, and ``on`` and ``off`` as true and false.
+    """
+    choices = list(get_args(kind)) if get_origin(kind) in (Union, UnionType) else [kind]
+    texts = [text for choice in choices if get_origin(choice) is Literal for text in get_args(choice)]
+    if isinstance(value, bool) and (text := "on" if value else "off") in texts:
+        return text
+    types = [str if get_origin(choice) is Literal else choice for choice in choices]
+    if (type(value) in types) or (value is None and NoneType in types):
+        return value
+    for number in (int, float):
+        if number in types and isinstance(value, str | int) and not isinstance(value, bool):
+            try:
+                return number(value)
+            except ValueError:
+                continue
+    expected = " or ".join(EXPECTED.get(choice, str(choice)) for choice in dict.fromkeys(types))
+    raise UserError(f"{where} is {value!r}, expected {expected}")
+
+
+def _combinations(grid: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
+    for values in product(*grid.values()):
+        yield dict(zip(grid, values, strict=True))
+
+
+def _config(settings: Mapping[str, Any], output: Path, where: str) -> TrainingConfig:
+    """Return a run's settings over those of its preset."""
+    preset = settings.get("preset")
+    if preset is not None and preset not in PRESETS:
+        raise UserError(f"{where}: preset is {preset!r}, expected one of {', '.join(PRESETS)}")
+    try:
+        return TrainingConfig(**{**PRESETS.get(preset or "", {}), **settings, "output": str(output)})
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def _run_name(arm: str, axes: Mapping[str, Any]) -> str:
+    """Return a run's name, such as ``frozen-prompt_length5-seed0``; a model or task stands for itself."""
+    parts = [arm] if arm else []
+    for axis, value in axes.items():
+        text = "none" if value is None else str(value)
+        if axis in ("model", "task"):
+            parts.append(text.rstrip("/").split("/")[-1])
+        else:
+            parts.append(f"{axis}_{text}" if text[:1].isalpha() else f"{axis}{text}")
+    return re.sub(r"[^\w.+-]+", "_", "-".join(parts), flags=re.ASCII) or "run"
+
+
+def _baselines(given: Mapping[Any, Any], runs: Sequence[Run], path: Path) -> list[Run]:
+    """Return a run without a prompt for each baseline and base model."""
+    models = {run.base: run.config for run in runs}
+    found = []
+    for baseline, targets in given.items():
+        wanted = tuple(_names(targets, f"{path}: baseline {baseline}"))
+        for config in models.values():
+            # What the base models differ in tells their baselines apart.
+            axes = {
+                name: getattr(config, name)
+                for name in BASE
+                if len({getattr(other, name) for other in models.values()}) > 1
+            }
+            found.append(Run(_run_name(str(baseline), axes), config, wanted, str(baseline), prompted=False))
+    return found
+
+
+def _check_names(runs: Sequence[Run], path: Path) -> None:
+    seen: dict[str, Run] = {}
+    for run in runs:
+        # Some file systems do not tell capitals from small letters.
+        if other := seen.get(run.name.lower()):
+            differing = [
+                f"{setting.name} {getattr(other.config, setting.name)!r} and {getattr(run.config, setting.name)!r}"
+                for setting in fields(TrainingConfig)
+                if getattr(other.config, setting.name) != getattr(run.config, setting.name)
+                and setting.name not in PLANNED
+            ]
+            raise UserError(
+                f"{path}: two runs would have the name {run.name} ({'; '.join(differing) or 'the same settings'}): "
+                "give each value of an axis once, and each arm a name of its own"
+            )
+        seen[run.name.lower()] = run
+
+
+def _shards(runs: Sequence[Run], size: int) -> Iterator[tuple[Run, ...]]:
+    """Group the runs by base model, keeping their order, at most `size` together; baselines come first.
+
+    Runs that tune the model have shards of their own.
+    """
+    groups: dict[tuple[Any, ...], list[Run]] = {}
+    for run in sorted(runs, key=lambda run: run.prompted):
+        groups.setdefault((*run.base, run.frozen), []).append(run)
+    for group in groups.values():
+        for start in range(0, len(group), size):
+            yield tuple(group[start : start + size])

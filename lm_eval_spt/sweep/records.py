@@ -1,0 +1,109 @@
+"""What is known of every run of a sweep: one small JSON file for each, ``<output>/runs/<name>.json``.
+
+They are what tells a sweep that goes on, its progress and every engine which runs are done, so that nothing else has to
+be kept or sent: deleting a record has its run done again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from lm_eval_spt.errors import UserError
+from lm_eval_spt.files import write
+from lm_eval_spt.sweep.plan import Plan, Run
+from lm_eval_spt.train.config import TrainingConfig
+
+
+@dataclass(frozen=True)
+class Record:
+    """How far a run is.
+
+    Attributes:
+        settings: what it was trained with.
+        scoring: the tasks and options that it was scored with.
+        training_seconds: how long it trained, its share where runs train together; None: it is not trained yet.
+        scoring_seconds: the same of scoring.
+        results: the results file, relative to the sweep's folder.
+        error: why it failed, in one line.
+    """
+
+    settings: dict[str, Any]
+    scoring: dict[str, Any]
+    training_seconds: float | None = None
+    scoring_seconds: float | None = None
+    results: str | None = None
+    error: str | None = None
+
+    @property
+    def trained(self) -> bool:
+        return self.training_seconds is not None
+
+    @property
+    def done(self) -> bool:
+        return self.results is not None and self.error is None
+
+
+def record_of(plan: Plan, run: Run) -> Record:
+    """Return what is known of a run: an empty record where nothing is, or where its files are gone.
+
+    Raises:
+        UserError: it was trained with other settings than it has now.
+    """
+    fresh = Record(run.settings(), _scoring(plan, run))
+    path = _path(plan, run)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        known = {field.name for field in fields(Record)}
+        record = Record(**{name: value for name, value in content.items() if name in known})
+        if record.trained and (differing := _differences(record.settings, fresh.settings)):
+            raise UserError(
+                f"{path} holds a run with other settings ({differing}): choose another output folder, or delete that "
+                "file to have the run done again"
+            )
+    except FileNotFoundError:
+        return fresh
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} is no record of a run ({error}): delete it to have the run done again") from error
+    kept = [run.config.model_folder, Path(run.config.output) if run.config.prompt_length else None]
+    if record.trained and not all(place.exists() for place in kept if place):
+        return fresh
+    same = record.scoring == fresh.scoring and record.results and (plan.output / record.results).is_file()
+    return record if same else replace(record, scoring=fresh.scoring, results=None, scoring_seconds=None)
+
+
+def keep(plan: Plan, run: Run, record: Record) -> None:
+    """Write a run's record, whole or not at all."""
+    write(_path(plan, run), (json.dumps(asdict(record), indent=2) + "\n").encode())
+
+
+def forget_failures(plan: Plan, runs: Iterable[Run]) -> None:
+    """Have those of the runs that failed tried again."""
+    for run in runs:
+        record = record_of(plan, run)
+        if record.error is not None:
+            keep(plan, run, replace(record, error=None))
+
+
+def _path(plan: Plan, run: Run) -> Path:
+    return plan.output / "runs" / f"{run.name}.json"
+
+
+def _scoring(plan: Plan, run: Run) -> dict[str, Any]:
+    return {"targets": list(run.targets), **plan.evaluate}
+
+
+def _differences(recorded: dict[str, Any], now: dict[str, Any]) -> str:
+    """Return in words what differs; a setting that was not there yet when the record was made had its default."""
+    defaults = {field.name: field.default for field in fields(TrainingConfig)}
+    differing = [
+        f"{name} {recorded.get(name, defaults.get(name))!r} there, {value!r} now"
+        for name, value in now.items()
+        if recorded.get(name, defaults.get(name)) != value
+    ]
+    return "; ".join(differing)

@@ -1,0 +1,108 @@
+#!/usr/bin/env python
+"""Embeddings to start pre-training from, in which translations are close.
+
+python -m mini_model.embeddings --corpus corpus --tokenizer tokenizer --output embeddings.pt
+
+Tokens of every language are described by the English tokens of the groups that they occur in: positive pointwise mutual
+information, then a truncated singular value decomposition (Levy and Goldberg 2014, for words and their neighbours).
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import logging
+import sys
+from pathlib import Path
+
+import numpy as np
+import scipy.sparse
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from lm_eval_spt.errors import show_user_errors_in_one_line
+from lm_eval_spt.files import write
+from mini_model.corpus import Corpus
+from mini_model.languages import SOURCE
+
+logger = logging.getLogger(__name__)
+
+# Groups of these sources count less: their sentences are many and short.
+GROUP_WEIGHTS = {"tatoeba": 0.5}
+RARE = 5.0  # added to a token's count, so that tokens seen a few times are not all special
+SCALE = 0.6  # length of the typical embedding
+
+
+def cross_lingual_embeddings(
+    corpus: Corpus, tokenizer: PreTrainedTokenizerBase, size: int, fewest: int = 40, seed: int = 0
+) -> torch.Tensor:
+    """Return embeddings [vocabulary, size] of length about :data:`SCALE`; those of tokens never seen are noise alone.
+
+    Arguments:
+        corpus: its groups that have English, but for the held-out ones, are counted.
+        tokenizer: decides on the tokens.
+        size: of an embedding.
+        fewest: groups in which an English token must occur to describe others.
+        seed: of the decomposition's start, a rotation and the noise.
+    """
+    torch.manual_seed(seed)
+    groups = [group for group in corpus.split()[0] if SOURCE in group.texts]
+    counts = {english: _occurrences(groups, tokenizer, english) for english in (True, False)}
+    everything = (counts[True] + counts[False]).minimum(1)
+    frequency = np.asarray(counts[True].sum(0)).ravel()
+    describing = np.flatnonzero((frequency >= fewest) & (frequency < 0.2 * len(groups)))
+    weights = scipy.sparse.diags(np.array([GROUP_WEIGHTS.get(group.source, 1.0) for group in groups], dtype=np.float32))
+    together = torch.from_numpy((everything.T @ (weights @ counts[True][:, describing])).toarray().astype(np.float32))
+
+    expected = together.sum(0, keepdim=True) ** 0.75
+    ratio = together / (together.sum(1, keepdim=True) + RARE) / (expected / expected.sum())
+    information = torch.where(together > 1, ratio.clamp(min=1e-9).log().clamp(min=0), 0.0)
+    left, values, _ = torch.svd_lowrank(information, q=min(size + 32, *information.shape), niter=3)
+    vectors = left[:, :size] * values[:size].sqrt()
+    vectors = torch.nn.functional.pad(vectors, (0, size - vectors.shape[1]))
+
+    norms = vectors.norm(dim=1, keepdim=True)
+    seen = norms > 1e-4
+    typical = norms[seen].median() if seen.any() else torch.tensor(1.0)
+    vectors = torch.where(seen, vectors / norms.clamp(min=1e-6) * (norms / typical).clamp(0.3, 1.7), 0.0)
+    # A random rotation, so that no coordinate carries the large singular values alone.
+    rotation, _ = torch.linalg.qr(torch.randn(size, size))
+    return SCALE * (vectors @ rotation + 0.15 * torch.randn_like(vectors) / size**0.5)
+
+
+def _occurrences(groups: list, tokenizer: PreTrainedTokenizerBase, english: bool) -> scipy.sparse.csr_matrix:
+    """Return which tokens [groups, vocabulary] occur in the English texts of each group, or in the others."""
+    texts = [(i, text) for i, group in enumerate(groups) for language, text in group.texts.items()
+             if (language == SOURCE) == english]  # fmt: skip
+    tokens = tokenizer([text for _, text in texts], add_special_tokens=False)["input_ids"]
+    rows = np.repeat([i for i, _ in texts], [len(row) for row in tokens])
+    matrix = scipy.sparse.csr_matrix(
+        (np.ones(len(rows), dtype=np.float32), (rows, np.concatenate([np.asarray(row, dtype=int) for row in tokens]))),
+        shape=(len(groups), len(tokenizer)),
+    )
+    return matrix.minimum(1)
+
+
+def main() -> int:
+    show_user_errors_in_one_line()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--corpus", type=Path, default=Path("corpus"), help="folder that mini_model.prepare wrote")
+    parser.add_argument("--tokenizer", default="tokenizer", help="folder of the tokenizer")
+    parser.add_argument("--output", type=Path, default=Path("embeddings.pt"), help="file to write")
+    parser.add_argument("--size", type=int, default=256, help="hidden size of the model")
+    arguments = parser.parse_args()
+    tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer)
+    vectors = cross_lingual_embeddings(Corpus.load(arguments.corpus), tokenizer, arguments.size)
+    buffer = io.BytesIO()
+    torch.save(vectors, buffer)
+    write(arguments.output, buffer.getvalue())
+    for word in (" health", " football", " travel"):
+        ids = tokenizer(word, add_special_tokens=False)["input_ids"]
+        nearest = (torch.nn.functional.normalize(vectors, dim=1) @ vectors[ids[0]]).topk(12).indices
+        logger.info("%r is near %s", word, [tokenizer.decode([i]) for i in nearest.tolist()])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,199 @@
+"""What the model learns from in a step: documents for the next token, and questions with a position for the answer."""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+
+from transformers import PreTrainedTokenizerBase
+
+from mini_model.corpus import Corpus, Group
+from mini_model.languages import SOURCE, TOPICS
+from mini_model.topics import WORD, TopicClassifier
+
+TOPIC_QUESTIONS = ("\nTopic:", "\nTopic:", "\nTopic:", "\nCategory:", " topic:", "\nLabel:", "\nSubject:", " ->")
+KEYWORD_QUESTIONS = ("\nKeywords:", "\nAbout:", " about:")
+# How often a pair comes from each source; of the large ones each language, not each sentence, counts the same.
+SOURCE_WEIGHTS = {
+    "sib-train": 0.24, "ntrex": 0.32, "pud": 0.14, "tatoeba": 0.12, "tico": 0.06, "xquad-s": 0.09, "xquad-q": 0.03,
+}  # fmt: skip
+# Sources whose texts also serve as single texts.
+RUNNING_TEXT = ("sib-train", "ntrex", "pud", "xquad-s")
+
+
+@dataclass
+class Question:
+    """A row of tokens in which the model answers.
+
+    Attributes:
+        tokens: the row, with the answer's tokens where it has several, all but the first learned as they stand.
+        position: of the last token before the answer.
+        filler: (start, stop) of random tokens that stand for virtual ones; noise is added to their embeddings.
+        answer: token id -> probability; empty where only the alignment with the translation is learned.
+        about_topic: whether the answer is a topic or a keyword.
+    """
+
+    tokens: list[int]
+    position: int
+    filler: tuple[int, int] = (0, 0)
+    answer: dict[int, float] = field(default_factory=dict)
+    about_topic: bool = True
+
+
+class Examples:
+    """Draws examples from a corpus; the same generator gives the same examples.
+
+    Arguments:
+        corpus: the prepared corpus.
+        words: typical English words of each topic.
+        tokenizer: of the model.
+        longest: tokens of a text that a question may have; longer ones are cut on the right.
+    """
+
+    def __init__(
+        self, corpus: Corpus, words: dict[str, list[str]], tokenizer: PreTrainedTokenizerBase, longest: int = 56
+    ):
+        self.tokenizer, self.longest, self.words = tokenizer, longest, words
+        self.dictionary, self.chains, self.labelled = corpus.dictionary, corpus.chains, corpus.labelled
+        groups, self.held_out = corpus.split()
+        self.by_source: dict[str, dict[str, list[Group]]] = defaultdict(lambda: defaultdict(list))
+        self.single = defaultdict(list, {language: list(texts) for language, texts in corpus.single.items()})
+        for group in groups:
+            pair = sorted(set(group.texts) - {SOURCE})
+            self.by_source[group.source][pair[0] if len(group.texts) == 2 and pair else "*"].append(group)
+            if group.source in RUNNING_TEXT:
+                for language, text in group.texts.items():
+                    self.single[language].append(text)
+        self.sources = [source for source in SOURCE_WEIGHTS if source in self.by_source]
+        english = [g.texts[SOURCE] for g in groups if SOURCE in g.texts and g.source != "tatoeba"]
+        self.keywords = _keywords(english, tokenizer)
+        self.classifier = TopicClassifier(corpus.labelled, words, english)
+        spellings = [self.encode(" " + topic) for topic in TOPICS]
+        self.topic_tokens = [tokens[0] for tokens in spellings]
+        self.topic_spelling = {tokens[0]: tokens if len(tokens) > 1 else [] for tokens in spellings}
+
+    def encode(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    # Texts
+
+    def pair(self, rng: random.Random) -> tuple[str, str, str | None]:
+        """Return two translations of one text, the first now and then English with foreign words, and its English."""
+        source = rng.choices(self.sources, [SOURCE_WEIGHTS[source] for source in self.sources])[0]
+        texts = rng.choice(self.by_source[source][rng.choice(list(self.by_source[source]))]).texts
+        others = [language for language in texts if language != SOURCE]
+        if SOURCE in texts and (len(others) == 1 or rng.random() < 0.6):
+            first, second = texts[SOURCE], texts[rng.choice(others)]
+            if rng.random() < 0.3:
+                first = self.mix(rng, first)
+        else:
+            first, second = (texts[language] for language in rng.sample(others, 2))
+        return first, second, texts.get(SOURCE)
+
+    def mix(self, rng: random.Random, text: str) -> str:
+        """Return an English text with a random share of its words replaced by those of one other language."""
+        words, share = self.dictionary[rng.choice(list(self.dictionary))], rng.uniform(0.3, 0.9)
+
+        def translate(match: re.Match[str]) -> str:
+            word = match.group(0).lower()
+            if rng.random() < share:
+                for form in (word, re.sub("s$", "", word), re.sub("e[sd]$", "", word), re.sub("d$|ing$", "", word)):
+                    if form in words:
+                        return rng.choice(words[form][:2])
+            return match.group(0)
+
+        return WORD.sub(translate, text)
+
+    def topic_text(self, rng: random.Random) -> tuple[str, str]:
+        """Return (text, topic): a labelled sentence or words of a topic's list, mostly mixed with other languages."""
+        if rng.random() < 0.5:
+            topic, text = rng.choice(self.labelled)
+        else:
+            topic = rng.choice(TOPICS)
+            text = " ".join(rng.sample(self.words[topic], min(len(self.words[topic]), rng.randint(2, 8))))
+        return (self.mix(rng, text) if rng.random() < 0.75 else text), topic
+
+    # Next-token documents
+
+    def document(self, rng: random.Random) -> str:
+        """Return a text to learn next tokens from: translations, one text, a labelled text or words of one meaning."""
+        kind = rng.random()
+        if kind < 0.4:
+            first, second, _ = self.pair(rng)
+            return f"{first}\n{second}" if rng.random() < 0.5 else f"{second}\n{first}"
+        if kind < 0.7:
+            return rng.choice(self.single[rng.choice(list(self.single))])
+        if kind < 0.85:
+            text, topic = self.topic_text(rng)
+            return f"{text}{rng.choice(TOPIC_QUESTIONS)} {topic}"
+        lines = []
+        for chain in rng.sample(self.chains, min(4, len(self.chains))):
+            languages = rng.sample(sorted(chain), min(len(chain), 4))
+            if SOURCE in chain and SOURCE not in languages and rng.random() < 0.7:
+                languages[0] = SOURCE
+            lines.append(" = ".join(chain[language] for language in languages))
+        return "\n".join(lines)
+
+    def packed(self, rng: random.Random, rows: int, length: int) -> list[list[int]]:
+        """Return `rows` rows of `length` tokens, filled with documents that end in the EOS token."""
+        tokens: list[int] = []
+        while len(tokens) < rows * length:
+            document = self.encode(self.document(rng))[:192]
+            begin = [self.tokenizer.bos_token_id] if rng.random() < 0.5 else []
+            tokens += [*begin, *document, self.tokenizer.eos_token_id]
+        return [tokens[row * length : (row + 1) * length] for row in range(rows)]
+
+    # Questions
+
+    def questions(self, rng: random.Random, pairs: int, topics: int) -> list[Question]:
+        """Return 2 `pairs` questions on translations, side by side, then `topics` questions on texts of known topic."""
+        rows = []
+        for _ in range(pairs):
+            first, second, english = self.pair(rng)
+            about_topic = rng.random() < 0.6
+            question = rng.choice(TOPIC_QUESTIONS if about_topic else KEYWORD_QUESTIONS)
+            answer: dict[int, float] = {}
+            if english is not None and about_topic:
+                answer = dict(zip(self.topic_tokens, self.classifier.probabilities(english), strict=True))
+            elif english is not None:
+                found = {self.keywords[word] for word in WORD.findall(english.lower()) if word in self.keywords}
+                rarest = sorted(found, key=lambda entry: (-entry[1], entry[0]))[:8]
+                answer = {token: 1 / len(rarest) for token, _ in rarest}
+            rows += [self._ask(rng, text, question, answer, about_topic) for text in (first, second)]
+        for _ in range(topics):
+            text, topic = self.topic_text(rng)
+            answer = {self.topic_tokens[TOPICS.index(topic)]: 1.0}
+            rows.append(self._ask(rng, text, rng.choice(TOPIC_QUESTIONS), answer, True))
+        return rows
+
+    def _ask(
+        self, rng: random.Random, text: str, question: str, answer: dict[int, float], about_topic: bool
+    ) -> Question:
+        """Put text, question and filler in one of the orders that prompts before and after a text will make."""
+        text_tokens, question_tokens = self.encode(text)[: self.longest], self.encode(question)
+        spelled = self.topic_spelling[max(answer, key=answer.__getitem__)] if answer and about_topic else []
+        size = rng.randint(1, 16) if rng.random() < 0.5 else 0
+        filler = [rng.randrange(4, len(self.tokenizer)) for _ in range(size)]
+        if rng.random() < 0.25:  # before the text, as a trained prefix prompt stands
+            row, start = [*filler, *question_tokens, *text_tokens], 0
+        else:
+            row, start = [*text_tokens, *filler, *question_tokens], len(text_tokens)
+        return Question([*row, *spelled], len(row) - 1, (start, start + size), answer, about_topic)
+
+
+def _keywords(english: list[str], tokenizer: PreTrainedTokenizerBase) -> dict[str, tuple[int, float]]:
+    """Return (token id, rarity) of English content words: single tokens, neither rare nor in one text of a hundred."""
+    frequency = Counter(word for text in english for word in set(WORD.findall(text.lower())))
+    tokens: dict[str, tuple[int, float]] = {}
+
+    for word, count in frequency.items():
+        if (
+            len(word) > 2
+            and 5 <= count < max(6, 0.01 * len(english))
+            and len(ids := tokenizer(" " + word, add_special_tokens=False)["input_ids"]) == 1
+        ):
+            tokens[word] = ids[0], math.log(len(english) / count)
+    return tokens

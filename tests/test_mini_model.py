@@ -1,0 +1,300 @@
+"""The embedded model's recipe, from sources in their own formats to a model, on a handful of sentences."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+
+from lm_eval_spt.errors import UserError
+from mini_model import dictionary, sources
+from mini_model.contamination import HeldOut
+from mini_model.corpus import Corpus, Group
+from mini_model.embeddings import cross_lingual_embeddings
+from mini_model.examples import Examples, Question
+from mini_model.languages import LANGUAGES, TOPICS
+from mini_model.prepare import LABELLED, prepare
+from mini_model.pretrain import PretrainingConfig, Trainer, answer_loss, info_nce, learning_rate, pretrain
+from mini_model.tokenizer import train_tokenizer
+from mini_model.topics import TopicClassifier, read_sentences, read_words
+
+WORDS = {
+    "eng": ["river", "doctor", "minister", "goal", "film", "laptop", "hotel", "the", "of", "in"],
+    "deu": ["fluss", "arzt", "minister", "tor", "film", "rechner", "hotel", "der", "von", "im"],
+}
+
+
+def sentence(language: str, seed: int) -> str:
+    """Return a made-up sentence of ten words that no other seed has; English and German ones have words in common."""
+    words = random.Random(seed).choices(range(10), k=10)
+    chosen = [WORDS["eng" if language == "eng" else "deu"][i] for i in words]
+    return " ".join(chosen if language in WORDS else [f"{language}{word}{seed}" for word in chosen]) + f" {seed}."
+
+
+@pytest.fixture(scope="module")
+def source_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with every source in its own format, a few sentences each."""
+    folder = tmp_path_factory.mktemp("sources")
+
+    def put(path: str, text: str) -> None:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(text, encoding="utf-8")
+
+    for language, name in LANGUAGES.items():
+        for split, start in {"train": 0, "dev": 100, "test": 200}.items():
+            rows = [f'{i}\ttravel\t"{sentence(language, start + i)} ""quoted"""\n' for i in range(4)]
+            put(f"sib-200/data/annotated/{name}/{split}.tsv", "index_id\tcategory\ttext\n" + "".join(rows))
+        code = {"ara": "arb", "swh": "swa", "zho": "zho_Hans"}.get(language, language)
+        file = "src.eng" if language == "eng" else f"ref.{code}"
+        # The last but one line of NTREX holds a test sentence of SIB-200.
+        lines = [sentence(language, 300 + i) for i in range(12)] + [sentence(language, 201), sentence(language, 399)]
+        put(
+            f"OPUS-MT-testsets/datasets/microsoft/ntrex/NTREX/NTREX-128/newstest2019-{file}.txt",
+            "\n".join(lines) + "\n",
+        )
+        code = {"zho": "cmn", "ara": "arb", "swh": "swa"}.get(language, language)
+        words = WORDS["eng" if language == "eng" else "deu"]
+        lemmas = [f"{i:08}-n\t{code}:lemma\t{word}\n" for i, word in enumerate(words)]
+        put(f"omw-data/wns/wikt/wn-wikt-{code}.tab", "# Wiktionary\t...\n" + "".join(lemmas))
+    for language, name in [*sources.PUD.items(), *sources.TREEBANKS]:
+        folder_name = f"UD_{name}-PUD" if "-" not in name else f"UD_{name}"
+        text = "".join(f"# sent_id = n{i}\n# text = {sentence(language, 400 + i)}\n1\tx\tx\t_\n\n" for i in range(3))
+        put(f"{folder_name}/x-ud-test.conllu", text)
+    for language, code in {"eng": "en", "deu": "de", "ell": "el", "spa": "es", "hin": "hi", "rus": "ru", "tur": "tr",
+                           "vie": "vi", "zho": "zh", "ara": "ar"}.items():  # fmt: skip
+        # Greek splits a sentence in two, so that its paragraph can not be aligned.
+        context = sentence(language, 500) + " " + sentence(language, 501) + (" Ναι." if language == "ell" else "")
+        paragraph = {"context": context, "qas": [{"id": "q1", "question": sentence(language, 502)}]}
+        put(f"xquad/xquad.{code}.json", json.dumps({"data": [{"paragraphs": [paragraph]}]}))
+    for language, code in {"ara": "ar", "spa": "es-419", "fra": "fr", "hin": "hi", "ind": "id", "por": "pt-BR",
+                           "rus": "ru", "zho": "zh", "swh": "sw"}.items():  # fmt: skip
+        unit = (
+            f'<tu tuid="a:1">\n<tuv xml:lang="en"><seg>{sentence("eng", 600)} &amp; so</seg></tuv>\n'
+            f'<tuv xml:lang="{code}"><seg>{sentence(language, 600)}</seg></tuv></tu>'
+        )
+        put(f"tico-19.github.io/data/TM/all.en-{code}.tmx", f"<tmx><body>{unit}</body></tmx>")
+    packed = folder / "tico-19.github.io/data/TM/all.en-sw.tmx"
+    with zipfile.ZipFile(f"{packed}.zip", "w") as archive:
+        archive.write(packed, "all.en-sw.tmx")
+    packed.unlink()
+    for language, labels in {"deu": ["deu", "deu"], "zho": ["cmn_Hant", "cmn_Hans"]}.items():
+        stem = f"OPUS-MT-testsets/datasets/helsinki_nlp/tatoeba/testsets/eng-{language}/tatoeba-test-v2021-08-07."
+        put(f"{stem}eng", "\n".join(sentence("eng", 700 + i) for i in range(2)) + "\n")
+        put(f"{stem}{language}", "\n".join(sentence(language, 700 + i) for i in range(2)) + "\n")
+        put(f"{stem}{language}.labels", "\n".join(labels) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prepared(source_folder: Path) -> tuple[Corpus, dict[str, dict[str, int]]]:
+    return prepare(source_folder)
+
+
+@pytest.fixture(scope="module")
+def corpus_folder(prepared: tuple[Corpus, dict[str, dict[str, int]]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    prepared[0].save(folder)
+    return folder
+
+
+def test_every_source_is_read(prepared: tuple[Corpus, dict[str, dict[str, int]]]) -> None:
+    corpus, report = prepared
+    counts = {name: (entry.get("groups", 0), entry["single"]) for name, entry in report.items()}
+    assert counts.pop("labelled")[1] == len(read_sentences(LABELLED / "sentences.tsv"))
+    assert counts == {
+        "sib-train": (4, 0), "ntrex": (13, 0), "pud": (3, 0), "xquad-q": (1, 0), "xquad-s": (2, 3), "tico": (1, 0),
+        "tatoeba": (3, 0), "ud": (0, 27),
+    }  # fmt: skip
+    texts = {group.source: group.texts for group in corpus.groups}
+    assert texts["sib-train"]["deu"].endswith('"quoted"')
+    assert len(texts["ntrex"]) == len(LANGUAGES) and len(texts["pud"]) == len(sources.PUD)
+    assert "ell" not in texts["xquad-s"] and len(texts["xquad-s"]) == 9
+    assert texts["tico"]["eng"] == sentence("eng", 600) + " & so" and texts["tico"]["swh"] == sentence("swh", 600)
+    assert texts["tatoeba"] == {"eng": sentence("eng", 701), "zho": sentence("zho", 701)}
+    assert corpus.dictionary["deu"]["river"] == ["fluss"]
+    assert corpus.chains[0]["eng"] == "river" and corpus.chains[0]["fin"] == "fluss"
+
+
+def test_nothing_shares_a_run_of_words_with_held_out_sentences(
+    prepared: tuple[Corpus, dict[str, dict[str, int]]], source_folder: Path
+) -> None:
+    """Restated plainly: no eight words (sixteen Chinese characters) of a held-out sentence stand in any text."""
+    corpus, report = prepared
+    assert report["ntrex"]["overlapping"] == len(LANGUAGES)
+    kept: dict[str, list[str]] = {language: list(corpus.single.get(language, [])) for language in LANGUAGES}
+    kept["eng"] += [text for _, text in corpus.labelled]
+    for group in corpus.groups:
+        for language, text in group.texts.items():
+            kept[language].append(text)
+    for split in ("dev", "test"):
+        for texts in sources.topic_texts(source_folder / sources.SIB200, split):
+            for language, text in texts.items():
+                everything = " | ".join(kept[language]).lower()
+                if language == "zho":
+                    runs = [text[i : i + 16].lower() for i in range(len(text) - 15)]
+                else:
+                    everything = " ".join(re.findall(r"\w+|\|", everything))
+                    words = re.findall(r"\w+", text.lower())
+                    runs = [" ".join(words[i : i + 8]) for i in range(len(words) - 7)]
+                assert runs and not [run for run in runs if run in everything]
+
+
+def test_a_short_held_out_text_is_only_found_whole() -> None:
+    held_out = HeldOut([{"eng": "A short line."}])
+    assert held_out.overlaps("eng", "a short line")
+    assert not held_out.overlaps("eng", "This is a short line of text that has many more words.")
+    assert not held_out.overlaps("deu", "a short line")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"dev\.tsv: there is no such file: mini_model/README\.md says how"):
+        prepare(tmp_path)
+    with pytest.raises(UserError, match=r"single\.jsonl: there is no such file: .*mini_model\.prepare"):
+        Corpus.load(tmp_path)
+    (tmp_path / "single.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match="not a corpus that mini_model.prepare wrote"):
+        Corpus.load(tmp_path)
+
+
+def test_a_corpus_comes_back_as_it_was(prepared: tuple[Corpus, dict[str, dict[str, int]]], corpus_folder: Path) -> None:
+    assert Corpus.load(corpus_folder) == prepared[0]
+
+
+def test_held_out_groups_are_not_learned_from() -> None:
+    groups = [Group("ntrex", {"eng": f"text {i}", "deu": f"Text {i}"}) for i in range(8)]
+    corpus = Corpus([*groups, Group("pud", {"eng": "text 7", "swe": "text sju"})], {}, [], {}, [])
+    learned, held_out = corpus.split()
+    assert held_out == groups[-2:]
+    assert learned == groups[:-2], "a group with a held-out English text is left out too"
+
+
+def test_words_that_occur_together_are_translations() -> None:
+    pairs = {"the dog runs": "hund rennt", "a dog sleeps": "hund schläft", "that cat runs": "katze rennt"}
+    groups = [Group("tatoeba", {"eng": english, "deu": german}) for english, german in pairs.items()]
+    found = dictionary.from_texts(groups, fewest=2, closeness=0.9)
+    assert found == {"deu": {"dog": ["hund"], "runs": ["rennt"]}}
+    hindi = dictionary.from_texts([Group("tico", {"eng": "health", "hin": "स्वास्थ्य।"})], fewest=1)
+    assert hindi == {"hin": {"health": ["स्वास्थ्य"]}}
+    assert dictionary.merged({"deu": {"dog": ["Hund"]}}, {"deu": {"dog": ["x"], "cat": ["Katze"]}}) == {
+        "deu": {"dog": ["Hund"], "cat": ["Katze"]}
+    }
+
+
+def test_the_classifier_knows_its_sentences_and_words() -> None:
+    sentences, words = read_sentences(LABELLED / "sentences.tsv"), read_words(LABELLED / "words.tsv")
+    assert set(words) == {topic for topic, _ in sentences} == set(TOPICS)
+    learned, unseen = sentences[::2], sentences[1::2]
+    classifier = TopicClassifier(learned, words, [text for _, text in sentences])
+    probabilities = torch.tensor([classifier.probabilities(text) for _, text in unseen])
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(len(unseen)))
+    answers = torch.tensor([TOPICS.index(topic) for topic, _ in unseen])
+    assert (probabilities.argmax(1) == answers).float().mean() > 0.75
+    assert TOPICS[int(torch.tensor(classifier.probabilities("vaccines")).argmax())] == "health"
+
+
+@pytest.fixture(scope="module")
+def examples(corpus_folder: Path, tokenizer: PreTrainedTokenizerBase) -> Examples:
+    return Examples(Corpus.load(corpus_folder), read_words(LABELLED / "words.tsv"), tokenizer)
+
+
+def test_questions_put_filler_where_prompts_stand(examples: Examples) -> None:
+    rows = examples.questions(random.Random(0), pairs=40, topics=40)
+    assert len(rows) == 2 * 40 + 40
+    before = after = 0
+    for row in rows:
+        start, stop = row.filler
+        assert 0 <= start <= stop < len(row.tokens)
+        assert not row.answer or sum(row.answer.values()) == pytest.approx(1)
+        text = examples.tokenizer.decode(row.tokens[stop : row.position + 1])
+        spelled = examples.tokenizer.decode(row.tokens[row.position + 1 :])
+        likely = row.about_topic and row.answer and max(row.answer, key=row.answer.get) == examples.topic_tokens[0]
+        assert spelled == (" science/technology" if likely else ""), "all other topics are single tokens"
+        before += stop > start == 0
+        after += stop > start > 0 and text.endswith((":", "->"))
+    assert before > 5 and after > 20
+    assert all(set(row.answer) <= set(examples.topic_tokens) for row in rows if row.about_topic)
+    assert all(len(row.answer) == 1 for row in rows[80:]), "a labelled text has one topic"
+    again = examples.questions(random.Random(0), pairs=40, topics=40)
+    assert rows == again
+
+
+def test_losses_are_what_the_formulas_say() -> None:
+    generator = torch.Generator().manual_seed(0)
+    first, second = torch.randn(3, 4, generator=generator), torch.randn(3, 4, generator=generator)
+    cosine = torch.nn.functional.cosine_similarity(first[:, None], second[None], dim=-1) / 0.1
+    each = [-cosine[i, i] + cosine[i].exp().sum().log() for i in range(3)]
+    each += [-cosine[i, i] + cosine[:, i].exp().sum().log() for i in range(3)]
+    torch.testing.assert_close(info_nce(first, second, 0.1), torch.stack(each).mean())
+
+    rows = [
+        Question([5], 0, answer={1: 0.25, 2: 0.75}),
+        Question([5], 0, answer={3: 1.0}, about_topic=False),
+        Question([5], 0),
+    ]
+    log_probability = torch.randn(3, 8, generator=generator).log_softmax(-1)
+    expected = -(0.25 * log_probability[0, 1] + 0.75 * log_probability[0, 2])
+    torch.testing.assert_close(answer_loss(log_probability, rows, True), expected)
+    torch.testing.assert_close(answer_loss(log_probability, rows, False), -log_probability[1, 3])
+    assert answer_loss(log_probability, rows[2:], True) == 0
+
+
+def test_the_learning_rate_rises_stays_and_falls() -> None:
+    config = PretrainingConfig(steps=100, warmup=10, decay=0.5, lr=1.0)
+    assert [learning_rate(config, step) for step in (0, 9, 30, 50, 75)] == pytest.approx([0.1, 1, 1, 1, 0.5])
+    assert learning_rate(config, 99) == pytest.approx(0.02)
+
+
+def test_embeddings_of_translations_are_close(tokenizer: PreTrainedTokenizerBase) -> None:
+    corpus = Corpus(
+        [Group("tatoeba", {"eng": sentence("eng", i), "deu": sentence("deu", i)}) for i in range(300)], {}, [], {}, []
+    )
+    vectors = cross_lingual_embeddings(corpus, tokenizer, size=16, fewest=2)
+    assert vectors.shape == (len(tokenizer), 16)
+    pairs = [(" river", " fluss"), (" doctor", " arzt"), (" goal", " tor")]
+    ids = [[tokenizer(word)["input_ids"][0] for word in pair] for pair in pairs]
+    close = torch.nn.functional.cosine_similarity(vectors[[i for i, _ in ids]], vectors[[i for _, i in ids]])
+    apart = torch.nn.functional.cosine_similarity(
+        vectors[[i for i, _ in ids]], vectors[[ids[k - 1][1] for k in range(3)]]
+    )
+    assert (close > apart).all() and close.mean() > apart.mean() + 0.3
+
+
+def test_the_tokenizer_keeps_every_text(prepared: tuple[Corpus, dict[str, dict[str, int]]]) -> None:
+    tokenizer = train_tokenizer(prepared[0], 400)
+    assert len(tokenizer) == 400
+    assert tokenizer.convert_tokens_to_ids(["<pad>", "<s>", "</s>", "<unk>"]) == [0, 1, 2, 3]
+    for text in ("naïve  text\n", "स्वास्थ्य 2024", "健康，你好"):
+        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    assert len(tokenizer(" science")["input_ids"]) == 1
+
+
+def test_a_run_that_was_cut_off_ends_with_the_same_weights(corpus_folder: Path, tmp_path: Path) -> None:
+    """Three steps at once, and one step, a new process' worth of state, then two more."""
+    settings = dict(
+        corpus=str(corpus_folder), tokenizer="lm_eval_spt/mini", hidden_size=16, layers=1, feed_forward=16, heads=2,
+        pairs=2, topics=2, rows=1, row_length=16, bf16=False, warmup=1, device="cpu", save_every=1, evaluate_every=3,
+    )  # fmt: skip
+    whole = PretrainingConfig(output=str(tmp_path / "whole"), steps=3, **settings)
+    pretrain(whole)
+    cut = PretrainingConfig(output=str(tmp_path / "cut"), steps=3, **settings)
+    first = Trainer(cut)
+    first.train_step()
+    first.save_checkpoint()
+    pretrain(cut)
+    weights = [AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("whole", "cut")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    entries = [json.loads(line) for line in (tmp_path / "whole/log.jsonl").read_text().splitlines()]
+    assert entries[0]["settings"]["steps"] == 3 and 0 <= entries[-1]["retrieval"] <= 1
+
+
+def test_the_readme_lists_every_source() -> None:
+    readme = (Path(sources.__file__).parent / "README.md").read_text(encoding="utf-8")
+    for source in sources.SOURCES:
+        assert source.link in readme and source.licence in readme
+    assert not [source.licence for source in sources.SOURCES if "NC" in source.licence or "ND" in source.licence]
