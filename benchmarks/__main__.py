@@ -49,28 +49,31 @@ def training(shape: str, lengths: list[int], steps: int, where: dict[str, str]) 
 def growth(shape: str, documents: int, where: dict[str, str]) -> dict[str, list[dict[str, Any]]]:
     """Measure how scoring's time grows with each of four things, all others being fixed."""
     words = [f" {word}" for word in models.texts(1)[0].split()]
-    base: dict[str, Any] = {"documents": documents, "choices": models.CATEGORIES, "length": 10}
-    axes: dict[str, list[tuple[int, dict[str, Any]]]] = {
-        "documents": [(number, {"documents": number}) for number in (documents // 2, documents, 2 * documents)],
-        "choices": [(number, {"choices": (models.CATEGORIES + words)[:number]}) for number in (2, 7, 20)],
-        "prompt length": [(number, {"length": number}) for number in (5, 20, 50)],
+    base: dict[str, Any] = {"shape": shape, "documents": documents, "choices": models.CATEGORIES, "length": 10, **where}
+    contenders = score.CONTENDERS[0], score.CONTENDERS[-1]
+
+    def seconds(**change: Any) -> dict[str, float]:
+        say(f"{shape}: growth, {', '.join(change) or 'base'}")
+        return {name: run(score.one_prompt, contender=name, **base | change)["seconds"] for name in contenders}
+
+    middle = seconds()
+    found = {
+        "documents": [(documents, middle), (4 * documents, seconds(documents=4 * documents))],
+        "choices": [
+            (2, seconds(choices=models.CATEGORIES[:2])),
+            (7, middle),
+            (20, seconds(choices=(models.CATEGORIES + words)[:20])),
+        ],
+        "prompt length": [(10, middle), (50, seconds(length=50))],
     }
-    found: dict[str, list[dict[str, Any]]] = {}
-    for axis, points in axes.items():
-        for x, change in points:
-            say(f"{shape}: {axis} {x}")
-            given = {"shape": shape, **base, **change, **where}
-            contenders = score.CONTENDERS[0], score.CONTENDERS[-1]
-            seconds = {name: run(score.one_prompt, contender=name, **given)["seconds"] for name in contenders}
-            found.setdefault(axis, []).append({"x": x, "seconds": seconds})
-    one = run(score.one_prompt, contender=score.CONTENDERS[0], shape=shape, **base, **where)["seconds"]
+    together = []
     for seeds in (1, 4, 16):
-        say(f"{shape}: {seeds} prompts")
-        given = {"shape": shape, "documents": documents, "choices": models.CATEGORIES, "lengths": [10], "seeds": seeds}
-        together = run(score.many_prompts, **given, **where)["seconds"]
-        seconds = {score.CONTENDERS[0]: seeds * one, "this package, together": together}
-        found.setdefault("suffix prompts", []).append({"x": seeds, "seconds": seconds})
-    return found
+        say(f"{shape}: growth, {seeds} prompts")
+        given = {name: value for name, value in base.items() if name != "length"}
+        ours = run(score.many_prompts, lengths=[10], seeds=seeds, **given)["seconds"]
+        together.append((seeds, {contenders[0]: seeds * middle[contenders[0]], contenders[1]: ours}))
+    found["suffix prompts"] = together
+    return {axis: [{"x": x, "seconds": of} for x, of in points] for axis, points in found.items()}
 
 
 def say(what: str) -> None:
@@ -81,11 +84,12 @@ def say(what: str) -> None:
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--documents", type=int, default=16)
-    parser.add_argument("--overhead-documents", type=int, default=4000, help="205 languages have 41,820")
+    parser.add_argument("--documents", type=int, default=8)
+    parser.add_argument("--overhead-documents", type=int, default=1000, help="205 languages have 41,820")
     parser.add_argument("--steps", type=int, default=2, help="measured training steps of each contender")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--only", nargs="+", default=[], help="sections to measure anew, the rest as it was")
     parser.add_argument("--quick", action="store_true", help="only see whether it runs; prints, and writes nothing")
     options = parser.parse_args()
     where = {"device": options.device, "dtype": options.dtype}
@@ -102,16 +106,22 @@ def main() -> None:
     }  # fmt: skip
     main_shape, *others = shapes
     sections: list[tuple[str, Callable[[], dict[str, Any]]]] = [
-        (main_shape, lambda: scoring(main_shape, documents, many=True, where=where)),
-        (main_shape, lambda: training(main_shape, [5, 10], options.steps, where)),
+        (f"{main_shape} score", lambda: scoring(main_shape, documents, many=True, where=where)),
+        (f"{main_shape} train", lambda: training(main_shape, [5, 10], options.steps, where)),
         ("overhead", lambda: overhead.compare(overhead_documents)),
-        ("growth", lambda: growth(main_shape, max(2, documents * 3 // 4), where)),
-        *((shape, partial(scoring, shape, documents, many=False, where=where)) for shape in others),
+        ("growth", lambda: growth(main_shape, max(2, documents // 2), where)),
+        *((f"{shape} score", partial(scoring, shape, documents, many=False, where=where)) for shape in others),
         # PEFT's training of the largest does not fit into 16 GB.
-        *((shape, partial(training, shape, [5], options.steps, where)) for shape in others if shape != "llama-1b"),
+        *((f"{shape} train", partial(training, shape, [5], options.steps, where)) for shape in others[:1]),
     ]
+    if unknown := set(options.only) - {name for name, _ in sections}:
+        parser.error(f"no section {', '.join(unknown)}; there are {', '.join(name for name, _ in sections)}")
+    if options.only:
+        found = report.read() | {"setting": found["setting"]}
     for name, section in sections:
-        found.setdefault(name, {}).update(section())
+        if options.only and name not in options.only:
+            continue
+        found.setdefault(name.split()[0], {}).update(section())
         if not options.quick:  # what is measured is not lost if the rest is interrupted
             report.write(found)
     if options.quick:

@@ -47,6 +47,7 @@ def outside_the_model(contender: str, documents: int) -> dict[str, Any]:
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
     )
+    torch.manual_seed(0)
     model = LlamaForCausalLM(config).eval()
     lm = HFLM(model, tokenizer=tokenizer, batch_size=64) if contender == "hf" else SPTLM(model, tokenizer=tokenizer)
     texts = models.texts(documents)
