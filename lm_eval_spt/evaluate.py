@@ -129,7 +129,8 @@ def evaluate_prompts(
     names = _expand(prompts)
     loaded = {name: SoftPrompt.from_pretrained(name) for name in names}
     shared = simple_parse_args_string(model_args)
-    base_models = {shared.get("pretrained") or prompt.base_model for prompt in loaded.values()}
+    named = shared.get("pretrained") or (base.base_model_name if base is not None else None)
+    base_models = {named or prompt.base_model for prompt in loaded.values()}
     if len(base_models) > 1:
         raise UserError(
             f"the prompts have different base models ({', '.join(map(str, base_models))}): give one at a time"

@@ -120,6 +120,25 @@ def test_the_base_model_is_loaded_as_the_prompt_was_trained(files, tmp_path):
         evaluate_prompts([files[0], str(with_bos)], TASKS[:1], str(tmp_path / "both"), device="cpu")
 
 
+def test_a_base_model_that_is_loaded_need_not_be_named(tmp_path, monkeypatch):
+    """A prompt may name a folder outside of the current one, which is not opened because a file says so."""
+    lm = SPTLM(pretrained="mini", device="cpu")
+    folder = tmp_path / "model"
+    lm.model.save_pretrained(folder)
+    lm.tokenizer.save_pretrained(folder)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    prompt = random_prompt(lm.model, placement="suffix")
+    file = tmp_path / "p.safetensors"
+    SoftPrompt(prompt.vectors, {**prompt.metadata, "base_model": str(folder)}).save(file)
+    options = {"limit": 2, "device": "cpu"}
+    with pytest.raises(UserError, match="outside of the current one"):
+        evaluate_prompts([str(file)], TASKS[:1], str(tmp_path / "out"), **options)
+    base = SPTLM(pretrained=str(folder), device="cpu")
+    (path,) = evaluate_prompts([str(file)], TASKS[:1], str(tmp_path / "out"), base=base, **options)
+    assert json.loads(path.read_text())["n-samples"][TASKS[0]]["effective"] == 2
+
+
 def test_mistakes_are_one_line(files, tmp_path, monkeypatch):
     ours = task_manager(TASKS)  # the harness's own files take many seconds
     monkeypatch.setattr("lm_eval_spt.evaluate.task_manager", lambda names, include_path, metadata: ours)
