@@ -40,8 +40,3 @@ class Processes:
         for tensor in tensors:
             tensor.detach().copy_(flat[start : start + tensor.numel()].view_as(tensor))
             start += tensor.numel()
-
-    def wait(self) -> None:
-        """Wait until all processes are here."""
-        if self.count > 1:
-            torch.distributed.barrier()

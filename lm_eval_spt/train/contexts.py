@@ -105,6 +105,10 @@ class ContextCache:
         """Return how much the keys and values of a batch of these contexts take, padding included."""
         return self._shape(len(contexts) * max(map(len, contexts))).numel() * self._model.dtype.itemsize
 
+    def free(self) -> int:
+        """Return the bytes that are free where batches are put together: on the model's device."""
+        return _free("host" if self._device.type == "cpu" else "device", self._device)
+
     def _shape(self, time: int) -> torch.Size:
         """Return the shape of a context's state, read off what the model keeps of one token."""
         if not hasattr(self, "_of_one_token"):

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from tqdm import tqdm
 
@@ -225,7 +224,7 @@ def _companions(
     cache, wanted = caches[first], waiting[first]
     if cache is None:
         return [first]
-    room = psutil.virtual_memory().available / 4
+    room = cache.free() / 4
     together: list[Run] = []
     size = 0
     for run in sorted(waiting, key=lambda run: run is not first):
