@@ -30,10 +30,6 @@ Request = tuple[list[int], list[int]]
 # Hidden states that wait for the vocabulary head before it runs.
 NODES_AT_ONCE = 512
 
-# Part of a batch's tokens that several prompts may fill together: products with more rows are hardly faster, while
-# attention looks at more, the other prompts of its group included.
-GROUP = 4
-
 Answer = tuple[float, bool]
 """A continuation's log-likelihood, and whether greedy decoding would produce it."""
 
@@ -116,7 +112,7 @@ def score_suffixes(
     def answer(questions: Sequence[Question]) -> Iterator[Asked]:
         ids, mask = (tensor.to(device_of(model)) for tensor in pad_left([question.context for question in questions]))
         branches = max(row_length(Question([], question.continuations)) for question in questions)
-        most = min(LONG, max_batch_tokens // GROUP // len(questions)) if takes_trees(model) else 0
+        most = min(LONG, max_batch_tokens // len(questions)) if takes_trees(model) else 0
         groups = list(_groups(prompts, branches, most))
         past = read(model, ids, mask).with_room(max(sum(map(len, group)) + len(group) * branches for group in groups))
         for group in groups:
