@@ -8,6 +8,7 @@ The names that this relies on are listed in ``tests/test_causal_lm.py``.
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache, partial
@@ -33,7 +34,9 @@ def device_of(model: PreTrainedModel) -> torch.device:
 
 def decoder_of(model: PreTrainedModel) -> PreTrainedModel:
     """Return the part of a causal LM that turns tokens into hidden states, adapters (PEFT) included."""
-    return _without_wrapper(model).get_decoder()
+    causal = _without_wrapper(model)
+    decoder = causal.get_decoder()
+    return causal.base_model if decoder is causal else decoder  # transformers 4 knows not every architecture's
 
 
 def _without_wrapper(model: PreTrainedModel) -> PreTrainedModel:
@@ -70,7 +73,7 @@ def hidden_states(
     decoder = decoder_of(model)
     arguments: dict[str, Any] = {**inputs, "attention_mask": mask}
     if _has_parameter(type(decoder).forward, "position_ids"):
-        arguments["position_ids"] = positions
+        arguments["position_ids"] = positions.clone()  # XGLM before transformers 5.3 adds to it in place
     with ExitStack() as stack:
         if visible is not None:
             assert key_positions is not None
@@ -153,7 +156,7 @@ class RoomyLayer(DynamicLayer):
 
     def __init__(self, keys: Tensor, values: Tensor, time: int) -> None:
         super().__init__()
-        self.lazy_initialization(keys, values)
+        super().update(keys[:, :, :0], values[:, :, :0])  # makes the layer
         self._all_keys, self._all_values, self._time = keys, values, time
         self.keys, self.values = keys[:, :, :time], values[:, :, :time]
 
@@ -200,6 +203,8 @@ def _attention_masks(
 
     A sliding window counts positions in the text here, where the model's own masks count slots of the batch.
     """
+    if hasattr(sys.modules[type(decoder_of(model)).__module__], "_prepare_4d_causal_attention_mask"):
+        return visible[:, None].to(model.dtype)  # XGLM before transformers 5.2 makes of it what the scores get added
     window = sliding_window(model)
     if window is None:
         return _additive(visible, model.dtype)
