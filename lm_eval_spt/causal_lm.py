@@ -34,9 +34,7 @@ def device_of(model: PreTrainedModel) -> torch.device:
 
 def decoder_of(model: PreTrainedModel) -> PreTrainedModel:
     """Return the part of a causal LM that turns tokens into hidden states, adapters (PEFT) included."""
-    causal = _without_wrapper(model)
-    decoder = causal.get_decoder()
-    return causal.base_model if decoder is causal else decoder  # transformers 4 knows not every architecture's
+    return _without_wrapper(model).get_decoder()
 
 
 def _without_wrapper(model: PreTrainedModel) -> PreTrainedModel:
@@ -156,7 +154,7 @@ class RoomyLayer(DynamicLayer):
 
     def __init__(self, keys: Tensor, values: Tensor, time: int) -> None:
         super().__init__()
-        super().update(keys[:, :, :0], values[:, :, :0])  # makes the layer
+        self.lazy_initialization(keys, values)
         self._all_keys, self._all_values, self._time = keys, values, time
         self.keys, self.values = keys[:, :, :time], values[:, :, :time]
 

@@ -163,15 +163,9 @@ class Trainer:
         """Write model and tokenizer as ``from_pretrained`` reads them: stored in bfloat16, computed in float32."""
         copy.deepcopy(self.model).bfloat16().save_pretrained(self.folder)
         self.tokenizer.save_pretrained(self.folder)
-        told = {
-            "config.json": {"dtype": "float32"},
-            # transformers 5 writes this class's new name, which transformers 4 does not know.
-            "tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast"},
-        }
-        for name, changes in told.items():
-            place = self.folder / name
-            settings = json.loads(place.read_text(encoding="utf-8")) | changes
-            write(place, (json.dumps(settings, indent=2, sort_keys=True) + "\n").encode())
+        place = self.folder / "config.json"
+        settings = json.loads(place.read_text(encoding="utf-8")) | {"dtype": "float32"}
+        write(place, (json.dumps(settings, indent=2, sort_keys=True) + "\n").encode())
 
     # What the model computes
 
