@@ -1,11 +1,15 @@
 # The commands of this project; `make` alone lists them.
 # PYTHON chooses the interpreter that .venv is made with: make install PYTHON=python3.12
+# PYTHON_LOWEST does for .venv-lowest, in which test-lowest runs.
 
 PYTHON ?= python3
+PYTHON_LOWEST ?= python3.10
 VENV := .venv
+CONSTRAINTS := constraints.txt
+NAMED_BY = make $(MAKECMDGOALS) PYTHON
 INSTALLED := $(VENV)/installed
 
-.PHONY: help install demo test fuzz faults bench mini-model clean
+.PHONY: help install demo test test-lowest fuzz faults bench mini-model clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | sort | expand -t 12
@@ -13,13 +17,13 @@ help:  ## list the commands
 install: $(INSTALLED)  ## make .venv and install the project and all it needs into it
 
 # Done again only when one of these files has changed: everything else is used where it lies.
-$(INSTALLED): setup.cfg setup.py pyproject.toml constraints.txt lm_eval_spt.pth
+$(INSTALLED): setup.cfg setup.py pyproject.toml $(CONSTRAINTS) lm_eval_spt.pth
 	@command -v $(PYTHON) > /dev/null || { \
-		echo "error: there is no $(PYTHON); install Python 3.10 or later, or name one: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; } >&2
+		echo "error: there is no $(PYTHON); install Python 3.10 or later, or name one: $(NAMED_BY)=python3.11"; exit 1; } >&2
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
-		echo "error: $(PYTHON) is $$($(PYTHON) --version 2>&1), Python 3.10 or later is needed; name one: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; } >&2
+		echo "error: $(PYTHON) is $$($(PYTHON) --version 2>&1), Python 3.10 or later is needed; name one: $(NAMED_BY)=python3.11"; exit 1; } >&2
 	test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --constraint constraints.txt --editable '.[test,plot,ray]'
+	$(VENV)/bin/python -m pip install --constraint $(CONSTRAINTS) --editable '.[test,plot,ray]'
 	@touch $@
 
 demo: install  ## train a prompt on English, score it in 21 languages, print and save the table
@@ -30,6 +34,11 @@ test: install  ## check style and types, and run the tests
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy lm_eval_spt train_prompt.py mini_model
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n auto
+
+test-lowest:  ## run the tests with the lowest versions of everything, on PYTHON_LOWEST, in .venv-lowest
+	$(MAKE) install VENV=.venv-lowest CONSTRAINTS=constraints-lowest.txt PYTHON=$(PYTHON_LOWEST) \
+		NAMED_BY='make test-lowest PYTHON_LOWEST'
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -q -n auto
 
 fuzz: install  ## give every reader 200,000 damaged files (a quarter of an hour; guided by coverage where atheris installs)
 	-$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[fuzz]'
@@ -57,5 +66,5 @@ mini-model: install  ## make the embedded model anew from the public sources in 
 	SIB200_DIR=$(SOURCES)/sib-200/data/annotated $(VENV)/bin/python -m mini_model.evaluate \
 		--model $(MINI_MODEL)/model --output $(MINI_MODEL)/scores
 
-clean:  ## remove .venv and what builds and tools leave behind
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean:  ## remove .venv, .venv-lowest and what builds and tools leave behind
+	rm -rf $(VENV) .venv-lowest build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -8,6 +8,7 @@ The names that this relies on are listed in ``tests/test_causal_lm.py``.
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache, partial
@@ -70,7 +71,7 @@ def hidden_states(
     decoder = decoder_of(model)
     arguments: dict[str, Any] = {**inputs, "attention_mask": mask}
     if _has_parameter(type(decoder).forward, "position_ids"):
-        arguments["position_ids"] = positions
+        arguments["position_ids"] = positions.clone()  # XGLM before transformers 5.3 adds to it in place
     with ExitStack() as stack:
         if visible is not None:
             assert key_positions is not None
@@ -200,6 +201,8 @@ def _attention_masks(
 
     A sliding window counts positions in the text here, where the model's own masks count slots of the batch.
     """
+    if hasattr(sys.modules[type(decoder_of(model)).__module__], "_prepare_4d_causal_attention_mask"):
+        return visible[:, None].to(model.dtype)  # XGLM before transformers 5.2 makes of it what the scores get added
     window = sliding_window(model)
     if window is None:
         return _additive(visible, model.dtype)

@@ -63,7 +63,7 @@ class Recipe:
 
     def logits(self, text: list[int], prompt: Tensor) -> Tensor:
         words = self.model.get_input_embeddings()(torch.tensor(text))
-        return self.model(inputs_embeds=torch.cat([words, prompt])[None], logits_to_keep=1).logits[0, -1]
+        return self.model(inputs_embeds=torch.cat([words, prompt])[None]).logits[0, -1]
 
     def loss(self, texts: list[Text], prompt: Tensor) -> Tensor:
         logprobs = [self.logits(text, prompt).log_softmax(0)[self.labels[category]] for text, category in texts]

@@ -12,11 +12,11 @@ import datetime
 import errno
 import io
 import os
+import pathlib
 import signal
 import sys
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,7 +41,7 @@ class Fault:
     seen: int = 0
     _folder: str = field(default="", repr=False)
 
-    def arm(self, folder: Path, model: torch.nn.Module) -> None:
+    def arm(self, folder: pathlib.Path, model: torch.nn.Module) -> None:
         """Let it strike in this process.
 
         Args:
@@ -66,6 +66,8 @@ class Fault:
 
         os.fsync = fsync_and_count
         io.open = builtins.open = open_and_count
+        if hasattr(pathlib, "_NormalAccessor"):  # through which Path opens files in Python 3.10
+            pathlib._NormalAccessor.open = staticmethod(open_and_count)
 
     def over(self) -> None:
         """Let nothing happen any more: what comes is not the job's."""

@@ -33,6 +33,7 @@ def steady_model(family: str) -> PreTrainedModel:
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for name, weight in model.named_parameters():
+            name = name.replace("embed_out", "lm_head")  # GPT-NeoX's name for it in earlier transformers
             if weight.dim() > 1:
                 spread = 0.3 if "embed" in name or "wte" in name or "wpe" in name else 0.2
                 values = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(tuple(weight.shape))
