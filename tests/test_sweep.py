@@ -175,7 +175,7 @@ MISTAKES = {
     "preset": ({"settings": {"preset": "none"}}, "preset is 'none', expected one of paper"),
     "no list": ({"axes": {"seed": 3}}, "the axis seed is 3, expected a list"),
     "a list as setting": ({"settings": {"seed": [1, 2]}}, "the setting seed has several values: move it to 'axes'"),
-    "axes no mapping": ({"axes": [1]}, r"axes is \[1\], expected a mapping"),
+    "axes no mapping": ({"axes": [1]}, "axes is a list, expected a mapping"),
     "arm no mapping": ({"arms": {"a": 1}}, "the arm a is 1, expected settings"),
     "no targets": ({"targets": None}, "targets is None, expected a list of tasks"),
     "shard size": ({"shard_size": 0}, "shard_size is 0, expected a whole number from 1 on"),
