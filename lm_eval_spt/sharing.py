@@ -170,8 +170,11 @@ def _what_went_wrong(repository: str, error: Exception) -> str:
 def _known(front_matter: str) -> dict[str, Any]:
     try:
         known = parse_yaml(front_matter) or {}
-    except ValueError as error:
-        raise UserError(f"the card's front matter is not YAML ({error}): correct it or delete the card") from None
+        yaml.safe_dump(known)  # it is to be written again
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"the card's front matter is not YAML ({' '.join(str(error).split())}): correct it or delete the card"
+        ) from None
     if not isinstance(known, dict):
         raise UserError("the card's front matter is not a YAML mapping: correct it or delete the card")
     return known

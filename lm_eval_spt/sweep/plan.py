@@ -37,6 +37,7 @@ from lm_eval_spt.train.config import MAX_YAML, PRESETS, TrainingConfig, as_kind
 
 MAX_RUNS = 500
 SHARD_SIZE = 16
+MAX_NAME = 200
 
 PLANNED = ("output", "config", "include_path")
 """Settings that runs can not have of their own: the sweep names their outputs, and is their configuration."""
@@ -293,6 +294,11 @@ def _baselines(given: Mapping[Any, Any], runs: Sequence[Run], path: Path) -> lis
 def _check_names(runs: Sequence[Run], path: Path) -> None:
     seen: dict[str, Run] = {}
     for run in runs:
+        if len(run.name) > MAX_NAME:
+            raise UserError(
+                f"{path}: a run would have a name of {len(run.name)} characters ({run.name[:60]}...), but "
+                f"{MAX_NAME} make a file's name: give a shorter name to the arm, or several values to fewer settings"
+            )
         # Some file systems do not tell capitals from small letters.
         if other := seen.get(run.name.lower()):
             differing = [

@@ -7,6 +7,7 @@ be kept or sent: deleting a record has its run done again.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path, PurePath
@@ -72,9 +73,9 @@ def record_of(plan: Plan, run: Run) -> Record:
             raise
         raise UserError(f"{path} is no record of a run ({error}): delete it to have the run done again") from error
     kept = [run.config.model_folder, Path(run.config.output) if run.config.prompt_length else None]
-    if record.trained and not all(place.exists() for place in kept if place):
+    if record.trained and not all(map(os.path.exists, filter(None, kept))):
         return fresh
-    same = record.scoring == fresh.scoring and record.results and (plan.output / record.results).is_file()
+    same = record.scoring == fresh.scoring and record.results and os.path.isfile(plan.output / record.results)
     return record if same else replace(record, scoring=fresh.scoring, results=None, scoring_seconds=None)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -370,9 +371,8 @@ def as_kind(value: Any, kind: Any, where: str) -> Any:
     if number and isinstance(value, str | int | float) and not isinstance(value, bool):
         with contextlib.suppress(ValueError, OverflowError):
             converted: float = number(value)
-            # 1.5 is no whole number, and NaN no other one.
-            same = isinstance(value, str) or converted == value or value != value
-            if same and (number is float or -(2**63) <= converted < 2**63):
+            same = isinstance(value, str) or converted == value  # 1.5 is no whole number
+            if same and (math.isfinite(converted) if number is float else -(2**63) <= converted < 2**63):
                 return converted
     if type(value) in allowed and (isinstance(value, bool) or is_text(value)):
         return value

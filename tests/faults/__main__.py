@@ -20,7 +20,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.faults.trial import Broken, Job, Trials, jobs, temporary_root
+from tests.faults.trial import Broken, Trials, jobs, temporary_root
 
 
 def main() -> int:
@@ -48,9 +48,10 @@ def main() -> int:
         def one(number: int) -> None:
             if time.monotonic() - started > 60 * arguments.minutes:
                 return
-            job: Job = chosen[0 if number % 2 else number // 2 % len(chosen)]
+            rng = random.Random(f"{arguments.seed} {number}")
+            (job,) = rng.choices(chosen, [job.share for job in chosen])
             try:
-                what = trials.inject(job, random.Random(f"{arguments.seed} {number}"))
+                what = trials.inject(job, rng)
             except Broken as broken:
                 failures.append(str(broken))
                 print(broken, file=sys.stderr, flush=True)

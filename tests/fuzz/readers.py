@@ -316,8 +316,7 @@ def read_tuned(path: Path) -> None:
 def read_model_card(path: Path) -> None:
     """Write a prompt's card around what is in an older one."""
     card = model_card(SoftPrompt(torch.ones(3, 4), METADATA), "owner/name", existing=read_card(path))
-    again = model_card(SoftPrompt(torch.ones(3, 4), METADATA), "owner/name", existing=card)
-    assert again.encode() and len(again) < 2**20
+    assert card.encode().count(b"written by lm-eval-spt card") >= 1
 
 
 CARD = model_card(SoftPrompt(torch.ones(3, 4), METADATA), "owner/name").encode()
