@@ -195,11 +195,12 @@ class Run:
 
     # -- what it leaves ------------------------------------------------------------------------------------------------
 
-    def save(self, diverged: str | None = None) -> SoftPrompt | None:
+    def save(self, *, diverged: str | None = None, interrupted: bool = False) -> SoftPrompt | None:
         """Write the best prompt so far, and the model or adapter that belongs to it, with their provenance.
 
         Args:
             diverged: why the run came to no good end, if it did.
+            interrupted: whether it came to no end at all, so that it can not be taken for a finished one.
         """
         config = self.config
         self.learner.base.load(self.learned.model)
@@ -225,6 +226,8 @@ class Run:
             metadata["num_prefix_tokens"] = config.vectors_before
         if diverged is not None:
             metadata["diverged"] = diverged
+        if interrupted:
+            metadata["interrupted"] = True
         if self.learner.start is not None:
             metadata["started_from"] = self.learner.start
         folder = config.model_folder

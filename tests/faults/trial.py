@@ -91,7 +91,7 @@ class Trials:
         """Disturb a job, and look at what comes of it.
 
         Returns:
-            What was done.
+            The kind of fault.
 
         Raises:
             Broken: a file under a final name is damaged, something that was finished is gone, a mistake was not told in
@@ -121,7 +121,7 @@ class Trials:
         except Broken as broken:
             raise Broken(f"{what}: {broken}\n(in {folder})") from None
         shutil.rmtree(folder)
-        return what
+        return kind
 
     def kill_again_and_again(self, job: Job, kills: int, rng: random.Random) -> int:
         """Kill a job, run it again, kill that, and so on until it ends; if that is too soon, begin with another one.
@@ -145,9 +145,9 @@ class Trials:
                 while done < kills:
                     # So late that there is progress as a rule, and so early that the job takes many lives.
                     if rng.random() < 0.5:
-                        fault, delay = Fault("SIGKILL", step=rng.randint(1, expected.operations // 4)), None
+                        fault, delay = Fault("SIGKILL", step=rng.randint(1, expected.operations // 6)), None
                     else:
-                        fault, delay = Fault("none"), rng.uniform(0, expected.seconds)
+                        fault, delay = Fault("none"), rng.uniform(0, expected.seconds / 2)
                     status, printed = self._run(job, folder, fault, "SIGKILL", delay)
                     _check_end("SIGKILL", status, printed)
                     self._look(job, folder, expected)
@@ -427,13 +427,13 @@ def jobs(root: Path) -> dict[str, Job]:
     for seed, placement in enumerate(("prefix", "suffix", "suffix")):
         _random_prompt(placement, seed).save(prompts / f"p{seed}.safetensors")
     disks, signals = list(DISKS), list(SIGNALS)
-    resume = ("--resume", "--checkpoint-steps", "1", "--batch-size", "2")
+    resume = ("--resume", "--checkpoint-steps", "1", "--batch-size", "2", "--epochs", "4")
     return {
         job.name: job
         for job in (
             Job(
                 "write", lambda folder: ["write", str(folder / "file"), "400000"], _old_file, _read_file,
-                [*disks, *signals, "twice"], share=20,
+                [*disks, *signals, "twice"], share=30,
             ),
             Job(
                 "train", _train("--seed", "0", "1"), _nothing, _read_prompts, [*disks, *signals, "twice"],
@@ -448,10 +448,6 @@ def jobs(root: Path) -> dict[str, Job]:
             Job(
                 "sweep", _sweep(root), _nothing, _read_sweep, [*disks, *signals, "clock"],
                 _finished_in_sweep, share=6,
-            ),
-            Job(
-                "ray", _sweep(root, "--engine", "ray", "--workers", "2"), _nothing, _read_sweep, [WORKER],
-                _finished_in_sweep, share=0.3,
             ),
         )
     }  # fmt: skip
