@@ -140,6 +140,13 @@ def test_a_preset_is_the_weakest_and_null_overrides_it(tmp_path):
     assert (few.loss, few.lr, few.shots, full.shots, full.max_length) == ("target", 1e-2, 8, None, 128)
 
 
+def test_no_name_leads_out_of_the_output_folder(tmp_path):
+    arms = {"..": {}, "../x": {"placement": "prefix"}, ".a": {"lr": 1e-3}}
+    names = [run.name for run in read_plan(sweep_file(tmp_path, arms=arms, baselines={"..": ["a"]})).runs]
+    assert len(set(names)) == 7
+    assert all(Path(name).name == name and not name.startswith(".") for name in names), names
+
+
 def test_a_shard_has_one_base_model_and_is_not_too_large(tmp_path):
     file = sweep_file(
         tmp_path,
