@@ -85,10 +85,9 @@ def test_round_trip_keeps_vectors_metadata_and_digest(prompt: SoftPrompt) -> Non
 
 
 def test_the_same_prompt_is_the_same_file() -> None:
-    """safetensors puts the metadata in another order each time."""
-    vectors = torch.ones(2, 3)
-    assert len({safetensors.torch.save({"x": vectors}, {"a": "1", "b": "2"}) for _ in range(50)}) == 2
-    assert len({SoftPrompt(vectors, {"seed": 3})._to_bytes() for _ in range(50)}) == 1
+    """safetensors by itself puts the metadata in another order each time."""
+    prompt = SoftPrompt(torch.ones(2, 3), {"seed": 3})
+    assert len({prompt._to_bytes() for _ in range(50)}) == 1
 
 
 def test_file_is_what_the_format_says(tmp_path: Path) -> None:
