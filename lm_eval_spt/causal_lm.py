@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache, partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -95,6 +96,31 @@ def logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     if len(found) != len(hidden):
         raise RuntimeError(f"{type(causal).__name__} does not take its hidden states from {type(decoder).__name__}")
     return found
+
+
+def plain_head(model: PreTrainedModel) -> Tensor | None:
+    """Return the head's weights `[vocabulary, d]` where logits are hidden states times these, and nothing else.
+
+    None for heads with a bias, an adapter or quantized weights, for architectures that scale or cap their logits, and
+    where the head's weights want a gradient.
+    """
+    if model not in _plain_heads:
+        _plain_heads[model] = _is_plain_product(model)
+    weight = _without_wrapper(model).get_output_embeddings().weight if _plain_heads[model] else None
+    return None if weight is None or weight.requires_grad and torch.is_grad_enabled() else weight.detach()
+
+
+_plain_heads: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
+
+
+@torch.no_grad()
+def _is_plain_product(model: PreTrainedModel) -> bool:
+    """Tell by the model's own logits of a hidden state whose logits are large, so that a cap would show."""
+    head: Any = _without_wrapper(model).get_output_embeddings()
+    if type(head) is not nn.Linear or head.bias is not None:
+        return False
+    hidden = 100 * nn.functional.normalize(head.weight[:1].float(), dim=1).to(head.weight.dtype)
+    return torch.allclose(logits(model, hidden), hidden @ head.weight.T, rtol=1e-4, atol=1e-4)
 
 
 # -- keys and values ---------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from lm_eval_spt import causal_lm
+from lm_eval_spt import causal_lm, vocabulary
 from lm_eval_spt.causal_lm import RoomyLayer, cache_of, device_of, keys_and_values, with_room
 from lm_eval_spt.inject import model_inputs, pad_left
 from lm_eval_spt.tree import Question, Rows, causal, lay_out, positions_of
@@ -130,7 +130,11 @@ def ask(
 def _ask(model: PreTrainedModel, questions: Sequence[Question], vectors: Tensor | None, past: Read | None) -> Asked:
     device = device_of(model)
     rows = lay_out(questions)
-    if rows.visible is not None and rows.ids.shape[1] > LONG:
+    if (
+        rows.visible is not None
+        and rows.ids.shape[1] > LONG
+        and any(len(question.context) > 1 for question in questions)
+    ):
         questions, past = _read_most(model, questions, vectors, past)
         rows = lay_out(questions)
     step = _Step(model, rows.mask.to(device), rows, past)
@@ -213,6 +217,12 @@ def resolve_with_spread(model: PreTrainedModel, asked: Asked, spread: bool = Tru
     spreads = torch.zeros_like(sums)
     greedy = torch.ones(asked.continuations, dtype=torch.bool, device=asked.hidden.device)
     nodes, tokens, numbers = asked.targets.unbind(dim=1)
+    if not spread and (weight := _weights_to_read_once(model, asked.hidden)) is not None:
+        normalizers, best = vocabulary.normalize(asked.hidden, weight)
+        scored = (asked.hidden[nodes] * weight[tokens]).sum(dim=-1)
+        sums = sums.index_add(0, numbers, scored - normalizers[nodes])
+        greedy[numbers[best[nodes] != tokens]] = False
+        return sums, greedy, spreads
     size = max(1, MAX_LOGITS // model.config.get_text_config().vocab_size)
     for start in range(0, len(asked.hidden), size):
         logits = causal_lm.logits(model, asked.hidden[start : start + size])
@@ -224,6 +234,17 @@ def resolve_with_spread(model: PreTrainedModel, asked: Asked, spread: bool = Tru
             spreads = spreads.index_add(0, number, (logits.float().mean(dim=-1) - normalizers)[row])
         greedy[number[best[row] != token]] = False
     return sums, greedy, spreads
+
+
+def _weights_to_read_once(model: PreTrainedModel, hidden: Tensor) -> Tensor | None:
+    """Return the head's weights where :mod:`lm_eval_spt.vocabulary` is right and pays: in float32, on a processor.
+
+    In half precision a model rounds its logits, and so does the harness's loop.
+    """
+    if hidden.device.type != "cpu" or hidden.dtype != torch.float32:
+        return None
+    weight = causal_lm.plain_head(model)
+    return weight if weight is not None and weight.device == hidden.device and weight.dtype == hidden.dtype else None
 
 
 def _normalize(logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,8 +25,13 @@ def place(context: Sequence[int], before: int, after: int) -> list[int]:
     All before is what PEFT's prompt tuning does; all after, with the answer read at the last virtual token, is what the
     paper's code does (arXiv 2402.03782).
     """
-    virtual = [-1 - number for number in range(before + after)]
+    virtual = virtual_tokens(before + after)
     return virtual[:before] + list(context) + virtual[before:]
+
+
+def virtual_tokens(length: int, first: int = 0) -> list[int]:
+    """Return the marks of `length` virtual tokens, from the `first` of the vectors on."""
+    return [-1 - number for number in range(first, first + length)]
 
 
 def pad_left(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

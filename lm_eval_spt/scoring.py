@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 
 from lm_eval_spt.causal_lm import device_of
 from lm_eval_spt.errors import UserError
-from lm_eval_spt.forward import Asked, Read, ask, join, read, resolve
-from lm_eval_spt.inject import is_virtual, model_inputs, pad_left, place
+from lm_eval_spt.forward import LONG, Asked, Read, ask, join, read, resolve, takes_trees
+from lm_eval_spt.inject import is_virtual, model_inputs, pad_left, place, virtual_tokens
 from lm_eval_spt.tree import Question, row_length
 
 logger = logging.getLogger(__name__)
@@ -96,7 +96,8 @@ def score_suffixes(
 ) -> Iterator[tuple[int, list[Answer]]]:
     """Score continuations of contexts with every one of several suffix prompts, reading each context once for all.
 
-    What the model makes of a text does not depend on what follows it, so that the prompts share its keys and values.
+    What the model makes of a text does not depend on what follows it, so that the prompts share its keys and values;
+    as many as fit are branches of one tree, so that short prompts do not make small batches.
 
     Args:
         model: a causal LM in evaluation mode.
@@ -111,13 +112,31 @@ def score_suffixes(
     def answer(questions: Sequence[Question]) -> Iterator[Asked]:
         ids, mask = (tensor.to(device_of(model)) for tensor in pad_left([question.context for question in questions]))
         branches = max(row_length(Question([], question.continuations)) for question in questions)
-        past = read(model, ids, mask).with_room(max(map(len, prompts)) + branches)
-        for vectors in prompts:
-            marks = place([], 0, len(vectors))
-            prompted = [Question(marks, question.continuations) for question in questions]
-            yield ask(model, prompted, vectors, past=past.branch())
+        most = min(LONG, max_batch_tokens // len(questions)) if takes_trees(model) else 0
+        groups = list(_groups(prompts, branches, most))
+        past = read(model, ids, mask).with_room(max(sum(map(len, group)) + len(group) * branches for group in groups))
+        for group in groups:
+            lengths = [len(vectors) for vectors in group]
+            marks = [virtual_tokens(length, sum(lengths[:which])) for which, length in enumerate(lengths)]
+            prompted = [
+                Question([], [[*m, *c] for c in question.continuations for m in marks]) for question in questions
+            ]
+            yield ask(model, prompted, torch.cat(group), past=past.branch())
 
     return _score_in_batches(model, requests, answer, max_batch_tokens)
+
+
+def _groups(prompts: Sequence[Tensor], branches: int, most: int) -> Iterator[list[Tensor]]:
+    """Yield prompts in groups that have, with so many tokens of answers each, not more than `most` tokens, or one."""
+    group: list[Tensor] = []
+    size = 0
+    for vectors in prompts:
+        if group and size + len(vectors) + branches > most:
+            yield group
+            group, size = [], 0
+        group.append(vectors)
+        size += len(vectors) + branches
+    yield group
 
 
 @torch.inference_mode()
@@ -138,8 +157,7 @@ def _score_in_batches(
     # Longest first: if memory does not suffice, it shows at once, and the time left is not underestimated.
     by_length = sorted(zip(map(row_length, questions), questions, numbers.values(), strict=True), key=lambda of: -of[0])
 
-    waiting: list[list[Asked]] = []
-    order: list[int] = []
+    waiting: list[tuple[list[int], list[Asked]]] = []
     start = 0
     while start < len(by_length):
         size = _batch_size([length for length, _, _ in by_length[start : start + max_batch_tokens]], max_batch_tokens)
@@ -157,11 +175,10 @@ def _score_in_batches(
             logger.warning("out of memory with %d contexts: going on with %d tokens", size, max_batch_tokens)
             continue
         start += size
-        waiting.append(asked)
-        order += [number for _, _, of in batch for number in of]
-        if start == len(by_length) or sum(len(part.hidden) for of in waiting for part in of) >= NODES_AT_ONCE:
-            yield from zip(order, _resolve(model, waiting), strict=True)
-            waiting, order = [], []
+        waiting.append(([number for _, _, of in batch for number in of], asked))
+        if start == len(by_length) or sum(len(part.hidden) for _, of in waiting for part in of) >= NODES_AT_ONCE:
+            yield from _resolve(model, waiting)
+            waiting = []
 
 
 def _batch_size(lengths: Sequence[int], max_tokens: int) -> int:
@@ -177,15 +194,24 @@ def _batch_size(lengths: Sequence[int], max_tokens: int) -> int:
     return len(lengths)
 
 
-def _resolve(model: PreTrainedModel, waiting: Sequence[Sequence[Asked]]) -> list[list[Answer]]:
-    """Return the answers to what was asked batch by batch, prompt by prompt; for each continuation prompt by prompt."""
-    sums, greedy = resolve(model, join([asked for of_batch in waiting for asked in of_batch]))
+def _resolve(
+    model: PreTrainedModel, waiting: Sequence[tuple[Sequence[int], Sequence[Asked]]]
+) -> Iterator[tuple[int, list[Answer]]]:
+    """Yield the numbers of requests with their answers, prompt by prompt.
+
+    Args:
+        model: a causal LM.
+        waiting: batch by batch the requests' numbers, and what was asked for some of the prompts, then for others; in
+            each the answers to a request stand together.
+    """
+    sums, greedy = resolve(model, join([asked for _, of_batch in waiting for asked in of_batch]))
     found = iter(zip(sums.tolist(), greedy.tolist(), strict=True))
-    answers: list[list[Answer]] = []
-    for of_batch in waiting:
-        of_prompts = [list(islice(found, asked.continuations)) for asked in of_batch]
-        answers += map(list, zip(*of_prompts, strict=True))
-    return answers
+    for numbers, of_batch in waiting:
+        answers: list[list[Answer]] = [[] for _ in numbers]
+        for asked in of_batch:
+            for of_request in answers:
+                of_request += islice(found, asked.continuations // len(numbers))
+        yield from zip(numbers, answers, strict=True)
 
 
 def tokens_that_fit(model: PreTrainedModel, device: torch.device) -> int:

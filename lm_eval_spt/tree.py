@@ -14,12 +14,16 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from lm_eval_spt.inject import pad_left
+from lm_eval_spt.inject import is_virtual, pad_left
 
 
 @dataclass
 class Question:
-    """A context and the continuations to score, as token ids; the context may hold virtual tokens."""
+    """A context and the continuations to score, as token ids.
+
+    Both may hold virtual tokens, which are never scored: where a continuation begins with those of a suffix prompt,
+    several prompts grow from one context.
+    """
 
     context: list[int]
     continuations: list[list[int]]
@@ -33,13 +37,14 @@ class Branches:
         tokens: n ids.
         ancestors: boolean `[n, n]`, what each token may look at: its ancestors among these tokens, and itself.
         depths: `[n]`, 1 right after the context.
-        targets: (node, token, continuation): what is scored where; node 0 is the context's last token, node i + 1 is
-            `tokens[i]`.
+        scored: the nodes at which something is scored; node 0 is the context's last token, node i + 1 is `tokens[i]`.
+        targets: (which of `scored`, token, continuation): what is scored where.
     """
 
     tokens: tuple[int, ...]
     ancestors: Tensor
     depths: Tensor
+    scored: tuple[int, ...]
     targets: tuple[tuple[int, int, int], ...]
 
     @property
@@ -54,11 +59,13 @@ def grow(continuations: tuple[tuple[int, ...], ...]) -> Branches:
     children: dict[tuple[int, int], int] = {}  # (node, token) -> node
     tokens: list[int] = []
     parents: list[int] = []
+    scored: dict[int, int] = {}  # node -> its place among those that are scored
     targets = []
     for number, continuation in enumerate(continuations):
         node = 0
         for step, token in enumerate(continuation):
-            targets.append((node, token, number))
+            if not is_virtual(token):
+                targets.append((scored.setdefault(node, len(scored)), token, number))
             if step + 1 < len(continuation):
                 if (node, token) not in children:
                     tokens.append(token)
@@ -69,7 +76,7 @@ def grow(continuations: tuple[tuple[int, ...], ...]) -> Branches:
     for index, parent in enumerate(parents):
         if parent:
             ancestors[index] |= ancestors[parent - 1]
-    return Branches(tuple(tokens), ancestors, ancestors.sum(dim=1), tuple(targets))
+    return Branches(tuple(tokens), ancestors, ancestors.sum(dim=1), tuple(scored), tuple(targets))
 
 
 def row_length(question: Question) -> int:
@@ -115,9 +122,9 @@ def lay_out(questions: Sequence[Question]) -> Rows:
         size = len(tree.tokens)
         if visible is not None and not tree.is_chain:
             visible[row, time - size :, time - size :] = tree.ancestors
-            positions[row, time - size :] = positions[row, time - size - 1] + tree.depths
+            positions[row, time - size :] = len(question.context) - 1 + tree.depths
         targets += [(len(slots) + node, token, number + which) for node, token, which in tree.targets]
-        slots += [(row, slot) for slot in range(time - size - 1, time)]
+        slots += [(row, time - size - 1 + node) for node in tree.scored]
         number += len(question.continuations)
     scored = torch.tensor(slots, dtype=torch.long).view(-1, 2).T
     return Rows(ids, mask, positions, visible, scored, torch.tensor(targets, dtype=torch.long).view(-1, 3), number)

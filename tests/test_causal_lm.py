@@ -110,29 +110,35 @@ def test_long_contexts_are_read_before_their_branches(tiny_model, monkeypatch, p
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_tree_holds_every_continuation_once(data):
-    """Walking from the root over each continuation's own nodes spells it out; no two nodes are the same path."""
-    token = st.integers(1, 4)
+    """Walking from the root over each continuation's own nodes spells it out; no two nodes are the same path.
+
+    Virtual tokens are nodes like others, but never scored, nor is anything where only they follow.
+    """
+    token = st.sampled_from([-2, -1, 1, 2, 3])
     continuations = data.draw(st.lists(st.lists(token, max_size=5), max_size=8))
     tree = grow(tuple(map(tuple, continuations)))
     paths = [tuple(tree.tokens[other] for other in row.nonzero().flatten().tolist()) for row in tree.ancestors]
     assert len(set(paths)) == len(paths)
     assert [len(path) for path in paths] == tree.depths.tolist()
     spelled: dict[int, list[int]] = {number: [] for number in range(len(continuations))}
-    for node, scored, number in tree.targets:
+    for which, scored, number in tree.targets:
+        node = tree.scored[which]
         before = paths[node - 1] if node else ()
-        assert list(before) == continuations[number][: len(before)]
+        assert [*before, scored] == continuations[number][: len(before) + 1]
         spelled[number].append(scored)
-    assert list(spelled.values()) == continuations
+    assert list(spelled.values()) == [[token for token in one if token > 0] for one in continuations]
+    assert {which for which, _, _ in tree.targets} == set(range(len(tree.scored)))
     distinct = {tuple(one[:end]) for one in continuations for end in range(1, len(one))}
     assert set(paths) == distinct
     assert max(tree.tokens, default=0) < VOCABULARY
 
 
-def test_many_suffix_prompts_share_the_room_behind_a_context(tiny_model):
-    """Prompts of other lengths, one after the other, over the same keys and values; also where trees are not read."""
+@pytest.mark.parametrize("budget", [64, 300, 4096])
+def test_many_suffix_prompts_share_the_room_behind_a_context(tiny_model, budget):
+    """Prompts of other lengths over the same keys and values: one by one, in groups, as one tree."""
     requests = [(list(range(5, 5 + length)), answer) for length in (3, 9, 4) for answer in ([7, 8, 9], [7, 10], [11])]
     prompts = [random_prompt(tiny_model, length=length, seed=length).vectors for length in (3, 1, 5)]
-    together = dict(score_suffixes(tiny_model, requests, prompts, 64))
+    together = dict(score_suffixes(tiny_model, requests, prompts, budget))
     for number, vectors in enumerate(prompts):
         placed = [(place(context, 0, len(vectors)), answer) for context, answer in requests]
         for index, (value, greedy) in score(tiny_model, placed, vectors, 64):

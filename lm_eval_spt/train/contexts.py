@@ -51,6 +51,7 @@ class ContextCache:
         # For each context the keys and values, [layers, 2, heads, time, head_dim].
         self._states: dict[Context, Tensor] = {}
         self._warned: set[str] = set()
+        self._batch = torch.zeros(0, dtype=model.dtype, device=self._device)
 
     def __contains__(self, context: Context) -> bool:
         return context in self._states
@@ -74,7 +75,8 @@ class ContextCache:
             return False
         start = 0
         while waiting:
-            size = max(1, self._max_batch_tokens // len(waiting[-1]))
+            # Small batches: while they are copied to their place, their keys and values are there twice.
+            size = max(1, self._max_batch_tokens // 4 // len(waiting[-1]))
             batch, waiting = waiting[-size:], waiting[:-size]
             ids, mask = (tensor.to(self._device) for tensor in pad_left(batch))
             with torch.no_grad():
@@ -90,12 +92,15 @@ class ContextCache:
         return True
 
     def read(self, contexts: Sequence[Context]) -> Read:
-        """Return what the model has read after these contexts, one row for each."""
+        """Return what the model has read after these contexts, one row for each; good until the next call."""
         states = [self._states[context] for context in contexts]
         time = max(map(len, contexts))
         layers, two, heads, _, width = states[0].shape
-        # Padding is masked, but what it holds must be numbers.
-        both = torch.zeros(layers, two, len(states), heads, time, width, dtype=states[0].dtype, device=self._device)
+        shape = torch.Size((layers, two, len(states), heads, time, width))
+        if shape.numel() > len(self._batch):  # kept: new memory costs more than the copy into it
+            self._batch = self._batch.new_zeros(shape.numel())
+        # Padding is masked; what it holds is of an earlier batch, or zeros.
+        both = self._batch[: shape.numel()].view(shape)
         for row, state in enumerate(states):
             both[:, :, row, :, time - state.shape[3] :] = state
         _, mask = pad_left(contexts)
