@@ -17,7 +17,7 @@ from lm_eval_spt.prompt import SoftPrompt
 from lm_eval_spt.train.log import TrainingLog
 from tests.faults.trial import Broken, Trials, jobs, temporary_root
 
-INJECTIONS = {"write": 30, "train": 3, "evaluate": 4, "resume": 2, "ranks": 1, "sweep": 4}
+INJECTIONS = {"write": 30, "train": 3, "evaluate": 4, "resume": 1, "ranks": 1, "sweep": 2}
 
 
 @pytest.fixture(scope="module")
