@@ -40,11 +40,11 @@ test-lowest:  ## run the tests with the lowest versions of everything, on PYTHON
 		NAMED_BY='make test-lowest PYTHON_LOWEST'
 	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -q -n auto
 
-fuzz: install  ## give every reader 200,000 damaged files (a quarter of an hour; guided by coverage where atheris installs)
+fuzz: install  ## give every reader 200,000 damaged files (half an hour; guided by coverage where atheris installs)
 	-$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[fuzz]'
 	$(VENV)/bin/python -m tests.fuzz
 
-faults: install  ## kill commands at any moment, fill disks, exhaust memory: 600 times, a quarter of an hour
+faults: install  ## kill commands at any moment, fill disks, exhaust memory: 600 times, half an hour
 	$(VENV)/bin/python -m tests.faults
 
 bench: install  ## compare speed and memory with the harness and PEFT, side by side (half an hour; writes benchmarks/RESULTS.md)

@@ -180,16 +180,13 @@ def card(arguments: argparse.Namespace) -> None:
     """Write a prompt's model card, or write it anew around what people added to it."""
     from lm_eval_spt.files import write
     from lm_eval_spt.prompt import SoftPrompt
-    from lm_eval_spt.sharing import CARD, model_card
+    from lm_eval_spt.sharing import CARD, model_card, read_card
     from lm_eval_spt.transfer.arms import read_arms
 
     prompt, place = SoftPrompt.load(arguments.prompt), Path(arguments.prompt)
     arms, left_out = read_arms(_places(arguments.results)) if arguments.results else ([], [])
     output = Path(arguments.output or (place / CARD if place.is_dir() else place.with_suffix(".md")))
-    try:
-        existing = output.read_text(encoding="utf-8") if output.exists() else ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{output} is there but can not be read ({error}): choose another --output") from None
+    existing = read_card(output) if output.exists() else ""
     write(output, model_card(prompt, arguments.repository or arguments.prompt, arms, existing).encode())
     _print_notices(left_out)
     print(output)

@@ -20,7 +20,24 @@ class UserError(ValueError):
     def __init__(self, message: str) -> None:
         if len(message) > 2000:
             message = f"{message[:1200]} ... {message[-700:]}"
-        super().__init__("".join(one if one.isprintable() else repr(one)[1:-1] for one in message))
+        super().__init__(printable(message))
+
+
+def printable(text: str) -> str:
+    """Return a text on one line, its control characters and the like escaped."""
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
+
+
+def shown(value: object) -> str:
+    """Return in a few characters what a file holds in a wrong place; a list may be endless, a number very long."""
+    if isinstance(value, list | dict) and not value:
+        return repr(value)
+    if not isinstance(value, str | int | float | None):
+        return f"a {type(value).__name__}"
+    try:
+        return repr(value)[:80]
+    except ValueError:
+        return "a very long number"
 
 
 def show_user_errors_in_one_line() -> None:

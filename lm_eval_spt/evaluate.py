@@ -8,7 +8,6 @@ results file.
 from __future__ import annotations
 
 import glob
-import json
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -22,10 +21,11 @@ from lm_eval.utils import simple_parse_args_string
 
 from lm_eval_spt import scoring
 from lm_eval_spt.errors import UserError
-from lm_eval_spt.files import written_together
+from lm_eval_spt.files import parse_json, read_text, written_together
 from lm_eval_spt.harness import MODEL_NAME, results_name, task_manager
 from lm_eval_spt.lm import SPTLM, TokenisedRequest
 from lm_eval_spt.prompt import SoftPrompt
+from lm_eval_spt.transfer.results import MAX_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -283,7 +283,7 @@ def _finished(folder: Path, shots: dict[str, int], limit: float | None) -> Path 
     """Return the newest results file in `folder` that holds all tasks with these shots and this limit, if any."""
     for path in sorted(folder.glob("results_*.json"), reverse=True):
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = parse_json(read_text(path, MAX_FILE))
             same_limit = content["config"]["limit"] == limit
             same_shots = all(content["n-shot"][task] == number for task, number in shots.items())
         except (OSError, ValueError, KeyError, TypeError):

@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import secrets
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from lm_eval_spt.errors import UserError
 
@@ -100,6 +103,29 @@ def parse_json(text: str) -> Any:
     if "\\u" in text:
         json.dumps(value, ensure_ascii=False).encode()
     return value
+
+
+YAML_ERRORS = (
+    yaml.YAMLError, ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError,
+)  # fmt: skip
+"""What PyYAML raises over values such as ``!!int ''``, ``!!bool x`` or ``2026-02-30``."""
+
+
+def parse_yaml(text: str) -> Any:
+    """Return what a YAML text says, which may be lists and mappings that hold themselves.
+
+    Raises:
+        ValueError: it is not YAML.
+    """
+    try:
+        return yaml.safe_load(text)
+    except YAML_ERRORS as error:
+        raise ValueError(" ".join(str(error).split())[:200] or type(error).__name__) from None
+
+
+def is_text(value: Any) -> bool:
+    """Tell whether something is text that paths and tokenizers take: without NUL or halves of surrogate pairs."""
+    return isinstance(value, str) and not re.search("[\0\ud800-\udfff]", value)
 
 
 def _nesting(value: Any) -> int:

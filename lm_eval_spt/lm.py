@@ -42,6 +42,9 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 QUANTISATION = ("load_in_4bit", "load_in_8bit", "bnb_4bit_", "llm_int8_")
 """How the names of bitsandbytes' settings begin."""
 
+TEXTS_AT_ONCE = 1000
+"""How many texts the tokenizer gets in one call."""
+
 CACHE_OWNER = "lm_eval_spt: written with"
 
 
@@ -273,7 +276,7 @@ class SPTLM(HFLM):
         return ids, mask
 
     def _encode_texts(self, texts: Iterable[str], special: bool | None = None) -> dict[str, list[int]]:
-        """Return what `tok_encode` makes of every text, encoded in one batch."""
+        """Return what `tok_encode` makes of every text, encoded in batches: of all at once it keeps too much."""
         bos = self.tokenizer.decode(self.prefix_token_id)
         ordinary: list[str] = []
         begun: list[str] = []
@@ -281,10 +284,12 @@ class SPTLM(HFLM):
             (begun if special is None and text.startswith(bos) else ordinary).append(text)
         encoded: dict[str, list[int]] = {}
         for group, wanted in ((ordinary, self.add_bos_token if special is None else special), (begun, False)):
-            if group:
-                options = {} if wanted is None else {"add_special_tokens": wanted}
-                whole = [_whole_characters(text) for text in group]
-                encoded |= zip(group, self.tokenizer(whole, **options)["input_ids"], strict=True)
+            options = {} if wanted is None else {"add_special_tokens": wanted}
+            for start in range(0, len(group), TEXTS_AT_ONCE):
+                part = group[start : start + TEXTS_AT_ONCE]
+                whole = [_whole_characters(text) for text in part]
+                ids = self.tokenizer(whole, return_attention_mask=False, **options)["input_ids"]
+                encoded |= zip(part, ids, strict=True)
         return encoded
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:

@@ -309,7 +309,15 @@ class SoftPrompt:
             metadata["num_prefix_tokens"] = self.num_prefix_tokens
         # safetensors takes strings only here, and "format" is what PEFT and transformers look for.
         strings = {"format": "pt", METADATA_KEY: json.dumps(metadata)}
-        return safetensors.torch.save({TENSOR_NAME: self.vectors}, metadata=strings)
+        return _with_sorted_header(safetensors.torch.save({TENSOR_NAME: self.vectors}, metadata=strings))
+
+
+def _with_sorted_header(data: bytes) -> bytes:
+    """Return a safetensors file whose header depends on its content alone: safetensors shuffles the metadata."""
+    size = int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8 : 8 + size]), sort_keys=True).encode()
+    header += b" " * (-len(header) % 8)  # tensors begin at a multiple of 8
+    return len(header).to_bytes(8, "little") + header + data[8 + size :]
 
 
 def embedding_fingerprint(embedding: torch.nn.Module) -> str:

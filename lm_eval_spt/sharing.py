@@ -18,14 +18,17 @@ from huggingface_hub import EvalResult, HfApi, ModelCardData
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
 from lm_eval_spt.errors import UserError
+from lm_eval_spt.files import parse_yaml, read_text
 from lm_eval_spt.prompt import REPOSITORY_ID, SoftPrompt
 from lm_eval_spt.transfer.arms import Arm, data_set
 from lm_eval_spt.transfer.report import mean_score, transfer_table
 from lm_eval_spt.transfer.results import Score
 
 CARD = "README.md"
+MAX_CARD = 2**20
+"""Bytes of a card."""
+
 BEGIN, END = "<!-- written by lm-eval-spt card -->", "<!-- end of what lm-eval-spt card wrote -->"
-MARKED = re.compile(re.escape(BEGIN) + ".*?" + re.escape(END), re.DOTALL)
 FRONT_MATTER = re.compile(r"---\r?\n(.*?)\r?\n?---\r?\n", re.DOTALL)
 
 DATASETS = {"sib200": "Davlan/sib200"}  # on the Hub; other data sets are not there
@@ -67,8 +70,24 @@ def model_card(prompt: SoftPrompt, place: str, arms: Sequence[Arm] = (), existin
         _results(own, others, source),
     ]
     written = "\n\n".join([BEGIN, *filter(None, parts), END])
-    text = MARKED.sub(lambda _: written, text, count=1) if MARKED.search(text) else f"{text}\n\n{written}"
+    before, begun, rest = text.partition(BEGIN)
+    _, ended, after = rest.partition(END)
+    text = f"{before}{written}{after}" if begun and ended else f"{text}\n\n{written}"
     return f"---\n{yaml.safe_dump(front_matter, sort_keys=False, allow_unicode=True)}---\n\n{text.strip()}\n"
+
+
+def read_card(path: Path) -> str:
+    """Return the text of a card.
+
+    Raises:
+        UserError: it can not be read.
+    """
+    try:
+        return read_text(path, MAX_CARD)
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is there but can not be read ({error}): correct or delete that card") from None
 
 
 def push(prompt: SoftPrompt, repository: str, arms: Sequence[Arm] = (), private: bool = False) -> str:
@@ -132,7 +151,7 @@ def _existing_card(api: HfApi, repository: str, prompts: set[str]) -> str:
             f"{repository} already holds {', '.join(others)}, and a repository can hold one prompt: push to "
             "another one, or delete that file there"
         )
-    return Path(api.hf_hub_download(repository, CARD)).read_text(encoding="utf-8") if CARD in files else ""
+    return read_card(Path(api.hf_hub_download(repository, CARD))) if CARD in files else ""
 
 
 def _what_went_wrong(repository: str, error: Exception) -> str:
@@ -150,10 +169,12 @@ def _what_went_wrong(repository: str, error: Exception) -> str:
 
 def _known(front_matter: str) -> dict[str, Any]:
     try:
-        known = yaml.safe_load(front_matter) or {}
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"the card's front matter is not YAML ({reason}): correct it or delete the card") from None
+        known = parse_yaml(front_matter) or {}
+        yaml.safe_dump(known)  # it is to be written again
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"the card's front matter is not YAML ({' '.join(str(error).split())}): correct it or delete the card"
+        ) from None
     if not isinstance(known, dict):
         raise UserError("the card's front matter is not a YAML mapping: correct it or delete the card")
     return known

@@ -17,7 +17,7 @@ from lm_eval_spt.prompt import SoftPrompt
 from lm_eval_spt.train.log import TrainingLog
 from tests.faults.trial import Broken, Trials, jobs, temporary_root
 
-INJECTIONS = {"write": 40, "train": 4, "evaluate": 6}
+INJECTIONS = {"write": 30, "train": 3, "evaluate": 4, "resume": 1, "ranks": 1, "sweep": 2}
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +41,18 @@ def all_jobs(root):
 def test_a_fault_does_no_harm(trials, all_jobs, name):
     for number in range(INJECTIONS[name]):
         trials.inject(all_jobs[name], random.Random(f"test {number}"))
+
+
+@pytest.mark.faults
+def test_a_training_run_goes_on_after_every_kill(trials, all_jobs):
+    assert trials.kill_again_and_again(all_jobs["resume"], 3, random.Random(0)) >= 1
+
+
+@pytest.mark.faults
+def test_the_trials_notice_that_no_memory_ran_out(trials, all_jobs):
+    """A hook that the scorer never comes by would let every trial pass."""
+    with pytest.raises(Broken, match="OOM never struck"):
+        trials.inject(replace(all_jobs["write"], name="no scorer", faults=["OOM"]), random.Random(0))
 
 
 @pytest.mark.faults

@@ -236,6 +236,22 @@ def test_a_resumed_run_gives_the_same_bytes(base, tmp_path, monkeypatch, changes
     assert torch.equal(again.vectors, expected.vectors)
 
 
+def test_a_run_that_was_interrupted_before_its_first_checkpoint_is_trained_anew(base, tmp_path, monkeypatch):
+    """Its prompt, the best so far, looks like that of a run with these settings; it is none."""
+    config = settings_for(tmp_path / "p.safetensors", resume=True)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop, "evaluate", interrupt)
+        train(config, base)
+    assert SoftPrompt.load(config.output).metadata["interrupted"]
+    train(config, base)
+    train(settings_for(tmp_path / "whole.safetensors"), base)
+    assert Path(config.output).read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+
+
 def interrupted(output: Path, base: loop.Base, monkeypatch: pytest.MonkeyPatch, **changes) -> TrainingConfig:
     config = settings_for(output, **changes)
     with monkeypatch.context() as patch:

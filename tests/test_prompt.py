@@ -84,6 +84,12 @@ def test_round_trip_keeps_vectors_metadata_and_digest(prompt: SoftPrompt) -> Non
     assert (again.name, again.placement, again.digest) == ("eng.v2", prompt.placement, prompt.digest)
 
 
+def test_the_same_prompt_is_the_same_file() -> None:
+    """safetensors by itself puts the metadata in another order each time."""
+    prompt = SoftPrompt(torch.ones(2, 3), {"seed": 3})
+    assert len({prompt._to_bytes() for _ in range(50)}) == 1
+
+
 def test_file_is_what_the_format_says(tmp_path: Path) -> None:
     """Read the bytes without any library that knows the format."""
     vectors = torch.randn(4, 6).t()  # not contiguous

@@ -140,6 +140,13 @@ def test_a_preset_is_the_weakest_and_null_overrides_it(tmp_path):
     assert (few.loss, few.lr, few.shots, full.shots, full.max_length) == ("target", 1e-2, 8, None, 128)
 
 
+def test_no_name_leads_out_of_the_output_folder(tmp_path):
+    arms = {"..": {}, "../x": {"placement": "prefix"}, ".a": {"lr": 1e-3}}
+    names = [run.name for run in read_plan(sweep_file(tmp_path, arms=arms, baselines={"..": ["a"]})).runs]
+    assert len(set(names)) == 7
+    assert all(Path(name).name == name and not name.startswith(".") for name in names), names
+
+
 def test_a_shard_has_one_base_model_and_is_not_too_large(tmp_path):
     file = sweep_file(
         tmp_path,
@@ -175,7 +182,7 @@ MISTAKES = {
     "preset": ({"settings": {"preset": "none"}}, "preset is 'none', expected one of paper"),
     "no list": ({"axes": {"seed": 3}}, "the axis seed is 3, expected a list"),
     "a list as setting": ({"settings": {"seed": [1, 2]}}, "the setting seed has several values: move it to 'axes'"),
-    "axes no mapping": ({"axes": [1]}, r"axes is \[1\], expected a mapping"),
+    "axes no mapping": ({"axes": [1]}, "axes is a list, expected a mapping"),
     "arm no mapping": ({"arms": {"a": 1}}, "the arm a is 1, expected settings"),
     "no targets": ({"targets": None}, "targets is None, expected a list of tasks"),
     "shard size": ({"shard_size": 0}, "shard_size is 0, expected a whole number from 1 on"),

@@ -44,17 +44,24 @@ class Worker:
         self._lm: SPTLM | None = None
 
     def run(self, number: int, report: Report = lambda: None) -> None:
-        """Do what is left to do of shard `number`; a run that fails does not keep the others from going on."""
+        """Do what is left to do of shard `number`; a run that fails does not keep the others from going on.
+
+        Raises:
+            UserError: not even that it failed can be written.
+        """
         shard = self.plan.shards[number]
         if not self._left(shard):
             return
         log = self.plan.output / "logs" / f"shard{number:03}.txt"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("a", encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
-            if shard[0].frozen:
-                self._run_frozen(shard, report)
-            else:
-                self._run_tuned(shard, report)
+        try:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            with log.open("a", encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
+                if shard[0].frozen:
+                    self._run_frozen(shard, report)
+                else:
+                    self._run_tuned(shard, report)
+        except OSError as error:
+            raise UserError(f"{log}: can not be written ({error.strerror or error}): what is done is kept") from error
 
     def _run_frozen(self, shard: Sequence[Run], report: Report) -> None:
         """Do runs that share a base model, and what it makes of the texts."""
@@ -184,9 +191,10 @@ class Worker:
         """Move a run's results from the harness's folder to ``results/<name>``, in place of older ones."""
         place = self.plan.output / "results" / run.name
         place.mkdir(parents=True, exist_ok=True)
-        older = list(place.iterdir())
         date = path.stem.removeprefix("results_")
-        for file in path.parent.glob(f"*{date}.json*"):
+        older = [file for file in place.iterdir() if date not in file.name]
+        samples = sorted(path.parent.glob(f"samples_*{date}.jsonl"))
+        for file in (*samples, path):  # once the results are there, all is
             file.replace(place / file.name)
         results = str((place / path.name).relative_to(self.plan.output))
         keep(self.plan, run, replace(record_of(self.plan, run), scoring_seconds=seconds, results=results))

@@ -29,16 +29,15 @@ from dataclasses import dataclass, field, fields
 from itertools import product
 from math import prod
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
-import yaml
-
-from lm_eval_spt.errors import UserError
-from lm_eval_spt.train.config import PRESETS, TrainingConfig
+from lm_eval_spt.errors import UserError, shown
+from lm_eval_spt.files import is_text, parse_yaml, read_text
+from lm_eval_spt.train.config import MAX_YAML, PRESETS, TrainingConfig, as_kind
 
 MAX_RUNS = 500
 SHARD_SIZE = 16
+MAX_NAME = 200
 
 PLANNED = ("output", "config", "include_path")
 """Settings that runs can not have of their own: the sweep names their outputs, and is their configuration."""
@@ -138,17 +137,18 @@ def read_plan(
     }  # fmt: skip
     for name, value in content.items():
         if name not in kinds:
-            raise UserError(f"{path}: there is no key {name!r}; known are {', '.join(kinds)}")
+            raise UserError(f"{path}: there is no key {shown(name)}; known are {', '.join(kinds)}")
         expected = {str: "text", list: "a list", dict: "a mapping", int: "a whole number"}[kinds[name]]
-        if type(value) is not kinds[name] and not (name == "targets" and isinstance(value, str)):
-            raise UserError(f"{path}: {name} is {value!r}, expected {expected}")
+        is_kind = is_text(value) if kinds[name] is str else type(value) is kinds[name]
+        if not is_kind and not (name == "targets" and isinstance(value, str)):
+            raise UserError(f"{path}: {name} is {shown(value)}, expected {expected}")
     size = content.get("shard_size", SHARD_SIZE)
     if size < 1:
-        raise UserError(f"{path}: shard_size is {size}, expected a whole number from 1 on")
+        raise UserError(f"{path}: shard_size is {shown(size)}, expected a whole number from 1 on")
     wanted = tuple(targets or _names(content.get("targets"), f"{path}: targets"))
     folder = Path(output or content.get("output") or f"sweeps/{path.stem}")
     evaluate = {
-        name: _typed(value, _known(name, EVALUATE, f"{path}: evaluate"), f"{path}: evaluate: {name}")
+        name: as_kind(value, _known(name, EVALUATE, f"{path}: evaluate"), f"{path}: evaluate: {name}")
         for name, value in content.get("evaluate", {}).items()
     }
 
@@ -158,7 +158,7 @@ def read_plan(
             f"{path} asks for {count} runs, more than {max_runs}: take values away, or give --max-runs {count}"
         )
     common = {"include_path": content.get("include_path")}
-    axes = {name.replace("-", "_") for name in content.get("axes", {})}
+    axes = {_key(name) for name in content.get("axes", {})}
     runs = []
     for arm, grid in grids.items():
         for settings in _combinations(grid):
@@ -174,11 +174,13 @@ def read_plan(
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parse_yaml(read_text(path, MAX_YAML))
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"{path} can not be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not YAML: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold 'settings:', 'axes:' and 'targets:'")
     return content
@@ -190,16 +192,17 @@ def _grids(content: Mapping[str, Any], path: Path) -> dict[str, dict[str, list[A
     axes = _values(content.get("axes", {}), f"{path}: axes", "axis")
     for name, values in content.get("settings", {}).items():
         if isinstance(values, list):
-            raise UserError(f"{path}: the setting {name} has several values: move it to 'axes'")
+            raise UserError(f"{path}: the setting {_key(name)} has several values: move it to 'axes'")
     for name, values in content.get("axes", {}).items():
         if not isinstance(values, list):
-            raise UserError(f"{path}: the axis {name} is {values!r}, expected a list")
+            raise UserError(f"{path}: the axis {_key(name)} is {shown(values)}, expected a list")
     grids = {}
-    for arm, changes in (content.get("arms") or {"": {}}).items():
+    for key, changes in (content.get("arms") or {"": {}}).items():
+        arm = _text(key)
         if not isinstance(changes, dict):
-            raise UserError(f"{path}: the arm {arm} is {changes!r}, expected settings, or {{}} for no change")
+            raise UserError(f"{path}: the arm {arm} is {shown(changes)}, expected settings, or {{}} for no change")
         fixed = {name: values for name, values in settings.items() if name not in axes}  # so that axes keep their order
-        grids[str(arm)] = fixed | axes | _values(changes, f"{path}: arm {arm}", "setting")
+        grids[arm] = fixed | axes | _values(changes, f"{path}: arm {arm}", "setting")
     return grids
 
 
@@ -208,15 +211,25 @@ def _values(given: Mapping[Any, Any], where: str, what: str) -> dict[str, list[A
     known = {name: kind for name, kind in get_type_hints(TrainingConfig).items() if name not in PLANNED}
     found = {}
     for key, values in given.items():
-        name = str(key).replace("-", "_")
+        name = _key(key)
         kind = _known(name, known, where, what)
-        found[name] = [_typed(value, kind, f"{where}: {name}") for value in _as_list(values)]
+        found[name] = [as_kind(value, kind, f"{where}: {name}") for value in _as_list(values)]
     return found
+
+
+def _text(key: Any) -> str:
+    """Return a mapping's key as text; in YAML it may be a number or a date as well."""
+    return key if is_text(key) else shown(key)
+
+
+def _key(name: Any) -> str:
+    """Return a setting's name as the dataclass has it."""
+    return _text(name).replace("-", "_")
 
 
 def _known(name: str, known: Mapping[str, Any], where: str, what: str = "option") -> Any:
     if name not in known:
-        raise UserError(f"{where}: there is no {what} {name!r}; known are {', '.join(known)}")
+        raise UserError(f"{where}: there is no {what} {shown(name)}; known are {', '.join(known)}")
     return known[name]
 
 
@@ -227,34 +240,9 @@ def _as_list(value: Any) -> list[Any]:
 def _names(value: Any, where: str) -> list[str]:
     """Return task names from a list, or from text in which commas separate them."""
     names = value.split(",") if isinstance(value, str) else value
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) and name.strip() for name in names):
-        raise UserError(f"{where} is {value!r}, expected a list of tasks and groups")
+    if not isinstance(names, list) or not names or not all(is_text(name) and name.strip() for name in names):
+        raise UserError(f"{where} is {shown(value)}, expected a list of tasks and groups")
     return [name.strip() for name in names]
-
-
-EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
-
-
-def _typed(value: Any, kind: Any, where: str) -> Any:
-    """Return a YAML value as the type that a setting has; its range is for the dataclass to check.
-
-    YAML 1.1 reads ``5e-3`` as text, and ``on`` and ``off`` as true and false.
-    """
-    choices = list(get_args(kind)) if get_origin(kind) in (Union, UnionType) else [kind]
-    texts = [text for choice in choices if get_origin(choice) is Literal for text in get_args(choice)]
-    if isinstance(value, bool) and (text := "on" if value else "off") in texts:
-        return text
-    types = [str if get_origin(choice) is Literal else choice for choice in choices]
-    if (type(value) in types) or (value is None and NoneType in types):
-        return value
-    for number in (int, float):
-        if number in types and isinstance(value, str | int) and not isinstance(value, bool):
-            try:
-                return number(value)
-            except ValueError:
-                continue
-    expected = " or ".join(EXPECTED.get(choice, str(choice)) for choice in dict.fromkeys(types))
-    raise UserError(f"{where} is {value!r}, expected {expected}")
 
 
 def _combinations(grid: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
@@ -282,14 +270,15 @@ def _run_name(arm: str, axes: Mapping[str, Any]) -> str:
             parts.append(text.rstrip("/").split("/")[-1])
         else:
             parts.append(f"{axis}_{text}" if text[:1].isalpha() else f"{axis}{text}")
-    return re.sub(r"[^\w.+-]+", "_", "-".join(parts), flags=re.ASCII) or "run"
+    # Folders get this name: neither hidden ones nor `..`.
+    return re.sub(r"[^\w.+-]+", "_", "-".join(parts), flags=re.ASCII).lstrip(".") or "run"
 
 
 def _baselines(given: Mapping[Any, Any], runs: Sequence[Run], path: Path) -> list[Run]:
     """Return a run without a prompt for each baseline and base model."""
     models = {run.base: run.config for run in runs}
     found = []
-    for baseline, targets in given.items():
+    for baseline, targets in ((_text(key), value) for key, value in given.items()):
         wanted = tuple(_names(targets, f"{path}: baseline {baseline}"))
         for config in models.values():
             # What the base models differ in tells their baselines apart.
@@ -298,13 +287,18 @@ def _baselines(given: Mapping[Any, Any], runs: Sequence[Run], path: Path) -> lis
                 for name in BASE
                 if len({getattr(other, name) for other in models.values()}) > 1
             }
-            found.append(Run(_run_name(str(baseline), axes), config, wanted, str(baseline), prompted=False))
+            found.append(Run(_run_name(baseline, axes), config, wanted, baseline, prompted=False))
     return found
 
 
 def _check_names(runs: Sequence[Run], path: Path) -> None:
     seen: dict[str, Run] = {}
     for run in runs:
+        if len(run.name) > MAX_NAME:
+            raise UserError(
+                f"{path}: a run would have a name of {len(run.name)} characters ({run.name[:60]}...), but "
+                f"{MAX_NAME} make a file's name: give a shorter name to the arm, or several values to fewer settings"
+            )
         # Some file systems do not tell capitals from small letters.
         if other := seen.get(run.name.lower()):
             differing = [

@@ -7,15 +7,19 @@ be kept or sent: deleting a record has its run done again.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
-from lm_eval_spt.errors import UserError
-from lm_eval_spt.files import write
+from lm_eval_spt.errors import UserError, printable
+from lm_eval_spt.files import is_text, parse_json, read_text, write
 from lm_eval_spt.sweep.plan import Plan, Run
 from lm_eval_spt.train.config import TrainingConfig
+
+MAX_RECORD = 2**20
+"""Bytes of such a file."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +60,7 @@ def record_of(plan: Plan, run: Run) -> Record:
     fresh = Record(run.settings(), _scoring(plan, run))
     path = _path(plan, run)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        known = {field.name for field in fields(Record)}
-        record = Record(**{name: value for name, value in content.items() if name in known})
+        record = _checked(parse_json(read_text(path, MAX_RECORD)), run)
         if record.trained and (differing := _differences(record.settings, fresh.settings)):
             raise UserError(
                 f"{path} holds a run with other settings ({differing}): choose another output folder, or delete that "
@@ -71,10 +73,29 @@ def record_of(plan: Plan, run: Run) -> Record:
             raise
         raise UserError(f"{path} is no record of a run ({error}): delete it to have the run done again") from error
     kept = [run.config.model_folder, Path(run.config.output) if run.config.prompt_length else None]
-    if record.trained and not all(place.exists() for place in kept if place):
+    if record.trained and not all(map(os.path.exists, filter(None, kept))):
         return fresh
-    same = record.scoring == fresh.scoring and record.results and (plan.output / record.results).is_file()
+    same = record.scoring == fresh.scoring and record.results and os.path.isfile(plan.output / record.results)
     return record if same else replace(record, scoring=fresh.scoring, results=None, scoring_seconds=None)
+
+
+def _checked(content: Any, run: Run) -> Record:
+    """Return what a record's file holds; ValueError or TypeError where that is not what :func:`keep` writes."""
+    if not isinstance(content, dict):
+        raise TypeError("no object")
+    known = {field.name for field in fields(Record)}
+    record = Record(**{name: value for name, value in content.items() if name in known})
+    for name in ("settings", "scoring"):
+        if not isinstance(getattr(record, name), dict):
+            raise TypeError(f"its {name} are no object")
+    for name in ("training_seconds", "scoring_seconds"):
+        if not isinstance(getattr(record, name), int | float | None):
+            raise TypeError(f"its {name} are no number")
+    if not (isinstance(record.error, str | None) and (record.results is None or is_text(record.results))):
+        raise TypeError("its error or its results are no text")
+    if record.results is not None and PurePath(record.results).parent != PurePath("results", run.name):
+        raise ValueError("its results are elsewhere")
+    return record if record.error is None else replace(record, error=printable(record.error))
 
 
 def keep(plan: Plan, run: Run, record: Record) -> None:

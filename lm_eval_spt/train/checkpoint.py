@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lm_eval_spt.errors import UserError
-from lm_eval_spt.files import write
+from lm_eval_spt.files import parse_json, write
 
 KEY = "lm_eval_spt_checkpoint"
 VERSION = 1
@@ -45,17 +47,49 @@ def load(path: Path) -> State:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            content = json.loads((file.metadata() or {})[KEY])
+            content = parse_json((file.metadata() or {})[KEY])
             if content["version"] != VERSION:
                 raise ValueError(f"its version is {content['version']}, this program reads {VERSION}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         state = _with_tensors(content["state"], tensors)
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path} is not a checkpoint that can be read ({reason}): delete it to start anew") from None
     if not isinstance(state, dict):
         raise UserError(f"{path} is not a checkpoint that can be read (no state in it): delete it to start anew")
     return state
+
+
+@dataclass(frozen=True)
+class Many:
+    """In a form: a list of any length, of things that have the form `of`."""
+
+    of: Any
+
+
+def has_form(value: Any, form: Any) -> bool:
+    """Tell whether what was read is of the kind that is needed.
+
+    Args:
+        value: of a state.
+        form: a tensor, for one of its shape and type; a dictionary, for one with these keys; a list, for one of that
+            length; :class:`Many`; ``float`` for a finite number, ``int`` for a whole one of 64 bits, ``Tensor`` for
+            any; None.
+    """
+    if isinstance(form, Tensor):
+        return isinstance(value, Tensor) and (value.shape, value.dtype) == (form.shape, form.dtype)
+    if isinstance(form, dict):
+        same = isinstance(value, dict) and value.keys() == form.keys()
+        return same and all(has_form(value[name], of) for name, of in form.items())
+    if isinstance(form, list):
+        same = isinstance(value, list) and len(value) == len(form)
+        return same and all(has_form(one, of) for one, of in zip(value, form, strict=True))
+    if isinstance(form, Many):
+        return isinstance(value, list) and all(has_form(one, form.of) for one in value)
+    if form in (int, float):
+        whole = type(value) is int and -(2**63) <= value < 2**63
+        return whole or (form is float and type(value) is float and math.isfinite(value))
+    return value is None if form is None else isinstance(value, form)
 
 
 def _without_tensors(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:

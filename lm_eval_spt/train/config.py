@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-import yaml
 from transformers import HfArgumentParser
 
-from lm_eval_spt.errors import UserError
-from lm_eval_spt.files import read_text
+from lm_eval_spt.errors import UserError, shown
+from lm_eval_spt.files import is_text, parse_yaml, read_text
 from lm_eval_spt.prompt import PLACEMENTS, Placement
 from lm_eval_spt.train.reparameterization import KINDS, Kind
 
@@ -36,10 +37,7 @@ PLACES = (
 MAX_YAML = 2**16
 """Bytes of a file with settings."""
 
-YAML_ERRORS = (yaml.YAMLError, ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError)
-"""What PyYAML raises over values such as ``!!int ''``, ``!!bool x`` or ``2026-02-30``."""
-
-WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", NoneType: "null"}
 
 PRESETS: dict[str, dict[str, Any]] = {
     # The recipe of arXiv 2402.03782, from its published code; the README's 20 epochs, 8 examples per class.
@@ -328,13 +326,13 @@ def _flags_given(arguments: Sequence[str]) -> dict[str, Any]:
 
 def _read_yaml(path: str) -> dict[str, Any]:
     try:
-        settings = yaml.safe_load(read_text(Path(path), MAX_YAML))
+        settings = parse_yaml(read_text(Path(path), MAX_YAML))
     except OSError as error:
         raise UserError(f"--config {path} can not be read: {error.strerror}") from error
     except UserError as error:
         raise UserError(f"--config {error}") from None
-    except (RecursionError, *YAML_ERRORS) as error:
-        raise UserError(f"--config {path} is not YAML: {' '.join(str(error).split())[:200]}") from None
+    except ValueError as error:
+        raise UserError(f"--config {path} is not YAML: {error}") from None
     if not isinstance(settings, dict):
         raise UserError(f"--config {path} must hold 'setting: value' lines")
     if not all(isinstance(name, str) for name in settings):
@@ -346,31 +344,40 @@ def _read_yaml(path: str) -> dict[str, Any]:
             f"--config {path} has unknown settings: {', '.join(unknown)}; known are {', '.join(sorted(known))}"
         )
     kinds = get_type_hints(TrainingConfig)
-    return {name: _as_kind(path, name, value, kinds[name]) for name, value in settings.items()}
+    return {name: as_kind(value, kinds[name], f"--config {path}: {name}") for name, value in settings.items()}
 
 
-def _as_kind(path: str, name: str, value: Any, kind: Any) -> Any:
-    """Return a YAML value as what the dataclass says it is; UserError where it can not be that.
+def as_kind(value: Any, kind: Any, where: str) -> Any:
+    """Return a YAML value as what a setting is; its range is for the dataclass to check.
 
     YAML 1.1 reads "5e-3" as a string, and takes yes, no, on and off for truth values, which ``--context-cache`` has.
+
+    Args:
+        value: what the YAML file holds.
+        kind: the setting's annotation.
+        where: file and name, for the message.
+
+    Raises:
+        UserError: it can not be that.
     """
     kinds = (kind,) if get_origin(kind) is Literal else get_args(kind) or (kind,)
     allowed = [str if get_origin(one) is Literal else one for one in kinds]
-    if isinstance(value, bool) and bool not in allowed:
-        value = "on" if value else "off"
+    words = [word for one in kinds if get_origin(one) is Literal for word in get_args(one)]
+    if isinstance(value, bool) and (word := "on" if value else "off") in words:
+        return word
     if value is None and type(None) in allowed:
         return None
     number = next((one for one in (int, float) if one in allowed), None)
     if number and isinstance(value, str | int | float) and not isinstance(value, bool):
         with contextlib.suppress(ValueError, OverflowError):
             converted: float = number(value)
-            if isinstance(value, str) or converted == value or value != value:  # 1.5 is no whole number, NaN no other
+            same = isinstance(value, str) or converted == value  # 1.5 is no whole number
+            if same and (math.isfinite(converted) if number is float else -(2**63) <= converted < 2**63):
                 return converted
-    if isinstance(value, str | bool) and type(value) in allowed and "\0" not in str(value):
+    if type(value) in allowed and (isinstance(value, bool) or is_text(value)):
         return value
-    shown = repr(value)[:80] if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
-    expected = " or ".join("nothing" if one is type(None) else WORDS[one] for one in allowed)
-    raise UserError(f"--config {path}: {name} is {shown}, expected {expected}")
+    expected = " or ".join(WORDS[one] for one in dict.fromkeys(allowed))
+    raise UserError(f"{where} is {shown(value)}, expected {expected}")
 
 
 def _help(name: str) -> str:
@@ -379,7 +386,7 @@ def _help(name: str) -> str:
 
 def _expect(name: str, value: Any, holds: bool, expected: str) -> None:
     if not holds:
-        raise UserError(f"--{name.replace('_', '-')} is {value!r}: expected {expected}")
+        raise UserError(f"--{name.replace('_', '-')} is {shown(value)}: expected {expected}")
 
 
 def _expect_choice(name: str, value: Any, choices: Sequence[str]) -> None:

@@ -112,7 +112,7 @@ def train_together(configs: Sequence[TrainingConfig], base: Base | None = None) 
         failed = _drive(base, list(runs.values()), tracking)
     except KeyboardInterrupt:
         for run in runs.values():
-            run.save()
+            run.save(interrupted=True)
             _say(run, f"interrupted: the best prompt so far (epoch {run.best['epoch']}) is in {run.output}", sys.stderr)
         raise
     finally:
@@ -123,7 +123,7 @@ def train_together(configs: Sequence[TrainingConfig], base: Base | None = None) 
             prompts.append(SoftPrompt.load(config.output) if config.prompt_length else None)
             continue
         run = runs[number]
-        prompt = run.save(str(failed[run]) if run in failed else None)
+        prompt = run.save(diverged=str(failed[run]) if run in failed else None)
         run.finish()
         prompts.append(prompt)
         if run not in failed:
@@ -168,7 +168,7 @@ def _has_ended(config: TrainingConfig) -> bool:
         record = SoftPrompt.load(output).metadata
     else:
         record = record_in(folder) if folder is not None else {}
-    if not record or "diverged" in record:
+    if not record or "diverged" in record or "interrupted" in record:
         return False
     if record.get("hyperparameters") != config.hyperparameters():
         raise UserError(f"--resume: {output} was trained with other settings: choose another --output")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import get_linear_schedule_with_warmup
 
@@ -23,6 +23,7 @@ from lm_eval_spt.lm import SPTLM
 from lm_eval_spt.processes import Processes
 from lm_eval_spt.prompt import SoftPrompt
 from lm_eval_spt.train import checkpoint
+from lm_eval_spt.train.checkpoint import Many, has_form
 from lm_eval_spt.train.config import TrainingConfig
 from lm_eval_spt.train.examples import Examples
 from lm_eval_spt.train.learner import Learned, Learner
@@ -194,11 +195,12 @@ class Run:
 
     # -- what it leaves ------------------------------------------------------------------------------------------------
 
-    def save(self, diverged: str | None = None) -> SoftPrompt | None:
+    def save(self, *, diverged: str | None = None, interrupted: bool = False) -> SoftPrompt | None:
         """Write the best prompt so far, and the model or adapter that belongs to it, with their provenance.
 
         Args:
             diverged: why the run came to no good end, if it did.
+            interrupted: whether it came to no end at all, so that it can not be taken for a finished one.
         """
         config = self.config
         self.learner.base.load(self.learned.model)
@@ -224,6 +226,8 @@ class Run:
             metadata["num_prefix_tokens"] = config.vectors_before
         if diverged is not None:
             metadata["diverged"] = diverged
+        if interrupted:
+            metadata["interrupted"] = True
         if self.learner.start is not None:
             metadata["started_from"] = self.learner.start
         folder = config.model_folder
@@ -277,11 +281,17 @@ class Run:
             UserError: it is that of another configuration.
         """
         path = checkpoint.path_of(self.output)
-        if (found := state.get("settings")) != (own := self.config.identity()):
-            names = sorted(name for name in own if not isinstance(found, dict) or found.get(name) != own[name])
+        found, own = state.get("settings"), self.config.identity()
+        if not isinstance(found, dict):
+            found = {}
+        if names := sorted(
+            name for name in own if isinstance(found.get(name), Tensor) or found.get(name, ...) != own[name]
+        ):
             raise UserError(
                 f"{path} is of a run with other settings ({', '.join(names)}): give those, or delete it to start anew"
             )
+        if (other := self._other_than_own(state)) is not None:
+            raise UserError(f"{path} does not hold this run's state (its {other} is another): delete it to start anew")
         try:
             for parameter, value in zip(self.learner.parameters(), state["parameters"], strict=True):
                 parameter.data.copy_(value)
@@ -303,6 +313,37 @@ class Run:
             self._seconds = self.rows[-1]["seconds"]
         except (KeyError, TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
             raise UserError(f"{path} does not hold this run's state ({error!r}): delete it to start anew") from None
+
+    def _other_than_own(self, state: checkpoint.State) -> str | None:
+        """Return the name of an entry that is not what :meth:`state` returns after an epoch; None where all are."""
+        scores = {"loss": float, "accuracy": float}
+        row = {"epoch": int, "training": {}, "validation": scores, "seconds": float}
+        later = row | {"training": scores | {"steps": Many(float)}}
+        tuned = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        own = self.state()
+        rows, epoch = state.get("rows", []), state.get("epoch", {})
+        forms = own | {
+            "optimizer": {
+                str(number): {"step": torch.zeros(()), "exp_avg": parameter, "exp_avg_sq": parameter}
+                for number, parameter in enumerate(tuned)
+            },
+            "schedule": {"step": int, "lr": [float for _ in self.optimizer.param_groups]},
+            "random": own["random"] | {"cuda": Many(Tensor)},
+            "rows": [row, *(later for _ in rows[1:])] if isinstance(rows, list) else [row],
+            "epoch": {"losses": Many(float), "weights": Many(int), "correct": Many(int)},
+            "best": {"epoch": int, **scores, "documents": int},
+        }
+        for name, form in forms.items():
+            if name != "settings" and not has_form(state.get(name), form):
+                return name
+        if [row["epoch"] for row in rows] != list(range(len(rows))):
+            return "rows"
+        done = state["schedule"]["step"]
+        if done < 0 or any(of["step"] != done for of in state["optimizer"].values()):
+            return "optimizer"
+        if len({len(of) for of in epoch.values()}) > 1 or min(epoch["weights"], default=1) < 1:
+            return "epoch"
+        return None
 
     def _say(self, line: str) -> None:
         if self.processes.is_main:

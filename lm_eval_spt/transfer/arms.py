@@ -7,6 +7,7 @@ alone are one arm, and their scores are averaged.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -213,7 +214,7 @@ def training_record(run: Run) -> dict[str, Any]:
     place = run.model_args.get("prompt")
     if run.prompt_digest is None or not isinstance(place, str) or not is_below_current_folder(place):
         return {}
-    if not Path(place).exists():
+    if not os.path.exists(place):
         return {}
     from lm_eval_spt.prompt import SoftPrompt  # takes seconds: not without need
 

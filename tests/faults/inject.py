@@ -31,6 +31,7 @@ class Fault:
 
     Attributes:
         kind: a signal, an error of the disk, ``OOM`` (the model's memory), ``clock`` (it jumps), or ``none``.
+        struck: how often it did.
         step: the file operation at which it strikes. A disk stays full or read-only from then on, EIO happens once.
         amount: of ``OOM`` how many tokens fit; of ``clock`` how many seconds it jumps by, again and again.
     """
@@ -39,6 +40,7 @@ class Fault:
     step: int = 0
     amount: int = 0
     seen: int = 0
+    struck: int = 0
     _folder: str = field(default="", repr=False)
 
     def arm(self, folder: pathlib.Path, model: torch.nn.Module) -> None:
@@ -46,13 +48,13 @@ class Fault:
 
         Args:
             folder: only what happens in it counts.
-            model: whose memory may run out.
+            model: the decoder, whose memory may run out: the scorer calls it and not the model around it.
         """
         self._folder = str(folder) + os.sep
         if self.kind == "OOM":
             model.register_forward_pre_hook(self._run_out_of_memory, with_kwargs=True)
         if self.kind == "clock":
-            _let_the_clock_jump(self.amount)
+            _let_the_clock_jump(self)
         sys.addaudithook(self._audit)
         fsync, open_file = os.fsync, io.open
 
@@ -98,11 +100,14 @@ class Fault:
             # Of a full disk files can still be removed; folders that are there can be made without being written.
             spared = name == "os.remove" and self.kind == "ENOSPC"
             if not spared and (self.seen == self.step if self.kind == "EIO" else self.seen >= self.step):
+                self.struck += 1
                 raise OSError(number, os.strerror(number))
 
     def _run_out_of_memory(self, _: torch.nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-        ids = named.get("input_ids", named.get("inputs_embeds", arguments[0] if arguments else None))
-        if ids is not None and ids.shape[0] > 1 and ids.shape[0] * ids.shape[1] > self.amount:
+        given = (named.get("input_ids"), named.get("inputs_embeds"), *arguments)
+        ids = next(tensor for tensor in given if tensor is not None)
+        if ids.shape[0] > 1 and ids.shape[0] * ids.shape[1] > self.amount:
+            self.struck += 1
             raise torch.OutOfMemoryError(f"{tuple(ids.shape)} tokens are too many")
 
 
@@ -134,12 +139,13 @@ class _Counted:
         return iter(self._file)
 
 
-def _let_the_clock_jump(by: int) -> None:
+def _let_the_clock_jump(fault: Fault) -> None:
     """Make the clock go forth and back by so many seconds between one look at it and the next."""
-    now, looks = time.time, [0]
+    now, by, looks = time.time, fault.amount, [0]
 
     def jumping() -> float:
         looks[0] += 1
+        fault.struck += 1
         return now() + by * (looks[0] % 3 - 1)
 
     class Jumping(datetime.datetime):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,15 @@ import lm_eval.models.huggingface  # noqa: F401
 import torch
 import transformers
 from lm_eval.tasks import TaskManager
+from tqdm import tqdm
 
+import lm_eval_spt.sweep.command
+import lm_eval_spt.sweep.local  # noqa: F401
 from lm_eval_spt import cli, evaluate, files
 from lm_eval_spt.base_model import resolve
+from lm_eval_spt.causal_lm import decoder_of
 from lm_eval_spt.paths import tasks_folder
+from lm_eval_spt.sweep import cost
 from lm_eval_spt.train import examples, grid  # noqa: F401
 from tests.faults.inject import Fault
 
@@ -35,7 +41,7 @@ TASKS = TaskManager(include_path=str(tasks_folder()), include_defaults=False)
 TOKENIZER = transformers.AutoTokenizer.from_pretrained(resolve("mini"))
 
 
-def run(command: list[str], folder: str, output: str, fault: Fault | None) -> None:
+def run(command: list[str], folder: str, output: str, fault: Fault | None, environment: dict[str, str]) -> None:
     """Run a command in this process, which ends with its exit status.
 
     Args:
@@ -43,16 +49,19 @@ def run(command: list[str], folder: str, output: str, fault: Fault | None) -> No
         folder: where the command writes.
         output: file for what it prints.
         fault: what befalls it; without one its file operations are counted, and the number is the output's last line.
+        environment: variables that are added to the environment.
     """
+    os.environ.update(environment)
     printed = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(printed, 1)
     os.dup2(printed, 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
     tempfile.tempdir = str(Path(folder).parent)
     os.chdir(tempfile.tempdir)  # the harness records the commit of the folder that it runs in
+    tqdm.set_lock(threading.RLock())  # its own lock is one for all forks: of one that is killed it would never be free
     _use_what_is_loaded()
     fault = fault or Fault("none")
-    fault.arm(Path(folder), MODEL)
+    fault.arm(Path(folder), decoder_of(MODEL))
     try:
         print("started", flush=True)
         own = {"write": _write, "write carelessly": _write_carelessly}
@@ -60,7 +69,7 @@ def run(command: list[str], folder: str, output: str, fault: Fault | None) -> No
     except KeyboardInterrupt:
         status = 130
     fault.over()
-    print(f"file operations: {fault.seen}", flush=True)
+    print(f"file operations: {fault.seen}, struck: {fault.struck}", flush=True)
     os._exit(status)
 
 
@@ -87,5 +96,5 @@ def _use_what_is_loaded() -> None:
 
     transformers.AutoModelForCausalLM.from_pretrained = loaded(MODEL)
     transformers.AutoTokenizer.from_pretrained = loaded(TOKENIZER)
-    examples.TaskManager = evaluate.TaskManager = loaded(TASKS)
+    examples.task_manager = evaluate.task_manager = cost.task_manager = loaded(TASKS)
     lm_eval.evaluator.add_env_info = loaded(None)  # it starts other programs, and takes a second

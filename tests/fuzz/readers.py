@@ -6,25 +6,41 @@ is needed, so that what is wrong with it can not come up later.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
 import json
 import math
 import os
 import struct
+import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
 
 from lm_eval_spt.errors import UserError
+from lm_eval_spt.evaluate import _finished
 from lm_eval_spt.inspection import as_text, report
 from lm_eval_spt.prompt import PEFT_CONFIG, PEFT_WEIGHTS, SoftPrompt
-from lm_eval_spt.sharing import model_card
+from lm_eval_spt.sharing import model_card, read_card
+from lm_eval_spt.sweep import records
+from lm_eval_spt.sweep.command import _print_runs
+from lm_eval_spt.sweep.plan import Plan, read_plan
 from lm_eval_spt.topics import read_file
+from lm_eval_spt.train import checkpoint
 from lm_eval_spt.train import config as settings
+from lm_eval_spt.train import run as training
 from lm_eval_spt.train.config import TrainingConfig
+from lm_eval_spt.train.examples import Example
+from lm_eval_spt.train.loop import _has_ended
+from lm_eval_spt.train.objective import Outcome
+from lm_eval_spt.train.tuning import RECORD
+from lm_eval_spt.transfer import page
 from lm_eval_spt.transfer.arms import read_arms
 from lm_eval_spt.transfer.documents import read_answers
 from lm_eval_spt.transfer.leaderboard import rank, ranking_lines
@@ -118,8 +134,14 @@ RESULTS = {
 }  # fmt: skip
 
 
+# Distances depend on the languages alone.
+_distances = functools.cache(lambda source, languages, measure=page.distances: measure(source, languages))
+page.distances = lambda source, languages: _distances(source, tuple(languages))
+
+
 def read_results(path: Path) -> None:
     """Read a results file, rank it beside itself, and make what the leaderboard's page shows."""
+    _finished(path.parent, {"sib200_eng_Latn": 0}, None)
     arms, _ = read_arms([("a", path), (None, path)])
     board = rank(arms, "eng_Latn")
     "\n".join(ranking_lines(board)).encode()
@@ -163,6 +185,142 @@ SETTINGS = [
     b"init_text: \"\\nTopic:\"\nadd_bos_token: true\nwarmup_ratio: 0.1\nclip: 1\nplacement: prefix\nrevision: abc\n",
 ]  # fmt: skip
 
+
+def read_sweep(path: Path) -> None:
+    """Plan a sweep, and look for its records: there are none."""
+    plan = read_plan(path)
+    for run in plan.runs:
+        assert os.path.basename(run.name) == run.name and run.name[0] != "."
+        assert -(2**63) <= run.config.seed < 2**63
+        records.record_of(plan, run)
+    json.dumps([[run.name, run.settings(), run.targets] for run in plan.runs] + [plan.evaluate], allow_nan=False)
+
+
+SWEEPS = [
+    b"output: out\ntargets: [mini_topics]\nsettings:\n  model: mini\n  task: mini_topics_eng_Latn\n  lr: 5e-3\n"
+    b"axes:\n  prompt_length: [5, 10]\n  seed: [0, 1]\n",
+    b"targets: a, b\nsettings:\n  task: a\n  context-cache: off\naxes:\n  model: [mini, owner/name]\n"
+    b"  shots: [null, 8]\narms:\n  suffix: {}\n  8: {placement: prefix, lr: [1e-3, 5e-3], preset: paper}\n"
+    b"baselines:\n  none: [mini_topics]\nevaluate: {limit: 100, log_samples: true, batch_size: auto}\nshard_size: 3\n",
+]  # fmt: skip
+
+
+@functools.cache
+def _sweep(folder: Path) -> Plan:
+    """A sweep of one run whose prompt and results are there."""
+    (folder / "sweep.yaml").write_bytes(
+        b"output: out\ntargets: a\nsettings: {model: mini, task: a}\naxes: {seed: [0]}\n"
+    )
+    plan = read_plan(folder / "sweep.yaml")
+    for place in ("out/prompts/seed0.safetensors", "out/results/seed0/results_x.json"):
+        (folder / place).parent.mkdir(parents=True)
+        (folder / place).write_bytes(b"")
+    return plan
+
+
+def _record() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        plan = _sweep.__wrapped__(Path(folder))
+    record = records.Record(plan.runs[0].settings(), {"targets": ["a"]}, 1.5, 0.5, "results/seed0/results_x.json")
+    return json.dumps(asdict(record)).encode()
+
+
+def read_record(path: Path) -> None:
+    """Read what is known of a run of a sweep, print it, and write it anew."""
+    plan = _sweep(path.parent)
+    (run,) = plan.runs
+    place = records._path(plan, run)
+    place.parent.mkdir(exist_ok=True)
+    path.replace(place)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        _print_runs([run], {run.name: records.record_of(plan, run)})
+    assert printed.getvalue().removesuffix("\n").isprintable()
+    records.forget_failures(plan, [run])
+    assert records.record_of(plan, run).error is None
+
+
+class _Model(torch.nn.Module):
+    """Enough of a model for a prompt of vectors of size 2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = torch.nn.Embedding(8, 2)
+
+    def get_input_embeddings(self) -> torch.nn.Module:
+        return self.embedding
+
+
+LM: Any = SimpleNamespace(model=_Model(), device=torch.device("cpu"), fingerprint="0123456789abcdef")
+EXAMPLES: Any = SimpleNamespace(
+    training=[Example((((4,), (5,)), ((4,), (6,))), 0)] * 2, validation=[Example((((4,), (5,)),), 0)], sizes=[2]
+)
+
+
+training._versions = functools.cache(training._versions)  # the same in every prompt
+
+
+def _training_run(folder: Path) -> training.Run:
+    config = TrainingConfig(
+        model="mini", task="mini_topics_eng_Latn", output=str(folder / "p.safetensors"), prompt_length=2, epochs=2,
+        batch_size=1, init="uniform", reparameterization="xpe", reparameterization_hidden_size=2,
+    )  # fmt: skip
+    run = training.Run(config, LM, EXAMPLES)
+    run._say = lambda line: None  # type: ignore[method-assign]
+    return run
+
+
+def _go_on(run: training.Run, batches: int = 100) -> None:
+    """Have a run do so many batches; each has the loss 1."""
+    program = run.program()
+    next(program)
+    with contextlib.suppress(StopIteration):
+        for _ in range(batches):
+            program.send(Outcome(torch.tensor(1.0), 1, 1))
+
+
+def _checkpoints() -> list[bytes]:
+    """Files of a run after its first epoch, and in the middle of the second."""
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        for batches in (4, 5):
+            run = _training_run(Path(folder))
+            _go_on(run, batches)
+            checkpoint.save(checkpoint.path_of(run.output), run.state())
+            found.append(checkpoint.path_of(run.output).read_bytes())
+    return found
+
+
+def read_checkpoint(path: Path) -> None:
+    """Go on with a run, and write its prompt."""
+    state = checkpoint.load(path)
+    run = _training_run(path.parent)
+    run.resume(state)
+    try:
+        _go_on(run)
+    except training.Diverged:
+        return
+    prompt = run.save()
+    assert prompt is not None
+    _use_prompt(prompt)
+
+
+def _tuned(folder: Path) -> TrainingConfig:
+    return TrainingConfig("mini", "a", f"{folder}.safetensors", tune="model", resume=True)
+
+
+def read_tuned(path: Path) -> None:
+    """Find out whether a tuned model needs more training."""
+    _has_ended(_tuned(path.parent))
+
+
+def read_model_card(path: Path) -> None:
+    """Write a prompt's card around what is in an older one."""
+    card = model_card(SoftPrompt(torch.ones(3, 4), METADATA), "owner/name", existing=read_card(path))
+    assert card.encode().count(b"written by lm-eval-spt card") >= 1
+
+
+CARD = model_card(SoftPrompt(torch.ones(3, 4), METADATA), "owner/name").encode()
+
 READERS = {
     reader.name: reader
     for reader in (
@@ -199,6 +357,19 @@ READERS = {
                 (ROOT / "tasks/mini_topics/data/arb_Arab/dev.tsv").read_bytes()[:600].rpartition(b"\n")[0] + b"\n",
             ],
             read_file,
+        ),
+        Reader("checkpoint", "safetensors", "p.checkpoint", _checkpoints(), read_checkpoint),
+        Reader(
+            "tuned model", "json", RECORD,
+            [json.dumps({"base_model": "mini", "hyperparameters": _tuned(Path("x")).hyperparameters()}).encode()],
+            read_tuned,
+        ),
+        Reader("sweep", "yaml", "sweep.yaml", SWEEPS, read_sweep),
+        Reader("record", "json", "record.json", [_record()], read_record),
+        Reader(
+            "card", "yaml", "README.md",
+            [CARD, b"---\nlicense: mit\ntags: [a]\n---\n\nMine.\n\n" + CARD.partition(b"---\n\n")[2] + b"\nMore.\n"],
+            read_model_card,
         ),
     )
 }  # fmt: skip
