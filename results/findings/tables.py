@@ -9,6 +9,13 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from statistics import mean, stdev
+
+from scipy.stats import t
+
+from lm_eval_spt.files import write
+from lm_eval_spt.transfer.distances import distances
+from lm_eval_spt.transfer.results import read_run, results_files
 
 HERE = Path(__file__).parent
 ARMS = ("frozen", "all", "model", "lora")
@@ -21,16 +28,70 @@ TABLES: dict[str, dict[str, str]] = {
         f"arms-{shots}": {arm: f"arms/{arm}-shots_{value}-seed*" for arm in ARMS}
         for shots, value in (("8", "8"), ("32", "32"), ("all", "none"))
     },
-    **{
-        f"lengths-{start}": {f"P={length}": f"lengths/{start}-prompt_length{length}-seed*" for length in LENGTHS}
-        for start in ("text", "random")
-    },
+    "lengths": {f"P={length}": f"lengths/text-prompt_length{length}-seed*" for length in LENGTHS},
     "reparameterization": {kind: f"reparameterization/reparameterization_{kind}-seed*" for kind in KINDS},
 }
 
 
+SOURCE, DISTANCE = "eng_Latn", "syntactic"
+
+Seeds = dict[str, dict[str, float]]
+"""Accuracies in percent by language, seed by seed."""
+
+
+def by_seed(pattern: str) -> Seeds:
+    """Return the scores of the runs in the folders that match."""
+    return {
+        folder.name.rpartition("seed")[2]: {
+            language: 100 * score.value for language, score in read_run(results_files(folder)[0]).scores["acc"].items()
+        }
+        for folder in sorted(HERE.glob(pattern))
+    }
+
+
+def over_seeds(values: list[float]) -> str:
+    """Return a mean with its 95% interval from Student's t."""
+    half = t.ppf(0.975, len(values) - 1) * stdev(values) / len(values) ** 0.5
+    return f"{mean(values):.1f} [{mean(values) - half:.1f}, {mean(values) + half:.1f}]"
+
+
+def gains(runs: Seeds, reference: Seeds, languages: list[str]) -> list[float]:
+    """Return how much better runs are than the reference with the same seed, in the mean over languages, in points."""
+    return [mean(runs[seed][code] - reference[seed][code] for code in languages) for seed in runs if seed in reference]
+
+
+def summary() -> str:
+    """Return a table of all arms: scores, and differences from the reference seed by seed.
+
+    The last column is how much more the arm gains (or loses less) over the reference in the half of the target
+    languages that is syntactically distant from the source than in the close half.
+    """
+    lines = [
+        "| comparison | arm | English | 20 others | others, from the reference | distant minus close |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for table, arms in TABLES.items():
+        (first, reference), *rest = [(arm, by_seed(pattern)) for arm, pattern in arms.items()]
+        targets = sorted({code for scores in reference.values() for code in scores} - {SOURCE})
+        far = distances(SOURCE, targets).values[DISTANCE]
+        targets.sort(key=lambda code: far[code])
+        close, distant = targets[: len(targets) // 2], targets[len(targets) // 2 :]
+        for arm, runs in [(first, reference), *rest]:
+            source, others = (
+                mean(mean(scores[code] for code in codes) for scores in runs.values()) for codes in ([SOURCE], targets)
+            )
+            compared = "– | –"
+            if arm != first:
+                of_halves = (gains(runs, reference, half) for half in (distant, close))
+                uneven = [far_off - near for far_off, near in zip(*of_halves, strict=True)]
+                compared = f"{over_seeds(gains(runs, reference, targets))} | {over_seeds(uneven)}"
+            lines.append(f"| {table} | {arm} | {source:.1f} | {others:.1f} | {compared} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
-    """Write a Markdown file for each table."""
+    """Write ``summary.md``, and a Markdown report for each comparison."""
+    write(HERE / "summary.md", summary().encode())
     for table, arms in TABLES.items():
         runs = [f"{arm}={folder}" for arm, pattern in arms.items() for folder in sorted(HERE.glob(pattern))]
         command = [sys.executable, "-m", "lm_eval_spt.cli", "transfer", *runs, "--output", str(HERE / f"{table}.md")]
