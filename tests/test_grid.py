@@ -82,13 +82,15 @@ def test_runs_that_differ_in_everything_but_the_model(base, tmp_path):
         {"context_cache": "off", "seed": 2},
         {"reparameterization": "mlp", "patience": 1},
     ]
+    changes = [
+        {"lr": 1e-3} | change for change in changes
+    ]  # with larger steps rounding grows: the model is nearly certain
     grid = [settings_for(tmp_path / f"grid{number}.safetensors", **change) for number, change in enumerate(changes)]
     together = train_together(grid, base)
     for number, (change, prompt) in enumerate(zip(changes, together, strict=True)):
         alone = train(settings_for(tmp_path / f"alone{number}.safetensors", **change), base)
-        # Adam's first steps follow the sign of a gradient, and many of a network's are within rounding of zero; so are
-        # some of a prompt's where the model is nearly certain. Losses and gradients themselves agree to 1e-5, above.
-        tolerance = 1e-3 if "reparameterization" in change else 1e-4
+        # Adam's first steps follow the sign of a gradient, and many of a network's are within rounding of zero.
+        tolerance = 1e-3 if "reparameterization" in change else 1e-5
         torch.testing.assert_close(prompt.vectors, alone.vectors, atol=tolerance, rtol=1e-4)
 
 

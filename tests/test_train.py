@@ -222,12 +222,12 @@ def test_same_seed_same_vectors_and_the_record_is_complete(tmp_path):
 
 
 def test_training_learns_and_the_cache_changes_nothing(tmp_path):
-    changes = {"init": "vocab", "shots": 4, "epochs": 3, "lr": 1e-3}
+    changes = {"init": "vocab", "shots": 4, "epochs": 5, "lr": 1e-3}
     prompt = train(settings_for(tmp_path / "cached.safetensors", **changes))
     plain = train(settings_for(tmp_path / "plain.safetensors", context_cache="off", **changes))
     rows = [json.loads(line) for line in (tmp_path / "cached.jsonl").read_text().splitlines()[1:]]
     plain_rows = [json.loads(line) for line in (tmp_path / "plain.jsonl").read_text().splitlines()[1:]]
-    assert rows[-1]["training"]["loss"] < 0.8 * rows[1]["training"]["loss"]
+    assert rows[-1]["training"]["loss"] < 0.7 * rows[1]["training"]["loss"]
     for row, plain_row in zip(rows, plain_rows, strict=True):
         assert row["validation"]["loss"] == pytest.approx(plain_row["validation"]["loss"], rel=1e-4)
     assert torch.allclose(prompt.vectors, plain.vectors, atol=1e-3)
