@@ -192,10 +192,9 @@ def halves(scores: np.ndarray, distance: np.ndarray) -> list[Halves]:
     """
     known = ~np.isnan(distance)
     scores, distance = scores[:, known], distance[known]
-    thresholds = np.unique(distance)[:-1]
-    if not len(thresholds):
+    threshold = halving_threshold(distance)
+    if threshold is None:
         return []
-    threshold = min(thresholds, key=lambda value: abs(2 * (distance <= value).sum() - len(distance)))
     close, distant = scores[:, distance <= threshold], scores[:, distance > threshold]
     resampled = [
         resample(half.shape[1], LANGUAGE_RESAMPLES, seed) @ half.T / half.shape[1]
@@ -204,7 +203,7 @@ def halves(scores: np.ndarray, distance: np.ndarray) -> list[Halves]:
     gaps = resampled[0] - resampled[1]
     return [
         Halves(
-            float(threshold),
+            threshold,
             float(near.mean()),
             float(far.mean()),
             estimate(float(near.mean() - far.mean()), gaps[:, arm]),
@@ -213,6 +212,17 @@ def halves(scores: np.ndarray, distance: np.ndarray) -> list[Halves]:
         )
         for arm, (near, far) in enumerate(zip(close, distant, strict=True))
     ]
+
+
+def halving_threshold(distance: np.ndarray) -> float | None:
+    """Return up to which of the distances `[languages]` a language is close, for halves as equal as possible.
+
+    Languages at the same distance stay together; None where all are at the same.
+    """
+    thresholds = np.unique(distance)[:-1]
+    if not len(thresholds):
+        return None
+    return float(min(thresholds, key=lambda value: abs(2 * (distance <= value).sum() - len(distance))))
 
 
 def _pearson(x: np.ndarray, y: np.ndarray) -> float:

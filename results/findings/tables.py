@@ -16,6 +16,7 @@ from scipy.stats import t
 from lm_eval_spt.files import write
 from lm_eval_spt.transfer.distances import distances
 from lm_eval_spt.transfer.results import read_run, results_files
+from lm_eval_spt.transfer.statistics import halving_threshold
 
 HERE = Path(__file__).parent
 KINDS = ("none", "mlp", "residual", "xpe", "dual")
@@ -71,9 +72,11 @@ def summary() -> str:
     for table, arms in TABLES.items():
         (first, reference), *rest = [(arm, by_seed(pattern)) for arm, pattern in arms.items()]
         targets = sorted({code for scores in reference.values() for code in scores} - {SOURCE})
-        far = distances(SOURCE, targets).values[DISTANCE]
-        targets.sort(key=lambda code: far[code])
-        close, distant = targets[: len(targets) // 2], targets[len(targets) // 2 :]
+        far = distances(SOURCE, targets)
+        threshold = halving_threshold(far.vector(DISTANCE, targets))
+        close, distant = (
+            [code for code in targets if (far.values[DISTANCE][code] <= threshold) == near] for near in (True, False)
+        )
         for arm, runs in [(first, reference), *rest]:
             source, others = (
                 mean(mean(scores[code] for code in codes) for scores in runs.values()) for codes in ([SOURCE], targets)
