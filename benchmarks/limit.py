@@ -7,6 +7,8 @@ import time
 import torch
 from transformers import PreTrainedModel
 
+from lm_eval_spt.products import product
+
 
 def matmul_rate(model: PreTrainedModel, tokens: int = 512, cold: bool = False) -> float:
     """Return floating-point operations per second of this machine's matrix products in the model's own shapes.
@@ -26,7 +28,7 @@ def matmul_rate(model: PreTrainedModel, tokens: int = 512, cold: bool = False) -
     done, started = 0, None
     while started is None or time.perf_counter() - started < 2:
         for weight in weights:
-            inputs[weight.shape[1]] @ weight.T
+            product(inputs[weight.shape[1]], weight)
             done += 2 * tokens * weight.numel() if started is not None else 0
         if model.device.type == "cuda":
             torch.cuda.synchronize()

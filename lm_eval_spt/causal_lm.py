@@ -23,6 +23,8 @@ from transformers.cache_utils import DynamicLayer
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
+from lm_eval_spt import products
+
 # Spelled out in Python, these cost four passes over the widest tensor of a layer; one kernel computes the same.
 SLOW_GELUS = ("BloomGelu", "NewGELUActivation")
 
@@ -77,7 +79,7 @@ def hidden_states(
             assert key_positions is not None
             arguments["attention_mask"] = _attention_masks(model, visible, positions, key_positions)
             stack.enter_context(_alibi_of(decoder, key_positions))
-        stack.enter_context(_fast_gelus(decoder))
+        stack.enter_context(_fast_layers(decoder))
         output = decoder(**arguments, past_key_values=cache, use_cache=cache is not None, return_dict=True)
     return output.last_hidden_state
 
@@ -246,7 +248,7 @@ def activation_checkpointing(model: PreTrainedModel) -> Iterator[None]:
     """
 
     def run(layer: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        with _fast_gelus(layer):  # the second time comes after hidden_states has returned
+        with _fast_layers(layer):  # the second time comes after hidden_states has returned
             return forward(*args, **kwargs)
 
     with ExitStack() as stack:
@@ -261,8 +263,10 @@ def activation_checkpointing(model: PreTrainedModel) -> Iterator[None]:
 
 
 @contextmanager
-def _fast_gelus(part: nn.Module) -> Iterator[None]:
+def _fast_layers(part: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
+        if products.better_than_mkl():
+            stack.enter_context(products.FastProducts())
         for module in part.modules():
             if type(module).__name__ in SLOW_GELUS:
                 stack.enter_context(_replaced(module, "forward", partial(nn.functional.gelu, approximate="tanh")))

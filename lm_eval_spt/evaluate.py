@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import lm_eval.loggers.evaluation_tracker as tracking
+import numpy as np
 from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
@@ -46,8 +47,11 @@ class ManyPromptsLM(SPTLM):
         super().__init__(prompt=None, **spt)
         for prompt in prompts:
             self._check_prompt(prompt)
-        self._prompts = list(prompts)
-        self._answers: dict[str, dict[Pair, scoring.Answer]] = {prompt.digest: {} for prompt in prompts}
+        self._suffixes = {prompt.digest: prompt for prompt in prompts if prompt.placement == "suffix"}
+        # Answers as numbers, [suffix prompts, pairs]: as objects those of 50 prompts in 205 languages would take 3 GB.
+        self._columns: dict[Pair, int] = {}
+        self._loglikelihoods = np.empty((len(self._suffixes), 0))
+        self._greedy = np.empty((len(self._suffixes), 0), dtype=bool)
 
     def use(self, prompt: SoftPrompt) -> None:
         """Make `prompt` the one in use."""
@@ -57,17 +61,18 @@ class ManyPromptsLM(SPTLM):
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[scoring.Answer]:
         """Return the answers under the prompt in use."""
         assert self.prompt is not None
-        known = self._answers[self.prompt.digest]
         if self.prompt.placement == "suffix" and self._use_fast():
-            new = [pair for pair in dict.fromkeys(request.args for request in requests) if pair not in known]
-            if new:
+            pairs = [request.args for request in requests]
+            if new := [pair for pair in dict.fromkeys(pairs) if pair not in self._columns]:
                 self._score_suffixes(new, disable_tqdm)
-            return [known[request.args] for request in requests]
+            row, columns = list(self._suffixes).index(self.prompt.digest), [self._columns[pair] for pair in pairs]
+            answers = self._loglikelihoods[row, columns].tolist(), self._greedy[row, columns].tolist()
+            return list(zip(*answers, strict=True))
         return super().loglikelihood(requests, disable_tqdm)
 
     def _score_suffixes(self, pairs: list[Pair], disable_tqdm: bool) -> None:
-        """Score pairs under all suffix prompts that have no answers to them yet."""
-        prompts = [prompt for prompt in self._prompts if prompt.placement == "suffix"]
+        """Score new pairs under all suffix prompts."""
+        prompts = list(self._suffixes.values())
         room = min(self.whole_length - prompt.length for prompt in prompts)
         encoded = self.encode_pairs(pairs, "suffix")
         fitting: list[int] = []
@@ -75,22 +80,29 @@ class ManyPromptsLM(SPTLM):
         for index, (context, continuation) in enumerate(encoded):
             (fitting if len(context) + len(continuation) <= room + 1 else too_long).append(index)
 
+        loglikelihoods = np.full((len(prompts), len(pairs)), np.nan)
+        greedy = np.full((len(prompts), len(pairs)), False)
         requests = [encoded[index] for index in fitting]
         with self._progress(len(requests), disable_tqdm) as bar, self._autocast():
             vectors = [prompt.vectors for prompt in prompts]
             for number, answers in scoring.score_suffixes(self.model, requests, vectors, self._max_batch_tokens()):
-                for prompt, answer in zip(prompts, answers, strict=True):
-                    self._answers[prompt.digest][pairs[fitting[number]]] = answer
+                index = fitting[number]
+                loglikelihoods[:, index], greedy[:, index] = zip(*answers, strict=True)
                 bar.update()
 
         in_use = self.prompt
-        for prompt in prompts if too_long else ():  # each prompt leaves another part of a long text
+        for row, prompt in enumerate(prompts if too_long else ()):  # each prompt leaves another part of a long text
             self.use(prompt)
             tokenised: list[TokenisedRequest] = [(None, *encoded[index]) for index in too_long]
-            for index, answer in zip(too_long, self._loglikelihood_tokens(tokenised, disable_tqdm), strict=True):
-                self._answers[prompt.digest][pairs[index]] = answer
+            answers = self._loglikelihood_tokens(tokenised, disable_tqdm)
+            loglikelihoods[row, too_long], greedy[row, too_long] = zip(*answers, strict=True)
         if in_use is not None:
             self.use(in_use)
+
+        # Last of all: an evaluation that is interrupted before has no answers.
+        self._columns |= {pair: len(self._columns) + index for index, pair in enumerate(pairs)}
+        self._loglikelihoods = np.concatenate([self._loglikelihoods, loglikelihoods], axis=1)
+        self._greedy = np.concatenate([self._greedy, greedy], axis=1)
 
 
 def evaluate_prompts(

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lm_eval_spt.products import product
+
 # Rows of the head's weights in a piece: 8 MB in float32 at d = 1024.
 PIECE = 2048
 
@@ -40,7 +42,7 @@ class _Normalize(torch.autograd.Function):
         gradient = torch.zeros_like(hidden) if wanted else None
         for start in range(0, len(weight), PIECE):
             piece = weight[start : start + PIECE]
-            logits = hidden @ piece.T
+            logits = product(hidden, piece)
             here, which = logits.max(dim=1)
             best = torch.where(here > largest, which + start, best)
             before, largest = largest, torch.maximum(largest, here)
@@ -48,7 +50,7 @@ class _Normalize(torch.autograd.Function):
             weights = logits.sub_(largest[:, None]).exp_()
             total.mul_(shrink).add_(weights.sum(dim=1))
             if gradient is not None:
-                gradient.mul_(shrink[:, None]).addmm_(weights, piece)
+                gradient.mul_(shrink[:, None]).add_(product(weights, piece.T))
         ctx.mark_non_differentiable(best)
         if gradient is not None:
             ctx.save_for_backward(gradient.div_(total[:, None]))

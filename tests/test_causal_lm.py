@@ -41,7 +41,7 @@ def test_slow_gelus_are_found_and_come_back(family):
     assert slow
     values = torch.linspace(-6, 6, 1001)
     expected = slow[0](values)
-    with causal_lm._fast_gelus(model):
+    with causal_lm._fast_layers(model):
         assert "forward" in vars(slow[0])
         torch.testing.assert_close(slow[0](values), expected)
     assert "forward" not in vars(slow[0])
