@@ -28,6 +28,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from lm_eval_spt.base_model import MINI, cannot_load, locate
 from lm_eval_spt.errors import UserError
 from lm_eval_spt.harness import members, task_manager
+from lm_eval_spt.products import product
 from lm_eval_spt.sweep.plan import Plan, Run
 from lm_eval_spt.train.config import TrainingConfig
 
@@ -308,9 +309,9 @@ def speed_here(dtype: torch.dtype = torch.float32) -> float:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     size = 4096 if device == "cuda" else 768
     left, right = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
-    (left @ right).sum().item()  # the first is slower
+    product(left, right).sum().item()  # the first is slower
     done, started = 0, time.perf_counter()
     while time.perf_counter() - started < 0.3:
-        (left @ right)[0, 0].item()
+        product(left, right)[0, 0].item()
         done += 2 * size**3
     return done / (time.perf_counter() - started)
