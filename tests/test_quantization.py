@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from lm_eval_spt.lm import SPTLM
 from lm_eval_spt.prompt import SoftPrompt
 from lm_eval_spt.train import main
+from lm_eval_spt.train.examples import Example
+from lm_eval_spt.train.loop import base_of
+from lm_eval_spt.train.objective import Asking, evaluate
 from tests.conftest import VOCABULARY
 
 TASK = "mini_topics_eng_Latn"
@@ -50,7 +54,7 @@ def test_a_prompt_is_learned_and_scored_on_quantised_weights(folder, tmp_path, b
     assert prompt.metadata["hyperparameters"]["quantization"] == bits
     assert prompt.metadata["validation"]["epoch"] > 0 and prompt.vectors.dtype == torch.float32
 
-    options = {"device": "cpu", "dtype": "float32", "prompt": prompt}
+    options = {"pretrained": str(folder), "device": "cpu", "dtype": "float32", "prompt": prompt}
     quantised = SPTLM(**options, **{f"load_in_{bits}": True})
     kinds = {type(module).__name__ for module in quantised.model.modules()}
     assert {"4bit": "Linear4bit", "8bit": "Linear8bitLt"}[bits] in kinds
@@ -58,6 +62,28 @@ def test_a_prompt_is_learned_and_scored_on_quantised_weights(folder, tmp_path, b
     assert quantised.fingerprint == whole.fingerprint
     assert answers(quantised) == pytest.approx(answers(whole), abs=0.5)
     assert answers(quantised) != answers(whole)
+
+
+def test_gradients_pass_through_4_bits_that_were_read_without(folder):
+    """On a processor with AVX512-BF16 bitsandbytes packs weights that are read without a gradient: it has none then."""
+    pytest.importorskip("bitsandbytes")
+    lm = base_of(SPTLM(pretrained=str(folder), device="cpu", dtype="float32", load_in_4bit=True)).lm
+    answers(lm)
+    example = Example(tuple(((5, 6, 7), (answer, 8)) for answer in (9, 10)), 0)
+    vectors = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
+
+    def loss(vectors: torch.Tensor) -> torch.Tensor:
+        (outcome,) = evaluate(lm.model, [Asking([example], vectors, 0, "target")])
+        return outcome.loss
+
+    wanted = vectors.clone().requires_grad_()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (gradient,) = torch.autograd.grad(loss(wanted), wanted)
+    with torch.no_grad():
+        step = 0.02 * gradient / gradient.norm()
+        rise = (loss(vectors + step) - loss(vectors - step)) / 0.04
+    assert float(rise) == pytest.approx(float(gradient.norm()), rel=0.05)
 
 
 def test_without_bitsandbytes_one_line_says_what_to_install(folder, tmp_path, capsys, monkeypatch):

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from lm_eval_spt.base_model import let_gradients_through
 from lm_eval_spt.causal_lm import activation_checkpointing
 from lm_eval_spt.errors import UserError
 from lm_eval_spt.lm import SPTLM
@@ -69,6 +70,7 @@ def load_base(config: TrainingConfig) -> Base:
 
 def base_of(lm: SPTLM) -> Base:
     """Return a loaded model as a base for runs."""
+    let_gradients_through(lm.model)
     return Base(lm, ContextCache(lm.model, tokens_that_fit(lm.model, lm.device)), ExampleReader(lm))
 
 
