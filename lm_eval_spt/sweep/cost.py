@@ -107,6 +107,7 @@ def model_size(name: str, revision: str | None = None) -> ModelSize:
             raise error if isinstance(error, UserError) else cannot_load(name, error) from error
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
+    model.tie_weights()  # under transformers 5.0 they are two on this device
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     outside = {id(embedding): embedding.numel(), id(head): head.numel()}
     total = sum(weight.numel() for weight in model.parameters())
