@@ -107,11 +107,11 @@ def test_it_trains_and_is_scored_as_validation_says(name, folder, tmp_path, monk
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     documents, metric = TASKS[name][1:]
     output = tmp_path / "p.safetensors"
-    epochs = 8 if metric == "acc,none" else 16
+    epochs = 8 if metric == "acc,none" else 24
     train(
         TrainingConfig(
             model="mini", task=f"{name}_local", include_path=str(folder), output=str(output),
-            prompt_length=8, init="vocab", epochs=epochs, lr=0.05, batch_size=2, device="cpu", warmup_ratio=0.0,
+            prompt_length=8, init="vocab", epochs=epochs, lr=0.03, batch_size=2, device="cpu", warmup_ratio=0.0,
         )
     )  # fmt: skip
     rows = [json.loads(line) for line in output.with_suffix(".jsonl").read_text().splitlines()[1:]]

@@ -23,7 +23,20 @@ def train_with(processes: int, output: Path, *flags: str) -> subprocess.Complete
     launcher = (
         [*LAUNCHER, "--rdzv_endpoint", "localhost:0", "--nproc_per_node", str(processes)] if processes > 1 else []
     )
-    settings = ["--model", "mini", "--task", TASK, "--shots", "2", "--validation-shots", "1", "--epochs", "2"]
+    settings = [
+        "--model",
+        "mini",
+        "--task",
+        TASK,
+        "--shots",
+        "2",
+        "--validation-shots",
+        "1",
+        "--epochs",
+        "2",
+        "--lr",
+        "1e-3",
+    ]
     command = [sys.executable, *launcher, "train_prompt.py", *settings, "--output", str(output), *flags]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300)

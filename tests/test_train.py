@@ -222,7 +222,7 @@ def test_same_seed_same_vectors_and_the_record_is_complete(tmp_path):
 
 
 def test_training_learns_and_the_cache_changes_nothing(tmp_path):
-    changes = {"init": "vocab", "shots": 4, "epochs": 5, "lr": 1e-3}
+    changes = {"init": "vocab", "shots": 4, "epochs": 7, "lr": 5e-4}
     prompt = train(settings_for(tmp_path / "cached.safetensors", **changes))
     plain = train(settings_for(tmp_path / "plain.safetensors", context_cache="off", **changes))
     rows = [json.loads(line) for line in (tmp_path / "cached.jsonl").read_text().splitlines()[1:]]

@@ -19,15 +19,20 @@ from lm_eval_spt.transfer.results import read_run, results_files
 from lm_eval_spt.transfer.statistics import halving_threshold
 
 HERE = Path(__file__).parent
+ARMS = ("frozen", "all", "model", "lora")
 KINDS = ("none", "mlp", "residual", "xpe", "dual")
 LENGTHS = (10, 1, 2, 5, 20, 50)  # the first is what the others are compared with
 
 # The name of a table -> its arms, the first one being the reference: their names and the folders of their runs.
 TABLES: dict[str, dict[str, str]] = {
-    "arms-8": {arm: f"arms/{arm}-shots8-seed*" for arm in ("frozen", "all", "model")},
-    "arms-32": {arm: f"arms/{arm}-shots32-seed*" for arm in ("frozen", "all", "model")},
-    "arms-all": {arm: f"arms/{arm}-shots_none-seed*" for arm in ("frozen", "all")},
-    "lengths": {f"P={length}": f"lengths/text-prompt_length{length}-seed*" for length in LENGTHS},
+    **{
+        f"arms-{shots.strip('_').replace('none', 'all')}": {arm: f"arms/{arm}-shots{shots}-seed*" for arm in ARMS}
+        for shots in ("8", "32", "_none")
+    },
+    **{
+        table: {f"P={length}": f"lengths/{start}-prompt_length{length}-seed*" for length in LENGTHS}
+        for table, start in (("lengths", "text"), ("lengths-random", "uniform"))
+    },
     "reparameterization": {kind: f"reparameterization/reparameterization_{kind}-seed*" for kind in KINDS},
 }
 
