@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tempfile
@@ -238,6 +239,34 @@ def test_a_resumed_run_gives_the_same_bytes(base, tmp_path, monkeypatch, changes
         assert [row | {"seconds": 0} for row in rows] == [row | {"seconds": 0} for row in expected_rows]
     again = train(settings_for(output, resume=True, **changes), own)  # there is nothing left to do
     assert torch.equal(again.vectors, expected.vectors)
+
+
+def test_a_run_that_is_stopped_after_every_other_batch_gives_the_same_bytes(base, tmp_path, monkeypatch):
+    """One life validates and nothing else: what it writes down is what the next one takes a step from."""
+    changes = {"checkpoint_steps": 1, "epochs": 3, "batch_size": 7, "validation_shots": 2}
+    expected = train(settings_for(tmp_path / "whole.safetensors", **changes), base)
+    output = tmp_path / "stopped.safetensors"
+    for calls in (3, *[2] * 20):  # validation takes two, and the first life a step more to have something to keep
+        if output.exists():
+            break
+        with monkeypatch.context() as patch, contextlib.suppress(Stopped):
+            stopped_after(calls, patch)
+            train(settings_for(output, resume=True, **changes), base)
+    assert torch.equal(SoftPrompt.load(output).vectors, expected.vectors)
+
+
+def test_a_checkpoint_that_can_not_be_removed_is_a_warning(base, tmp_path, monkeypatch, caplog):
+    remove = Path.unlink
+
+    def refuse(path, **options):
+        if path.suffix == ".checkpoint":
+            raise OSError(30, "Read-only file system")
+        remove(path, **options)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    found = train(settings_for(tmp_path / "p.safetensors"), base)
+    assert torch.equal(SoftPrompt.load(tmp_path / "p.safetensors").vectors, found.vectors)
+    assert "p.checkpoint is not needed any more, but can not be removed (Read-only file system)" in caplog.text
 
 
 def test_a_run_that_was_interrupted_before_its_first_checkpoint_is_trained_anew(base, tmp_path, monkeypatch):

@@ -257,7 +257,11 @@ class Run:
     def finish(self) -> None:
         """Remove what only an interruption would need."""
         if self.processes.is_main:
-            checkpoint.path_of(self.output).unlink(missing_ok=True)
+            path = checkpoint.path_of(self.output)
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                logger.warning("%s is not needed any more, but can not be removed (%s)", path, error.strerror or error)
 
     def state(self) -> checkpoint.State:
         """Return all that decides how the run goes on."""
@@ -266,7 +270,11 @@ class Run:
             "parameters": [parameter.detach() for parameter in self.learner.parameters()],
             "buffers": self.learner.buffers(),
             "optimizer": self.optimizer.state_dict()["state"],
-            "schedule": {"step": self.schedule.last_epoch, "lr": self.schedule.get_last_lr()},
+            # The schedule itself knows its rates only from its first step on, which may not come in this process.
+            "schedule": {
+                "step": self.schedule.last_epoch,
+                "lr": [group["lr"] for group in self.optimizer.param_groups],
+            },
             "random": _random_state(),
             "rows": self.rows,
             "epoch": {"losses": self.losses, "weights": self.weights, "correct": self.correct},

@@ -229,8 +229,9 @@ class Trials:
                 _kill_worker(process, delay)
             else:
                 process.join(delay)
-                if process.exitcode is None:
-                    os.kill(process.pid, SIGNALS[kind])
+                with contextlib.suppress(ProcessLookupError):  # it may end just now
+                    if process.exitcode is None:
+                        os.kill(process.pid, SIGNALS[kind])
         if job.ranks > 1:
             process.join(TIME_LIMIT)
             for other, _ in ranks:
