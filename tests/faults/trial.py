@@ -35,6 +35,14 @@ class Broken(AssertionError):
     """A fault did harm."""
 
 
+class EndUnknown(Exception):
+    """The fork server did not tell how a process ended, as happens once in hundreds: nothing can be said of it."""
+
+
+NOT_TOLD = 255
+"""What multiprocessing says then; no command here ends with it."""
+
+
 @dataclass(frozen=True)
 class Job:
     """A command that writes into a folder.
@@ -98,6 +106,12 @@ class Trials:
             Broken: a file under a final name is damaged, something that was finished is gone, a mistake was not told in
                 one line, the job can not be run again, or its result is another one.
         """
+        for _ in range(5):
+            with contextlib.suppress(EndUnknown):
+                return self._inject(job, rng)
+        raise Broken(f"{job.name}: five times it is not known how it ended")
+
+    def _inject(self, job: Job, rng: random.Random) -> str:
         expected = self.undisturbed(job)
         kind = rng.choice(list(job.faults))
         folder = self._folder(job, f"{rng.getrandbits(48):012x}")
@@ -156,6 +170,8 @@ class Trials:
                         break
                     done += 1
                 self._complete(job, folder, expected)
+            except EndUnknown:
+                continue  # with another one
             except Broken as broken:
                 raise Broken(f"{job.name}: killed {done} times: {broken}\n(in {folder})") from None
             ended += 1
@@ -249,6 +265,8 @@ class Trials:
             raise Broken(f"still running after {TIME_LIMIT:.0f} s")
         text = printed.read_text(errors="replace") if printed.exists() else ""
         printed.unlink(missing_ok=True)
+        if process.exitcode == NOT_TOLD:
+            raise EndUnknown
         return process.exitcode, text
 
 
