@@ -83,9 +83,10 @@ class ManyPromptsLM(SPTLM):
         loglikelihoods = np.full((len(prompts), len(pairs)), np.nan)
         greedy = np.full((len(prompts), len(pairs)), False)
         requests = [encoded[index] for index in fitting]
+        vectors = [prompt.vectors for prompt in prompts]
+        scored = scoring.score_suffixes(self.model, requests, vectors, self._max_batch_tokens())
         with self._progress(len(requests), disable_tqdm) as bar, self._autocast():
-            vectors = [prompt.vectors for prompt in prompts]
-            for number, answers in scoring.score_suffixes(self.model, requests, vectors, self._max_batch_tokens()):
+            for number, answers in scored:
                 index = fitting[number]
                 loglikelihoods[:, index], greedy[:, index] = zip(*answers, strict=True)
                 bar.update()

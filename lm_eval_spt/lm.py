@@ -337,8 +337,10 @@ class SPTLM(HFLM):
 
         pairs = [(context, continuation) for _, context, continuation in prompted]
         answers: list[scoring.Answer] = [(0.0, True)] * len(prompted)
+        with self._autocast():
+            scored = scoring.score(self.model, pairs, self.vectors, self._max_batch_tokens())
         with self._progress(len(prompted), disable_tqdm) as bar, self._autocast():
-            for number, answer in scoring.score(self.model, pairs, self.vectors, self._max_batch_tokens()):
+            for number, answer in scored:
                 answers[number] = answer
                 if (text := prompted[number][0]) is not None:
                     self.cache_hook.add_partial("loglikelihood", text, answer)

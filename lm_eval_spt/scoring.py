@@ -54,7 +54,7 @@ def truncate(context: list[int], continuation: list[int], max_length: int) -> li
 def score(
     model: PreTrainedModel, requests: Sequence[Request], vectors: Tensor | None, max_batch_tokens: int
 ) -> Iterator[tuple[int, Answer]]:
-    """Score continuations of contexts, and yield a request's number and answer as soon as it is known.
+    """Sort continuations of contexts, and return what yields a request's number and answer as soon as it is known.
 
     Args:
         model: a causal LM in evaluation mode.
@@ -72,8 +72,8 @@ def score(
             rest = [Question(question.context[before:], question.continuations) for question in questions]
             yield ask(model, rest, vectors, past=shared.branch(len(questions)))
 
-    for number, (of_prompt,) in _score_in_batches(model, requests, answer, max_batch_tokens):
-        yield number, of_prompt
+    found = _score_in_batches(model, requests, answer, max_batch_tokens)
+    return ((number, of_prompt) for number, (of_prompt,) in found)
 
 
 def _virtual_tokens_before(requests: Sequence[Request]) -> int:
@@ -139,16 +139,16 @@ def _groups(prompts: Sequence[Tensor], branches: int, most: int) -> Iterator[lis
     yield group
 
 
-@torch.inference_mode()
 def _score_in_batches(
     model: PreTrainedModel,
     requests: Sequence[Request],
     answer: Callable[[Sequence[Question]], Iterable[Asked]],
     max_batch_tokens: int,
 ) -> Iterator[tuple[int, list[Answer]]]:
-    """Put requests of one context together, batch the contexts, and yield every request's answers.
+    """Put requests of one context together at once, and return what batches the contexts and yields every answer.
 
-    The vocabulary head runs when enough hidden states wait for it: its weights are read once for all of them.
+    What takes no part in the time that a document needs is done before the first is asked for: the time left is told
+    from the time that those before have taken.
     """
     numbers: dict[tuple[int, ...], list[int]] = {}
     for number, (context, _) in enumerate(requests):
@@ -156,7 +156,20 @@ def _score_in_batches(
     questions = [Question(list(context), [requests[number][1] for number in of]) for context, of in numbers.items()]
     # Longest first: if memory does not suffice, it shows at once, and the time left is not underestimated.
     by_length = sorted(zip(map(row_length, questions), questions, numbers.values(), strict=True), key=lambda of: -of[0])
+    return _in_batches(model, by_length, answer, max_batch_tokens)
 
+
+@torch.inference_mode()
+def _in_batches(
+    model: PreTrainedModel,
+    by_length: Sequence[tuple[int, Question, list[int]]],
+    answer: Callable[[Sequence[Question]], Iterable[Asked]],
+    max_batch_tokens: int,
+) -> Iterator[tuple[int, list[Answer]]]:
+    """Yield the answers to questions, given as (length, question, the requests' numbers) from the longest on.
+
+    The vocabulary head runs when enough hidden states wait for it: its weights are read once for all of them.
+    """
     waiting: list[tuple[list[int], list[Asked]]] = []
     start = 0
     while start < len(by_length):
