@@ -6,8 +6,6 @@ import importlib.util
 import os
 from typing import Any
 
-from transformers import PreTrainedModel
-
 from lm_eval_spt.errors import UserError
 from lm_eval_spt.paths import mini_model_folder
 
@@ -62,17 +60,6 @@ def bitsandbytes_config(settings: dict[str, Any], dtype: Any = None) -> Any:
         return BitsAndBytesConfig(**settings)
     except (AttributeError, TypeError, ValueError) as error:
         raise UserError(f"the base model can not be quantised with {settings}: {error}") from error
-
-
-def let_gradients_through(model: PreTrainedModel) -> None:
-    """Keep bitsandbytes from packing 4-bit weights anew at their first use on a processor with AVX512-BF16.
-
-    What it multiplies them by then has no gradient with respect to its input: those of a prompt would be wrong, with no
-    more than a warning.
-    """
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
 def cannot_load(name: str, error: Exception) -> UserError:

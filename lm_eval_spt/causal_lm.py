@@ -259,6 +259,20 @@ def activation_checkpointing(model: PreTrainedModel) -> Iterator[None]:
         yield
 
 
+# -- gradients ---------------------------------------------------------------------------------------------------------
+
+
+def let_gradients_through(model: PreTrainedModel) -> None:
+    """Keep bitsandbytes from packing 4-bit weights anew at their first use on a processor with AVX512-BF16.
+
+    What it multiplies them by then has no gradient with respect to its input: those of a prompt would be wrong, with no
+    more than a warning.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+
+
 # -- replacing -----------------------------------------------------------------------------------------------------
 
 

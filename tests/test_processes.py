@@ -24,19 +24,8 @@ def train_with(processes: int, output: Path, *flags: str) -> subprocess.Complete
         [*LAUNCHER, "--rdzv_endpoint", "localhost:0", "--nproc_per_node", str(processes)] if processes > 1 else []
     )
     settings = [
-        "--model",
-        "mini",
-        "--task",
-        TASK,
-        "--shots",
-        "2",
-        "--validation-shots",
-        "1",
-        "--epochs",
-        "2",
-        "--lr",
-        "1e-3",
-    ]
+        "--model", "mini", "--task", TASK, "--shots", "2", "--validation-shots", "1", "--epochs", "2", "--lr", "1e-3",
+    ]  # fmt: skip
     command = [sys.executable, *launcher, "train_prompt.py", *settings, "--output", str(output), *flags]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300)

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from lm_eval_spt.base_model import let_gradients_through
-from lm_eval_spt.causal_lm import activation_checkpointing
+from lm_eval_spt.causal_lm import activation_checkpointing, let_gradients_through
 from lm_eval_spt.errors import UserError
 from lm_eval_spt.lm import SPTLM
 from lm_eval_spt.processes import Processes

@@ -26,8 +26,8 @@ LENGTHS = (10, 1, 2, 5, 20, 50)  # the first is what the others are compared wit
 # The name of a table -> its arms, the first one being the reference: their names and the folders of their runs.
 TABLES: dict[str, dict[str, str]] = {
     **{
-        f"arms-{shots.strip('_').replace('none', 'all')}": {arm: f"arms/{arm}-shots{shots}-seed*" for arm in ARMS}
-        for shots in ("8", "32", "_none")
+        f"arms-{size}": {arm: f"arms/{arm}-shots{shots}-seed*" for arm in ARMS}
+        for size, shots in (("8", "8"), ("32", "32"), ("all", "_none"))
     },
     **{
         table: {f"P={length}": f"lengths/{start}-prompt_length{length}-seed*" for length in LENGTHS}
