@@ -54,6 +54,7 @@ bench: install  ## compare speed and memory with the harness and PEFT, side by s
 SOURCES ?= sources
 MINI_MODEL ?= mini_model/build
 STEPS ?= 6000
+PRETRAINING ?=
 DEVICE ?= cpu
 
 mini-model: install  ## make the embedded model anew from the public sources in SOURCES, and score it (hours on a CPU)
@@ -62,7 +63,7 @@ mini-model: install  ## make the embedded model anew from the public sources in 
 	$(VENV)/bin/python -m mini_model.embeddings --corpus $(MINI_MODEL)/corpus --tokenizer $(MINI_MODEL)/tokenizer \
 		--output $(MINI_MODEL)/embeddings.pt
 	$(VENV)/bin/python -m mini_model.pretrain --corpus $(MINI_MODEL)/corpus --tokenizer $(MINI_MODEL)/tokenizer \
-		--embeddings $(MINI_MODEL)/embeddings.pt --output $(MINI_MODEL)/model --steps $(STEPS) --device $(DEVICE)
+		--embeddings $(MINI_MODEL)/embeddings.pt --output $(MINI_MODEL)/model --steps $(STEPS) --device $(DEVICE) $(PRETRAINING)
 	SIB200_DIR=$(SOURCES)/sib-200/data/annotated $(VENV)/bin/python -m mini_model.evaluate \
 		--model $(MINI_MODEL)/model --output $(MINI_MODEL)/scores
 

@@ -8,11 +8,12 @@ import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from mini_model.corpus import Corpus, Group
 from mini_model.languages import SOURCE, TOPICS
-from mini_model.topics import WORD, TopicClassifier
+from mini_model.topics import WORD, EmbeddingClassifier, TopicClassifier, agreed
 
 TOPIC_QUESTIONS = ("\nTopic:", "\nTopic:", "\nTopic:", "\nCategory:", " topic:", "\nLabel:", "\nSubject:", " ->")
 KEYWORD_QUESTIONS = ("\nKeywords:", "\nAbout:", " about:")
@@ -51,10 +52,16 @@ class Examples:
         words: typical English words of each topic.
         tokenizer: of the model.
         longest: tokens of a text that a question may have; longer ones are cut on the right.
+        embeddings: of the tokens, [vocabulary, d], for a second opinion on topics; none without.
     """
 
     def __init__(
-        self, corpus: Corpus, words: dict[str, list[str]], tokenizer: PreTrainedTokenizerBase, longest: int = 56
+        self,
+        corpus: Corpus,
+        words: dict[str, list[str]],
+        tokenizer: PreTrainedTokenizerBase,
+        longest: int = 56,
+        embeddings: torch.Tensor | None = None,
     ):
         self.tokenizer, self.longest, self.words = tokenizer, longest, words
         self.dictionary, self.chains, self.labelled = corpus.dictionary, corpus.chains, corpus.labelled
@@ -71,6 +78,9 @@ class Examples:
         english = [g.texts[SOURCE] for g in groups if SOURCE in g.texts and g.source != "tatoeba"]
         self.keywords = _keywords(english, tokenizer)
         self.classifier = TopicClassifier(corpus.labelled, words, english)
+        self.second_classifier = (
+            EmbeddingClassifier(corpus.labelled, english, self.encode, embeddings) if embeddings is not None else None
+        )
         spellings = [self.encode(" " + topic) for topic in TOPICS]
         self.topic_tokens = [tokens[0] for tokens in spellings]
         self.topic_spelling = {tokens[0]: tokens if len(tokens) > 1 else [] for tokens in spellings}
@@ -116,6 +126,11 @@ class Examples:
             text = " ".join(rng.sample(self.words[topic], min(len(self.words[topic]), rng.randint(2, 8))))
         return (self.mix(rng, text) if rng.random() < 0.75 else text), topic
 
+    def topic_probabilities(self, english: str) -> list[float]:
+        """Return the probability of each of the topics for an English text, as the classifiers have it."""
+        found = self.classifier.probabilities(english)
+        return agreed(found, self.second_classifier.probabilities(english)) if self.second_classifier else found
+
     # Next-token documents
 
     def document(self, rng: random.Random) -> str:
@@ -157,7 +172,7 @@ class Examples:
             question = rng.choice(TOPIC_QUESTIONS if about_topic else KEYWORD_QUESTIONS)
             answer: dict[int, float] = {}
             if english is not None and about_topic:
-                answer = dict(zip(self.topic_tokens, self.classifier.probabilities(english), strict=True))
+                answer = dict(zip(self.topic_tokens, self.topic_probabilities(english), strict=True))
             elif english is not None:
                 found = {self.keywords[word] for word in WORD.findall(english.lower()) if word in self.keywords}
                 rarest = sorted(found, key=lambda entry: (-entry[1], entry[0]))[:8]

@@ -142,7 +142,8 @@ class Trainer:
         self.folder = Path(config.output)
         self.tokenizer = AutoTokenizer.from_pretrained(config.tokenizer)
         corpus, words = Corpus.load(Path(config.corpus)), read_words(LABELLED / "words.tsv")
-        self.examples = Examples(corpus, words, self.tokenizer, config.longest)
+        embeddings = torch.load(config.embeddings, weights_only=True) if config.embeddings else None
+        self.examples = Examples(corpus, words, self.tokenizer, config.longest, embeddings)
         self.model = new_model(config, self.tokenizer)
         self.optimizer = new_optimizer(config, self.model)
         self.body = torch.compile(self.model.model, dynamic=True) if config.compile else self.model.model

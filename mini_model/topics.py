@@ -1,7 +1,7 @@
-"""A topic classifier for English, learned from the project's own sentences and word lists, that labels public text.
+"""Topic classifiers for English, learned from the project's own sentences and word lists, that label public text.
 
-The parallel corpora carry no topics. The classifier gives the English of each group a probability of each topic, and
-the model learns that answer in all languages of the group. It never sees SIB-200's labels.
+The parallel corpora carry no topics. The classifiers give the English of each group a probability of each topic, and
+the model learns that answer in all languages of the group. They never see SIB-200's labels.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import csv
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -79,20 +79,7 @@ class TopicClassifier:
             for word in line:
                 start[self.index[stem(word)], TOPICS.index(topic)] = pull
         features = torch.stack([self._features(text) for _, text in sentences])
-        answers = torch.tensor([TOPICS.index(topic) for topic, _ in sentences])
-        self.weights, self.bias = start.clone().requires_grad_(True), torch.zeros(len(TOPICS), requires_grad=True)
-        optimizer = torch.optim.LBFGS([self.weights, self.bias], max_iter=80, line_search_fn="strong_wolfe")
-
-        def loss() -> torch.Tensor:
-            optimizer.zero_grad()
-            logits = features @ self.weights + self.bias
-            error = torch.nn.functional.cross_entropy(logits, answers, reduction="sum")
-            total = error + (self.weights - start).square().sum() / (2 * spread)
-            total.backward()
-            return total
-
-        optimizer.step(loss)
-        self.weights, self.bias = self.weights.detach(), self.bias.detach()
+        self.weights, self.bias = _logistic_regression(features, [topic for topic, _ in sentences], start, spread)
 
     def _features(self, text: str) -> torch.Tensor:
         """Return the TF-IDF vector of a text, of length 1 unless no term is known."""
@@ -107,3 +94,70 @@ class TopicClassifier:
         values = self.rarity[known]
         logits = values @ self.weights[known] / values.norm().clamp(min=1e-6) + self.bias
         return logits.softmax(0).tolist()
+
+
+class EmbeddingClassifier:
+    """Logistic regression on the mean embedding of a text's tokens, each weighted by its rarity.
+
+    Where embeddings of words that occur in like texts are close, it also knows words that no sentence has.
+
+    Arguments:
+        sentences: (topic, English sentence) pairs to learn from.
+        texts: English texts that tell how common a token is.
+        encode: returns the token ids of a text.
+        embeddings: of the tokens, [vocabulary, d].
+        spread: variance of the weights around zero.
+    """
+
+    def __init__(
+        self,
+        sentences: Sequence[tuple[str, str]],
+        texts: Sequence[str],
+        encode: Callable[[str], list[int]],
+        embeddings: torch.Tensor,
+        spread: float = 2.5,
+    ):
+        self.encode, self.embeddings = encode, embeddings
+        frequency = torch.zeros(len(embeddings))
+        for text in texts:
+            frequency[list(set(encode(text)))] += 1
+        self.rarity = ((1 + len(texts)) / (1 + frequency)).log()
+        self.mean = torch.zeros(embeddings.shape[1])
+        self.mean = torch.stack([self._features(text) for text in texts]).mean(0)
+        features = torch.stack([self._features(text) for _, text in sentences])
+        start = torch.zeros(embeddings.shape[1], len(TOPICS))
+        self.weights, self.bias = _logistic_regression(features, [topic for topic, _ in sentences], start, spread)
+
+    def _features(self, text: str) -> torch.Tensor:
+        """Return the direction of a text's mean embedding, less that of the typical text."""
+        tokens = self.encode(text)
+        return torch.nn.functional.normalize(self.rarity[tokens] @ self.embeddings[tokens], dim=0) - self.mean
+
+    def probabilities(self, text: str) -> list[float]:
+        """Return the probability of each of :data:`TOPICS` for an English text."""
+        return (self._features(text) @ self.weights + self.bias).softmax(0).tolist()
+
+
+def agreed(first: Sequence[float], second: Sequence[float], share: float = 0.65) -> list[float]:
+    """Return the weighted geometric mean of two lists of probabilities, `share` being the first's weight."""
+    mean = [max(p, 1e-9) ** share * max(q, 1e-9) ** (1 - share) for p, q in zip(first, second, strict=True)]
+    return [p / sum(mean) for p in mean]
+
+
+def _logistic_regression(
+    features: torch.Tensor, topics: Sequence[str], start: torch.Tensor, spread: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return weights [features, topics] and bias [topics], most likely where weights are normal around `start`."""
+    answers = torch.tensor([TOPICS.index(topic) for topic in topics])
+    weights, bias = start.clone().requires_grad_(True), torch.zeros(len(TOPICS), requires_grad=True)
+    optimizer = torch.optim.LBFGS([weights, bias], max_iter=80, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        optimizer.zero_grad()
+        error = torch.nn.functional.cross_entropy(features @ weights + bias, answers, reduction="sum")
+        total = error + (weights - start).square().sum() / (2 * spread)
+        total.backward()
+        return total
+
+    optimizer.step(loss)
+    return weights.detach(), bias.detach()

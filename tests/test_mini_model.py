@@ -22,7 +22,7 @@ from mini_model.languages import LANGUAGES, TOPICS
 from mini_model.prepare import LABELLED, prepare
 from mini_model.pretrain import PretrainingConfig, Trainer, answer_loss, info_nce, learning_rate, pretrain
 from mini_model.tokenizer import train_tokenizer
-from mini_model.topics import TopicClassifier, read_sentences, read_words
+from mini_model.topics import EmbeddingClassifier, TopicClassifier, agreed, read_sentences, read_words
 
 WORDS = {
     "eng": ["river", "doctor", "minister", "goal", "film", "laptop", "hotel", "the", "of", "in"],
@@ -196,6 +196,36 @@ def test_the_classifier_knows_its_sentences_and_words() -> None:
     answers = torch.tensor([TOPICS.index(topic) for topic, _ in unseen])
     assert (probabilities.argmax(1) == answers).float().mean() > 0.75
     assert TOPICS[int(torch.tensor(classifier.probabilities("vaccines")).argmax())] == "health"
+
+
+def test_the_second_classifier_knows_words_by_their_neighbours() -> None:
+    # Five tokens: two of sport and two of health, which lie close to each other, and one that is everywhere.
+    embeddings = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9], [0.5, 0.5]])
+    texts = ["0 4", "1 4", "2 4", "3 4", "4"]
+    classifier = EmbeddingClassifier(
+        [("sports", "0 4"), ("health", "2 4")], texts, lambda text: [int(token) for token in text.split()], embeddings
+    )
+    for text, topic in (("0", "sports"), ("1", "sports"), ("3 4", "health"), ("2", "health")):
+        probabilities = classifier.probabilities(text)
+        assert sum(probabilities) == pytest.approx(1) and TOPICS[probabilities.index(max(probabilities))] == topic
+
+
+def test_two_classifiers_agree_on_a_geometric_mean() -> None:
+    expected = torch.softmax(
+        0.65 * torch.tensor([0.5, 0.25, 0.25]).log() + 0.35 * torch.tensor([0.1, 0.8, 0.1]).log(), 0
+    )
+    assert agreed([0.5, 0.25, 0.25], [0.1, 0.8, 0.1]) == pytest.approx(expected.tolist())
+    assert agreed([1.0, 0.0], [0.0, 1.0])[0] > 0.99, "a probability of zero does not decide alone"
+
+
+def test_topics_are_told_by_both_classifiers(corpus_folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    corpus, words = Corpus.load(corpus_folder), read_words(LABELLED / "words.tsv")
+    embeddings = torch.randn(len(tokenizer), 8, generator=torch.Generator().manual_seed(0))
+    examples = Examples(corpus, words, tokenizer, embeddings=embeddings)
+    assert examples.second_classifier is not None
+    text = corpus.labelled[0][1]
+    both = [found.probabilities(text) for found in (examples.classifier, examples.second_classifier)]
+    assert examples.topic_probabilities(text) == agreed(*both) != both[0]
 
 
 @pytest.fixture(scope="module")
