@@ -41,11 +41,14 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class FastProducts(TorchFunctionMode):
-    """Within this context every linear layer multiplies by :func:`product`."""
+    """Within this context every linear layer multiplies by :func:`product`, GPT-2's, which hold `[in, out]`, too."""
 
     def __torch_function__(
         self, func: Callable[..., Any], _: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        if func is torch.addmm and len(args) == 3 and not kwargs and args[0].shape == args[2].shape[1:]:
+            bias, x, weight = args
+            return product(x, weight.T, bias)
         return (product if func is linear else func)(*args, **(kwargs or {}))
 
 

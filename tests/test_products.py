@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from lm_eval_spt import products
 from lm_eval_spt.products import FastProducts, product
@@ -77,6 +78,18 @@ def test_what_is_not_a_frozen_float32_product_is_left_to_torch(everywhere):
     with FastProducts():
         frozen(x)
     assert everywhere == [(4, 8)]
+
+
+def test_layers_that_hold_their_weights_the_other_way_are_multiplied_too(everywhere):
+    layer = Conv1D(4, 8).requires_grad_(False)
+    layer.bias.uniform_()
+    x = torch.randn(3, 8, dtype=torch.float64)
+    with FastProducts():
+        found = layer(x.float())
+        added = torch.addmm(torch.ones(3, 4), x.float(), layer.weight)
+    torch.testing.assert_close(found.double(), x @ layer.weight.double() + layer.bias.double(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(added.double(), 1 + x @ layer.weight.double(), rtol=1e-5, atol=1e-5)
+    assert everywhere == [(4, 8)], "what is added there is no bias"
 
 
 def test_small_products_are_left_to_torch(everywhere, monkeypatch):
