@@ -53,9 +53,9 @@ bench: install  ## compare speed and memory with the harness and PEFT, side by s
 # What the embedded model is made of, and where it is put: see mini_model/README.md.
 SOURCES ?= sources
 MINI_MODEL ?= mini_model/build
-STEPS ?= 6000
-PRETRAINING ?=
+STEPS ?= 7500
 DEVICE ?= cpu
+PRETRAINING ?=  # further settings of mini_model.pretrain, such as --compile
 
 mini-model: install  ## make the embedded model anew from the public sources in SOURCES, and score it (hours on a CPU)
 	$(VENV)/bin/python -m mini_model.prepare --sources $(SOURCES) --output $(MINI_MODEL)/corpus

@@ -57,7 +57,7 @@ class PretrainingConfig:
     feed_forward: int = _setting(704, "width of the feed-forward layers")
     heads: int = _setting(8, "attention heads")
 
-    steps: int = _setting(6000, "optimizer steps")
+    steps: int = _setting(7500, "optimizer steps")
     lr: float = _setting(2.5e-3, "peak learning rate (AdamW)")
     embedding_lr: float = _setting(0.3, "learning rate of the embeddings, as a share of the others'")
     warmup: int = _setting(50, "steps over which the learning rate rises")

@@ -17,7 +17,7 @@ from mini_model import dictionary, sources
 from mini_model.contamination import HeldOut
 from mini_model.corpus import Corpus, Group
 from mini_model.embeddings import cross_lingual_embeddings
-from mini_model.examples import Examples, Question
+from mini_model.examples import MOST_LEFT_OUT, Examples, Question
 from mini_model.languages import LANGUAGES, TOPICS
 from mini_model.prepare import LABELLED, prepare
 from mini_model.pretrain import PretrainingConfig, Trainer, answer_loss, info_nce, learning_rate, pretrain
@@ -252,6 +252,17 @@ def test_questions_put_filler_where_prompts_stand(examples: Examples) -> None:
     assert all(len(row.answer) == 1 for row in rows[80:]), "a labelled text has one topic"
     again = examples.questions(random.Random(0), pairs=40, topics=40)
     assert rows == again
+
+
+def test_texts_of_questions_have_gaps(examples: Examples) -> None:
+    rng, text = random.Random(0), list(range(1000))
+    kept = [examples._gaps(rng, text) for _ in range(300)]
+    assert all(tokens == sorted(set(tokens)) for tokens in kept), "in their order, none twice"
+    whole = sum(tokens == text for tokens in kept) / len(kept)
+    assert 0.2 < whole < 0.4, "three of ten are left alone"
+    left_out = [1 - len(tokens) / len(text) for tokens in kept if tokens != text]
+    assert max(left_out) < MOST_LEFT_OUT + 0.05 and 0.12 < sum(left_out) / len(left_out) < 0.18
+    assert all(examples._gaps(rng, [7]) == [7] for _ in range(100)), "no text is left out as a whole"
 
 
 def test_losses_are_what_the_formulas_say() -> None:
