@@ -53,7 +53,7 @@ bench: install  ## compare speed and memory with the harness and PEFT, side by s
 # What the embedded model is made of, and where it is put: see mini_model/README.md.
 SOURCES ?= sources
 MINI_MODEL ?= mini_model/build
-STEPS ?= 7500
+STEPS ?= 3000
 DEVICE ?= cpu
 PRETRAINING ?=  # further settings of mini_model.pretrain, such as --compile
 

@@ -50,14 +50,16 @@ class PretrainingConfig:
     tokenizer: str = _setting("tokenizer", "folder of the tokenizer")
     output: str = _setting("model", "folder for the model, its checkpoint and its log; a run that was cut off goes on")
     start: str | None = _setting(None, "model folder whose weights to start from; default: new weights")
-    embeddings: str | None = _setting(None, "file with embeddings to start from, from mini_model.embeddings")
+    embeddings: str | None = _setting(
+        None, "file from mini_model.embeddings, to start from (unless --start is given) and to tell topics by"
+    )
 
     hidden_size: int = _setting(256, "d")
     layers: int = _setting(4, "transformer blocks")
     feed_forward: int = _setting(704, "width of the feed-forward layers")
     heads: int = _setting(8, "attention heads")
 
-    steps: int = _setting(7500, "optimizer steps")
+    steps: int = _setting(3000, "optimizer steps")
     lr: float = _setting(2.5e-3, "peak learning rate (AdamW)")
     embedding_lr: float = _setting(0.3, "learning rate of the embeddings, as a share of the others'")
     warmup: int = _setting(50, "steps over which the learning rate rises")
@@ -86,7 +88,7 @@ class PretrainingConfig:
 
 
 def new_model(config: PretrainingConfig, tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
-    """Return the model to begin with: new weights, or those of ``--start``, with ``--embeddings`` where given."""
+    """Return the model to begin with: those of ``--start``, or new weights, with ``--embeddings`` where given."""
     torch.manual_seed(config.seed)
     if config.start:
         model = LlamaForCausalLM.from_pretrained(config.start, dtype=torch.float32, attn_implementation="eager")
@@ -105,7 +107,7 @@ def new_model(config: PretrainingConfig, tokenizer: PreTrainedTokenizerBase) -> 
             pad_token_id=tokenizer.pad_token_id,
         )
         model = LlamaForCausalLM._from_config(shape, dtype=torch.float32, attn_implementation="eager")
-    if config.embeddings:
+    if config.embeddings and not config.start:
         with torch.no_grad():
             model.model.embed_tokens.weight.copy_(torch.load(config.embeddings, weights_only=True))
     return model.train().to(config.device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from mini_model import dictionary, sources
 from mini_model.contamination import HeldOut
 from mini_model.corpus import Corpus, Group
 from mini_model.embeddings import cross_lingual_embeddings
+from mini_model.evaluate import tables
 from mini_model.examples import MOST_LEFT_OUT, Examples, Question
 from mini_model.languages import LANGUAGES, TOPICS
 from mini_model.prepare import LABELLED, prepare
@@ -339,3 +341,29 @@ def test_the_readme_lists_every_source() -> None:
     for source in sources.SOURCES:
         assert source.link in readme and source.licence in readme
     assert not [source.licence for source in sources.SOURCES if "NC" in source.licence or "ND" in source.licence]
+
+
+def test_scores_become_the_tables_of_the_documentation(tmp_path: Path) -> None:
+    committed = Path(__file__).parents[1] / "results/sib200"
+    names = {
+        "no_prompt": "sib200",
+        "instruction": "sib200_instruct",
+        "mini+template@7d95bf27": "mini+template@7d95bf27",
+    }
+    names |= {
+        f"{old}_seed{i}": f"mini+{new}-seed{i}@{i:08}"
+        for old, new in (("all", "all"), ("8shot", "few"))
+        for i in range(4)
+    }
+    names |= {"mini+mini_eng_suffix50@*": "mini+long@0", "mini+mini_eng_prefix16@*": "mini+prefix-seed0@0"}
+    for old, new in names.items():
+        (folder,) = (committed / "21_languages").glob(old)
+        shutil.copytree(folder, tmp_path / "scores" / new)
+    table = tables(tmp_path)
+    assert table == (tmp_path / "acc.md").read_text()
+    for metric in ("acc", "macro_f1"):
+        expected = (committed / f"21_languages_{metric}.md").read_text().splitlines()[2:]
+        assert (tmp_path / f"{metric}.md").read_text().splitlines()[2:] == expected
+    means = json.loads((tmp_path / "means.json").read_text())
+    assert [round(100 * run["others"], 1) for run in means["suffix, all (4 seeds)"]] == [60.6, 61.9, 60.8, 60.4]
+    assert [round(100 * run["source"], 1) for run in means["no prompt"]] == [66.7]
