@@ -52,7 +52,7 @@ def score(model: str, output: Path) -> None:
         )
     run(
         f"lm-eval-spt evaluate --prompts {shlex.quote(str(prompts))}/*.safetensors --tasks {_tasks('sib200')} "
-        f"--output {shlex.quote(str(scores))}"
+        f"--model_args pretrained={shlex.quote(model)} --output {shlex.quote(str(scores))}"
     )
 
 

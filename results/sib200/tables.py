@@ -11,14 +11,22 @@ from lm_eval_spt.transfer.results import Score, mean_over_runs, read_run, result
 HERE = Path(__file__).parent
 SOURCE, MAJORITY = "eng_Latn", 0.25
 
-RUNS = {
-    "no prompt": "no_prompt",
-    "instruction": "instruction",
-    "template, not trained": "mini+template@*",
-    "suffix, all (4 seeds)": "all_seed*",
-    "suffix, 8 per class (4 seeds)": "8shot_seed*",
-    "suffix, P = 50 (1 seed)": "mini+mini_eng_suffix50@*",
-    "prefix (1 seed)": "mini+mini_eng_prefix16@*",
+# The name of a table -> its arms, and the folders of their runs.
+TABLES = {
+    "21_languages": {
+        "no prompt": "no_prompt",
+        "instruction": "instruction",
+        "template, not trained": "mini+template@*",
+        "suffix, all (4 seeds)": "all_seed*",
+        "suffix, 8 per class (4 seeds)": "8shot_seed*",
+        "suffix, P = 50 (1 seed)": "mini+mini_eng_suffix50@*",
+        "prefix (1 seed)": "mini+mini_eng_prefix16@*",
+    },
+    "205_languages": {
+        "no prompt": "no_prompt",
+        "instruction": "instruction",
+        "suffix, all (the shipped prompt)": "mini+mini_eng_suffix16@*",
+    },
 }
 
 
@@ -29,10 +37,11 @@ def read(pattern: str, metric: str) -> dict[str, Score]:
 
 
 def main() -> None:
-    """Write 21_languages_acc.md and 21_languages_macro_f1.md."""
-    for metric, majority in (("acc", MAJORITY), ("macro_f1", None)):
-        scores = {name: read(f"21_languages/{folder}", metric) for name, folder in RUNS.items()}
-        write(HERE / f"21_languages_{metric}.md", transfer_table(scores, SOURCE, majority).encode())
+    """Write the tables of accuracy and macro-F1, such as 21_languages_acc.md."""
+    for table, arms in TABLES.items():
+        for metric, majority in (("acc", MAJORITY), ("macro_f1", None)):
+            scores = {name: read(f"{table}/{folder}", metric) for name, folder in arms.items()}
+            write(HERE / f"{table}_{metric}.md", transfer_table(scores, SOURCE, majority).encode())
 
 
 if __name__ == "__main__":
