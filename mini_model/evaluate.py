@@ -68,7 +68,7 @@ def tables(output: Path) -> str:
         arms = {arm: mean_over_runs(found, metric) for arm, found in runs.items()}
         written[metric] = transfer_table(arms, LANGUAGES[SOURCE], majority)
         write(output / f"{metric}.md", written[metric].encode())
-    means = {arm: [_means(mean_over_runs([run])) for run in found] for arm, found in runs.items()}
+    means = {arm: [_means(mean_over_runs([one])) for one in found] for arm, found in runs.items()}
     write(output / "means.json", (json.dumps(means, indent=1) + "\n").encode())
     return written["acc"]
 

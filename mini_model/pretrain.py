@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoTokenizer, HfArgumentParser, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from lm_eval_spt.errors import show_user_errors_in_one_line
+from lm_eval_spt.errors import UserError, show_user_errors_in_one_line
 from lm_eval_spt.files import write
 from mini_model.corpus import Corpus, Group
 from mini_model.examples import Examples, Question
@@ -87,8 +87,27 @@ class PretrainingConfig:
     evaluate_every: int = _setting(1000, "steps between evaluations on held-out translations")
 
 
-def new_model(config: PretrainingConfig, tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
-    """Return the model to begin with: those of ``--start``, or new weights, with ``--embeddings`` where given."""
+def read_embeddings(path: str, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
+    """Return the embeddings [vocabulary, d] that ``mini_model.embeddings`` wrote for a tokenizer.
+
+    Raises:
+        UserError: there is no such file, or it holds those of another tokenizer.
+    """
+    try:
+        found: torch.Tensor = torch.load(path, weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file: write the embeddings with mini_model.embeddings") from None
+    if len(found) != len(tokenizer):
+        raise UserError(
+            f"{path}: {len(found):,} embeddings for a tokenizer of {len(tokenizer):,} tokens: write them with it"
+        )
+    return found
+
+
+def new_model(
+    config: PretrainingConfig, tokenizer: PreTrainedTokenizerBase, embeddings: torch.Tensor | None
+) -> LlamaForCausalLM:
+    """Return the model to begin with: that of ``--start``, or one of new weights, with `embeddings` where given."""
     torch.manual_seed(config.seed)
     if config.start:
         model = LlamaForCausalLM.from_pretrained(config.start, dtype=torch.float32, attn_implementation="eager")
@@ -107,9 +126,9 @@ def new_model(config: PretrainingConfig, tokenizer: PreTrainedTokenizerBase) -> 
             pad_token_id=tokenizer.pad_token_id,
         )
         model = LlamaForCausalLM._from_config(shape, dtype=torch.float32, attn_implementation="eager")
-    if config.embeddings and not config.start:
+    if embeddings is not None and not config.start:
         with torch.no_grad():
-            model.model.embed_tokens.weight.copy_(torch.load(config.embeddings, weights_only=True))
+            model.model.embed_tokens.weight.copy_(embeddings)
     return model.train().to(config.device)
 
 
@@ -144,9 +163,9 @@ class Trainer:
         self.folder = Path(config.output)
         self.tokenizer = AutoTokenizer.from_pretrained(config.tokenizer)
         corpus, words = Corpus.load(Path(config.corpus)), read_words(LABELLED / "words.tsv")
-        embeddings = torch.load(config.embeddings, weights_only=True) if config.embeddings else None
+        embeddings = read_embeddings(config.embeddings, self.tokenizer) if config.embeddings else None
         self.examples = Examples(corpus, words, self.tokenizer, config.longest, embeddings)
-        self.model = new_model(config, self.tokenizer)
+        self.model = new_model(config, self.tokenizer, embeddings)
         self.optimizer = new_optimizer(config, self.model)
         self.body = torch.compile(self.model.model, dynamic=True) if config.compile else self.model.model
         self.step = 0

@@ -22,7 +22,15 @@ from mini_model.evaluate import tables
 from mini_model.examples import MOST_LEFT_OUT, Examples, Question
 from mini_model.languages import LANGUAGES, TOPICS
 from mini_model.prepare import LABELLED, prepare
-from mini_model.pretrain import PretrainingConfig, Trainer, answer_loss, info_nce, learning_rate, pretrain
+from mini_model.pretrain import (
+    PretrainingConfig,
+    Trainer,
+    answer_loss,
+    info_nce,
+    learning_rate,
+    pretrain,
+    read_embeddings,
+)
 from mini_model.tokenizer import train_tokenizer
 from mini_model.topics import EmbeddingClassifier, TopicClassifier, agreed, read_sentences, read_words
 
@@ -218,6 +226,16 @@ def test_two_classifiers_agree_on_a_geometric_mean() -> None:
     )
     assert agreed([0.5, 0.25, 0.25], [0.1, 0.8, 0.1]) == pytest.approx(expected.tolist())
     assert agreed([1.0, 0.0], [0.0, 1.0])[0] > 0.99, "a probability of zero does not decide alone"
+
+
+def test_embeddings_of_no_file_or_another_tokenizer_are_refused(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    with pytest.raises(UserError, match="there is no such file: write the embeddings"):
+        read_embeddings(str(tmp_path / "none.pt"), tokenizer)
+    torch.save(torch.zeros(7, 4), tmp_path / "seven.pt")
+    with pytest.raises(UserError, match="7 embeddings for a tokenizer of"):
+        read_embeddings(str(tmp_path / "seven.pt"), tokenizer)
 
 
 def test_topics_are_told_by_both_classifiers(corpus_folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
