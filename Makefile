@@ -58,6 +58,7 @@ DEVICE ?= cpu
 PRETRAINING ?=  # further settings of mini_model.pretrain, such as --compile
 
 mini-model: install  ## make the embedded model anew from the public sources in SOURCES, and score it (an hour on a CPU)
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[recipe]'
 	$(VENV)/bin/python -m mini_model.prepare --sources $(SOURCES) --output $(MINI_MODEL)/corpus
 	$(VENV)/bin/python -m mini_model.tokenizer --corpus $(MINI_MODEL)/corpus --output $(MINI_MODEL)/tokenizer
 	$(VENV)/bin/python -m mini_model.embeddings --corpus $(MINI_MODEL)/corpus --tokenizer $(MINI_MODEL)/tokenizer \

@@ -3,15 +3,16 @@
 groups.jsonl      {"source": "ntrex", "texts": {"eng": ..., "deu": ...}}    texts that are translations of each other
 single.jsonl      {"language": "deu", "text": ...}                          texts without a translation
 chains.jsonl      {"eng": "river", "deu": "Fluss", ...}                     words of one meaning
-dictionary.json   {"deu": {"river": ["Fluss", "Strom"]}}                    from English into each language
+dictionary.json   {"deu": {"river": [["Fluss", "Flusses"], ["Strom"]]}}     from English, in all forms
 labelled.jsonl    {"topic": "geography", "text": ...}                       English sentences with topics
+vectors.json      {"river": [0.12, -0.3, ...]}                              of the English words in these texts
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,9 @@ class Corpus:
     groups: list[Group]
     single: dict[str, list[str]]
     chains: list[dict[str, str]]
-    dictionary: dict[str, dict[str, list[str]]]
+    dictionary: dict[str, dict[str, list[list[str]]]]
     labelled: list[tuple[str, str]]
+    vectors: dict[str, list[float]] = field(default_factory=dict)
 
     def split(self) -> tuple[list[Group], list[Group]]:
         """Return (groups to learn from, held-out groups), without what the held-out English texts repeat."""
@@ -60,7 +62,8 @@ class Corpus:
         for name, records in files.items():
             lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
             write(folder / f"{name}.jsonl", "".join(lines).encode())
-        write(folder / "dictionary.json", json.dumps(self.dictionary, ensure_ascii=False).encode())
+        for name, content in (("dictionary", self.dictionary), ("vectors", self.vectors)):
+            write(folder / f"{name}.json", json.dumps(content, ensure_ascii=False).encode())
 
     @classmethod
     def load(cls, folder: Path) -> Corpus:
@@ -79,6 +82,7 @@ class Corpus:
                 _lines(folder / "chains.jsonl"),
                 json.loads((folder / "dictionary.json").read_text(encoding="utf-8")),
                 [(record["topic"], record["text"]) for record in _lines(folder / "labelled.jsonl")],
+                json.loads((folder / "vectors.json").read_text(encoding="utf-8")),
             )
         except FileNotFoundError as error:
             raise UserError(

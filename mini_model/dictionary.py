@@ -1,18 +1,19 @@
-"""Word translations for mixing languages: from wordnets, and where those have none, counted in parallel texts."""
+"""Word translations for mixing languages: from wordnets and counted in parallel texts, in the forms that texts have."""
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from mini_model.corpus import Group
+from mini_model.inflections import FOREIGN_WORD, Inflections
 from mini_model.languages import LANGUAGES, SOURCE
 from mini_model.topics import WORD
 
-# A word in any script: Devanagari's vowel signs are no letters to Python.
-FOREIGN_WORD = re.compile(r"(?:[^\W\d_]|[\u0900-\u0963])+")
+# English word -> its translations, the closest first, by language.
 Dictionary = dict[str, dict[str, list[str]]]
+# The same with the forms of each translation, the most frequent first.
+InflectedDictionary = dict[str, dict[str, list[list[str]]]]
 # Written without spaces: words can not be counted.
 UNSPACED = ("zho",)
 
@@ -36,16 +37,23 @@ def chains(synsets: Iterable[Mapping[str, Sequence[str]]], languages: int = 6) -
     return [chain for chain in first if SOURCE in chain and len(chain) >= languages]
 
 
-def from_texts(groups: Iterable[Group], fewest: int = 3, closeness: float = 0.25, most: int = 2) -> Dictionary:
-    """Return English word -> words of each language that occur in the same groups, the closest first.
+def from_texts(
+    groups: Iterable[Group],
+    inflections: Mapping[str, Inflections],
+    fewest: int = 3,
+    closeness: float = 0.25,
+    most: int = 2,
+) -> Dictionary:
+    """Return English word -> stems of each language that occur in the same groups, the closest first.
 
-    Closeness is Dice's coefficient of the two words' groups, 2 |both| / (|one| + |other|).
+    Closeness is Dice's coefficient of the word's and the stem's groups, 2 |both| / (|one| + |other|).
 
     Arguments:
         groups: texts that are translations of each other; longer texts than sentences say little.
-        fewest: groups that both words must have in common.
+        inflections: of every language to count.
+        fewest: groups that both must have in common.
         closeness: the least closeness.
-        most: words for one English word.
+        most: stems for one English word.
     """
     together: dict[str, Counter[tuple[str, str]]] = defaultdict(Counter)
     english: dict[str, Counter[str]] = defaultdict(Counter)
@@ -55,9 +63,9 @@ def from_texts(groups: Iterable[Group], fewest: int = 3, closeness: float = 0.25
             continue
         sources = set(WORD.findall(group.texts[SOURCE].lower()))
         for language, text in group.texts.items():
-            if language == SOURCE or language in UNSPACED:
+            if language not in inflections or language in UNSPACED:
                 continue
-            targets = set(FOREIGN_WORD.findall(text.lower()))
+            targets = {inflections[language].stem(word) for word in FOREIGN_WORD.findall(text.lower())}
             english[language].update(sources)
             foreign[language].update(targets)
             together[language].update((source, target) for source in sources for target in targets)
@@ -74,6 +82,17 @@ def from_texts(groups: Iterable[Group], fewest: int = 3, closeness: float = 0.25
     return found
 
 
-def merged(first: Dictionary, second: Dictionary) -> Dictionary:
-    """Return `first`, and `second`'s translations of the words that it lacks."""
-    return {language: {**second.get(language, {}), **words} for language, words in first.items()}
+def inflected(
+    stems: Dictionary, words: Dictionary, inflections: Mapping[str, Inflections], most: int = 4
+) -> InflectedDictionary:
+    """Return English word -> its `most` closest translations in all their forms: `stems` come before `words`."""
+    found: InflectedDictionary = {}
+    for language, known in inflections.items():
+        first, second = stems.get(language, {}), words.get(language, {})
+        found[language] = {}
+        for source in {**first, **second}:
+            translations = {stem: known.forms_of_stem(stem) for stem in first.get(source, ())}
+            for word in second.get(source, ()):
+                translations.setdefault(known.stem(word.lower()), known.forms(word))
+            found[language][source] = list(translations.values())[:most]
+    return found

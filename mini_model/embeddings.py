@@ -3,8 +3,9 @@
 
 python -m mini_model.embeddings --corpus corpus --tokenizer tokenizer --output embeddings.pt
 
-Tokens of every language are described by the English tokens of the groups that they occur in: positive pointwise mutual
-information, then a truncated singular value decomposition (Levy and Goldberg 2014, for words and their neighbours).
+Tokens of every language are described by the English texts of the groups that they occur in, in two ways: by these
+texts' tokens, of whose positive pointwise mutual information a truncated singular value decomposition is made (Levy and
+Goldberg 2014, for words and their neighbours), and by the mean of these texts' vectors (word_vectors.py).
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lm_eval_spt.errors import show_user_errors_in_one_line
 from lm_eval_spt.files import write
-from mini_model.corpus import Corpus
+from mini_model.corpus import Corpus, Group
 from mini_model.languages import SOURCE
+from mini_model.word_vectors import WordVectors
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +39,8 @@ def cross_lingual_embeddings(
     corpus: Corpus, tokenizer: PreTrainedTokenizerBase, size: int, fewest: int = 40, seed: int = 0
 ) -> torch.Tensor:
     """Return embeddings [vocabulary, size] of length about :data:`SCALE`; those of tokens never seen are noise alone.
+
+    Where the corpus has word vectors, they make up the last coordinates before all are rotated.
 
     Arguments:
         corpus: its groups that have English, but for the held-out ones, are counted.
@@ -57,20 +61,41 @@ def cross_lingual_embeddings(
     expected = together.sum(0, keepdim=True) ** 0.75
     ratio = together / (together.sum(1, keepdim=True) + RARE) / (expected / expected.sum())
     information = torch.where(together > 1, ratio.clamp(min=1e-9).log().clamp(min=0), 0.0)
-    left, values, _ = torch.svd_lowrank(information, q=min(size + 32, *information.shape), niter=3)
-    vectors = left[:, :size] * values[:size].sqrt()
-    vectors = torch.nn.functional.pad(vectors, (0, size - vectors.shape[1]))
+    by_vectors = _mean_vectors(corpus, groups, weights @ everything)
+    rest = size - by_vectors.shape[1]
+    left, values, _ = torch.svd_lowrank(information, q=min(rest + 32, *information.shape), niter=3)
+    by_tokens = left[:, :rest] * values[:rest].sqrt()
+    by_tokens = torch.nn.functional.pad(by_tokens, (0, rest - by_tokens.shape[1]))
 
-    norms = vectors.norm(dim=1, keepdim=True)
-    seen = norms > 1e-4
-    typical = norms[seen].median() if seen.any() else torch.tensor(1.0)
-    vectors = torch.where(seen, vectors / norms.clamp(min=1e-6) * (norms / typical).clamp(0.3, 1.7), 0.0)
+    parts = [_like_lengths(part) for part in (by_tokens, by_vectors) if part.shape[1]]
+    vectors = torch.cat(parts, 1) / len(parts) ** 0.5
     # A random rotation, so that no coordinate carries the large singular values alone.
     rotation, _ = torch.linalg.qr(torch.randn(size, size))
     return SCALE * (vectors @ rotation + 0.15 * torch.randn_like(vectors) / size**0.5)
 
 
-def _occurrences(groups: list, tokenizer: PreTrainedTokenizerBase, english: bool) -> scipy.sparse.csr_matrix:
+def _mean_vectors(corpus: Corpus, groups: list[Group], occurrences: scipy.sparse.csr_matrix) -> torch.Tensor:
+    """Return for each token the mean vector [vocabulary, size] of the groups' English texts that it occurs in."""
+    texts = [group.texts[SOURCE] for group in groups]
+    word_vectors = WordVectors(
+        corpus.vectors, [t for t, group in zip(texts, groups, strict=True) if group.source not in GROUP_WEIGHTS]
+    )
+    if not word_vectors.size:
+        return torch.zeros(occurrences.shape[1], 0)
+    of_groups = torch.stack([word_vectors.of_text(text) for text in texts]).numpy()
+    number = np.asarray(occurrences.sum(0)).reshape(-1, 1)
+    return torch.from_numpy((occurrences.T @ of_groups / (number + RARE)).astype(np.float32))
+
+
+def _like_lengths(vectors: torch.Tensor) -> torch.Tensor:
+    """Return vectors of length about 1, a special token's longer than a common one's; zeros stay zeros."""
+    norms = vectors.norm(dim=1, keepdim=True)
+    seen = norms > 1e-4
+    typical = norms[seen].median() if seen.any() else torch.tensor(1.0)
+    return torch.where(seen, vectors / norms.clamp(min=1e-6) * (norms / typical).clamp(0.3, 1.7), 0.0)
+
+
+def _occurrences(groups: list[Group], tokenizer: PreTrainedTokenizerBase, english: bool) -> scipy.sparse.csr_matrix:
     """Return which tokens [groups, vocabulary] occur in the English texts of each group, or in the others."""
     texts = [(i, text) for i, group in enumerate(groups) for language, text in group.texts.items()
              if (language == SOURCE) == english]  # fmt: skip

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 import random
-import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from mini_model.corpus import Corpus, Group
 from mini_model.languages import SOURCE, TOPICS
-from mini_model.topics import WORD, EmbeddingClassifier, TopicClassifier, agreed
+from mini_model.mixing import mix
+from mini_model.topics import WORD, TopicClassifier, VectorClassifier, agreed
+from mini_model.word_vectors import WordVectors
 
 TOPIC_QUESTIONS = ("\nTopic:", "\nTopic:", "\nTopic:", "\nCategory:", " topic:", "\nLabel:", "\nSubject:", " ->")
 KEYWORD_QUESTIONS = ("\nKeywords:", "\nAbout:", " about:")
@@ -21,6 +21,7 @@ KEYWORD_QUESTIONS = ("\nKeywords:", "\nAbout:", " about:")
 SOURCE_WEIGHTS = {
     "sib-train": 0.20, "ntrex": 0.28, "pud": 0.12, "tatoeba": 0.24, "tico": 0.05, "xquad-s": 0.09, "xquad-q": 0.03,
 }  # fmt: skip
+WORD_BY_WORD = 0.2  # of the pairs are an English text and its words in other languages
 MOST_LEFT_OUT = 0.3  # of the tokens of a question's text
 # Sources whose texts also serve as single texts.
 RUNNING_TEXT = ("sib-train", "ntrex", "pud", "xquad-s")
@@ -36,6 +37,7 @@ class Question:
         filler: (start, stop) of random tokens that stand for virtual ones; noise is added to their embeddings.
         answer: token id -> probability; empty where only the alignment with the translation is learned.
         about_topic: whether the answer is a topic or a keyword.
+        english: the text in English, whose vector is learned too.
     """
 
     tokens: list[int]
@@ -43,6 +45,7 @@ class Question:
     filler: tuple[int, int] = (0, 0)
     answer: dict[int, float] = field(default_factory=dict)
     about_topic: bool = True
+    english: str | None = None
 
 
 class Examples:
@@ -53,7 +56,6 @@ class Examples:
         words: typical English words of each topic.
         tokenizer: of the model.
         longest: tokens of a text that a question may have; longer ones are cut on the right.
-        embeddings: of the tokens, [vocabulary, d], for a second opinion on topics; none without.
     """
 
     def __init__(
@@ -62,7 +64,6 @@ class Examples:
         words: dict[str, list[str]],
         tokenizer: PreTrainedTokenizerBase,
         longest: int = 56,
-        embeddings: torch.Tensor | None = None,
     ):
         self.tokenizer, self.longest, self.words = tokenizer, longest, words
         self.dictionary, self.chains, self.labelled = corpus.dictionary, corpus.chains, corpus.labelled
@@ -75,13 +76,13 @@ class Examples:
             if group.source in RUNNING_TEXT:
                 for language, text in group.texts.items():
                     self.single[language].append(text)
+        self.english = [text for _, text in corpus.labelled] + self.single[SOURCE]
         self.sources = [source for source in SOURCE_WEIGHTS if source in self.by_source]
         english = [g.texts[SOURCE] for g in groups if SOURCE in g.texts and g.source != "tatoeba"]
         self.keywords = _keywords(english, tokenizer)
         self.classifier = TopicClassifier(corpus.labelled, words, english)
-        self.second_classifier = (
-            EmbeddingClassifier(corpus.labelled, english, self.encode, embeddings) if embeddings is not None else None
-        )
+        self.vectors = WordVectors(corpus.vectors, english)
+        self.second_classifier = VectorClassifier(corpus.labelled, self.vectors.of_text) if self.vectors.size else None
         spellings = [self.encode(" " + topic) for topic in TOPICS]
         self.topic_tokens = [tokens[0] for tokens in spellings]
         self.topic_spelling = {tokens[0]: tokens if len(tokens) > 1 else [] for tokens in spellings}
@@ -92,7 +93,10 @@ class Examples:
     # Texts
 
     def pair(self, rng: random.Random) -> tuple[str, str, str | None]:
-        """Return two translations of one text, the first now and then English with foreign words, and its English."""
+        """Return two translations of a text, one or both perhaps English with foreign words, and its English."""
+        if rng.random() < WORD_BY_WORD and self.english:
+            text = rng.choice(self.english)
+            return self.mix(rng, text), self.mix(rng, text) if rng.random() < 0.5 else text, text
         source = rng.choices(self.sources, [SOURCE_WEIGHTS[source] for source in self.sources])[0]
         texts = rng.choice(self.by_source[source][rng.choice(list(self.by_source[source]))]).texts
         others = [language for language in texts if language != SOURCE]
@@ -106,26 +110,16 @@ class Examples:
 
     def mix(self, rng: random.Random, text: str) -> str:
         """Return an English text with a random share of its words replaced by those of one other language."""
-        words, share = self.dictionary[rng.choice(list(self.dictionary))], rng.uniform(0.3, 0.9)
+        return mix(rng, text, self.dictionary[rng.choice(list(self.dictionary))], rng.uniform(0.3, 1))
 
-        def translate(match: re.Match[str]) -> str:
-            word = match.group(0).lower()
-            if rng.random() < share:
-                for form in (word, re.sub("s$", "", word), re.sub("e[sd]$", "", word), re.sub("d$|ing$", "", word)):
-                    if form in words:
-                        return rng.choice(words[form][:2])
-            return match.group(0)
-
-        return WORD.sub(translate, text)
-
-    def topic_text(self, rng: random.Random) -> tuple[str, str]:
-        """Return (text, topic): a labelled sentence or words of a topic's list, mostly mixed with other languages."""
+    def topic_text(self, rng: random.Random) -> tuple[str, str, str]:
+        """Return (text, topic, English): a labelled sentence or words of a list, mostly mixed with other languages."""
         if rng.random() < 0.5:
             topic, text = rng.choice(self.labelled)
         else:
             topic = rng.choice(TOPICS)
             text = " ".join(rng.sample(self.words[topic], min(len(self.words[topic]), rng.randint(2, 8))))
-        return (self.mix(rng, text) if rng.random() < 0.75 else text), topic
+        return (self.mix(rng, text) if rng.random() < 0.75 else text), topic, text
 
     def topic_probabilities(self, english: str) -> list[float]:
         """Return the probability of each of the topics for an English text, as the classifiers have it."""
@@ -143,7 +137,7 @@ class Examples:
         if kind < 0.7:
             return rng.choice(self.single[rng.choice(list(self.single))])
         if kind < 0.85:
-            text, topic = self.topic_text(rng)
+            text, topic, _ = self.topic_text(rng)
             return f"{text}{rng.choice(TOPIC_QUESTIONS)} {topic}"
         lines = []
         for chain in rng.sample(self.chains, min(4, len(self.chains))):
@@ -178,15 +172,21 @@ class Examples:
                 found = {self.keywords[word] for word in WORD.findall(english.lower()) if word in self.keywords}
                 rarest = sorted(found, key=lambda entry: (-entry[1], entry[0]))[:8]
                 answer = {token: 1 / len(rarest) for token, _ in rarest}
-            rows += [self._ask(rng, text, question, answer, about_topic) for text in (first, second)]
+            rows += [self._ask(rng, text, question, answer, about_topic, english) for text in (first, second)]
         for _ in range(topics):
-            text, topic = self.topic_text(rng)
+            text, topic, english = self.topic_text(rng)
             answer = {self.topic_tokens[TOPICS.index(topic)]: 1.0}
-            rows.append(self._ask(rng, text, rng.choice(TOPIC_QUESTIONS), answer, True))
+            rows.append(self._ask(rng, text, rng.choice(TOPIC_QUESTIONS), answer, True, english))
         return rows
 
     def _ask(
-        self, rng: random.Random, text: str, question: str, answer: dict[int, float], about_topic: bool
+        self,
+        rng: random.Random,
+        text: str,
+        question: str,
+        answer: dict[int, float],
+        about_topic: bool,
+        english: str | None,
     ) -> Question:
         """Put text, question and filler in one of the orders that prompts before and after a text will make."""
         text_tokens, question_tokens = self._gaps(rng, self.encode(text)[: self.longest]), self.encode(question)
@@ -197,7 +197,7 @@ class Examples:
             row, start = [*filler, *question_tokens, *text_tokens], 0
         else:
             row, start = [*text_tokens, *filler, *question_tokens], len(text_tokens)
-        return Question([*row, *spelled], len(row) - 1, (start, start + size), answer, about_topic)
+        return Question([*row, *spelled], len(row) - 1, (start, start + size), answer, about_topic, english)
 
     def _gaps(self, rng: random.Random, tokens: list[int]) -> list[int]:
         """Return a text without a random share of its tokens, mostly: there are few texts, and they are seen often."""

@@ -24,7 +24,9 @@ from lm_eval_spt.files import write
 from mini_model import dictionary, sources
 from mini_model.contamination import HeldOut
 from mini_model.corpus import Corpus, Group
-from mini_model.topics import read_sentences
+from mini_model.inflections import Inflections, Words, frequent_words
+from mini_model.languages import LANGUAGES
+from mini_model.topics import WORD, read_sentences
 
 logger = logging.getLogger(__name__)
 LABELLED = Path(__file__).parent / "labelled"
@@ -32,8 +34,15 @@ HELD_OUT = ("dev", "test")
 SHORTEST, LONGEST = 3, 3000  # characters of a text
 
 
-def prepare(folder: Path, labelled: Path = LABELLED) -> tuple[Corpus, dict[str, dict[str, int]]]:
+def prepare(
+    folder: Path, labelled: Path = LABELLED, words: Words = frequent_words
+) -> tuple[Corpus, dict[str, dict[str, int]]]:
     """Return the corpus made of the sources in `folder`, and by source how much was kept and left out.
+
+    Arguments:
+        folder: the sources' clones.
+        labelled: the project's own sentences with topics.
+        words: returns the words of a language, the most frequent first, for the dictionary.
 
     Raises:
         UserError: a file of a source is missing or not as expected.
@@ -66,7 +75,19 @@ def prepare(folder: Path, labelled: Path = LABELLED) -> tuple[Corpus, dict[str, 
     report["labelled"] = {"single": len(corpus.labelled), "overlapping": len(sentences) - len(corpus.labelled)}
     synsets = sources.wordnets(folder)
     corpus.chains = dictionary.chains(synsets)
-    corpus.dictionary = dictionary.merged(dictionary.from_wordnets(synsets), dictionary.from_texts(corpus.split()[0]))
+    groups = corpus.split()[0]
+    inflections = {
+        language: Inflections(language, [g.texts[language] for g in groups if language in g.texts], words)
+        for language in LANGUAGES
+        if language != sources.SOURCE
+    }
+    corpus.dictionary = dictionary.inflected(
+        dictionary.from_texts(groups, inflections), dictionary.from_wordnets(synsets), inflections
+    )
+    english = [text for group in corpus.groups for text in (group.texts.get(sources.SOURCE),) if text]
+    english += corpus.single.get(sources.SOURCE, []) + [text for _, text in corpus.labelled]
+    occurring = sorted({word for text in english for word in WORD.findall(text.lower())})
+    corpus.vectors = sources.word_vectors(folder, occurring)
     return corpus, report
 
 

@@ -50,9 +50,7 @@ class PretrainingConfig:
     tokenizer: str = _setting("tokenizer", "folder of the tokenizer")
     output: str = _setting("model", "folder for the model, its checkpoint and its log; a run that was cut off goes on")
     start: str | None = _setting(None, "model folder whose weights to start from; default: new weights")
-    embeddings: str | None = _setting(
-        None, "file from mini_model.embeddings, to start from (unless --start is given) and to tell topics by"
-    )
+    embeddings: str | None = _setting(None, "file from mini_model.embeddings, to start from unless --start is given")
 
     hidden_size: int = _setting(256, "d")
     layers: int = _setting(4, "transformer blocks")
@@ -77,6 +75,7 @@ class PretrainingConfig:
     weight_alignment: float = _setting(0.3, "weight of the contrastive loss")
     weight_keywords: float = _setting(0.2, "weight of the keywords' loss")
     weight_topics: float = _setting(0.6, "weight of the topics' loss")
+    weight_meaning: float = _setting(1.0, "weight of the word vectors' loss")
 
     seed: int = _setting(0, "of the weights and of every step's examples")
     threads: int = _setting(0, "CPU threads; 0: as torch decides")
@@ -132,11 +131,11 @@ def new_model(
     return model.train().to(config.device)
 
 
-def new_optimizer(config: PretrainingConfig, model: LlamaForCausalLM) -> torch.optim.AdamW:
+def new_optimizer(config: PretrainingConfig, model: LlamaForCausalLM, meaning: torch.nn.Linear) -> torch.optim.AdamW:
     """Return AdamW; each parameter group's ``share`` is its part of the learning rate."""
     embedding = model.model.embed_tokens.weight
-    matrices = [p for p in model.parameters() if p.ndim > 1 and p is not embedding]
-    vectors = [p for p in model.parameters() if p.ndim == 1]
+    matrices = [p for p in [*model.parameters(), meaning.weight] if p.ndim > 1 and p is not embedding]
+    vectors = [p for p in [*model.parameters(), meaning.bias] if p.ndim == 1]
     groups = [
         {"params": matrices, "weight_decay": config.weight_decay, "share": 1.0},
         {"params": vectors, "weight_decay": 0.0, "share": 1.0},
@@ -164,19 +163,27 @@ class Trainer:
         self.tokenizer = AutoTokenizer.from_pretrained(config.tokenizer)
         corpus, words = Corpus.load(Path(config.corpus)), read_words(LABELLED / "words.tsv")
         embeddings = read_embeddings(config.embeddings, self.tokenizer) if config.embeddings else None
-        self.examples = Examples(corpus, words, self.tokenizer, config.longest, embeddings)
+        self.examples = Examples(corpus, words, self.tokenizer, config.longest)
         self.model = new_model(config, self.tokenizer, embeddings)
-        self.optimizer = new_optimizer(config, self.model)
+        # From a state to the vector of the English text; it is no part of the model that is written.
+        self.meaning = torch.nn.Linear(config.hidden_size, self.examples.vectors.size).to(config.device)
+        self.optimizer = new_optimizer(config, self.model, self.meaning)
         self.body = torch.compile(self.model.model, dynamic=True) if config.compile else self.model.model
         self.step = 0
         if (checkpoint := self.folder / "checkpoint.pt").exists():
             state = torch.load(checkpoint, map_location=config.device, weights_only=True)
             self.model.load_state_dict(state["model"])
+            self.meaning.load_state_dict(state["meaning"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.step = state["step"]
 
     def save_checkpoint(self) -> None:
-        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step}
+        state = {
+            "model": self.model.state_dict(),
+            "meaning": self.meaning.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+        }
         buffer = io.BytesIO()
         torch.save(state, buffer)
         write(self.folder / "checkpoint.pt", buffer.getvalue())
@@ -228,6 +235,15 @@ class Trainer:
         chosen = (chosen if always is None else chosen | always) & (tokens != self.tokenizer.pad_token_id)
         return F.cross_entropy(self.model.lm_head(hidden[:, :-1][chosen[:, 1:]]).float(), tokens[:, 1:][chosen[:, 1:]])
 
+    def meaning_loss(self, rows: list[Question], *states: torch.Tensor) -> torch.Tensor:
+        """Return how far the vectors told from each of the states [rows, d] are from the English texts': 1 - cosine."""
+        known = [i for i, row in enumerate(rows) if row.english is not None and self.examples.vectors.size]
+        if not known:
+            return states[0].sum() * 0
+        vectors = torch.stack([self.examples.vectors.of_text(rows[i].english or "") for i in known])
+        told = [self.meaning(state[known].float()) for state in states]
+        return torch.stack([1 - F.cosine_similarity(each, vectors.to(each.device)).mean() for each in told]).sum()
+
     def losses(self) -> tuple[dict[str, torch.Tensor], int]:
         """Return the losses of this step's examples by name, and the number of tokens read."""
         config, rng = self.config, random.Random(f"{self.config.seed} {self.step}")
@@ -253,7 +269,8 @@ class Trainer:
             "keywords": answer_loss(log_probability, rows, False),
         }
         read = packed.numel() + sum(part[0].numel() for part in parts)
-        return {"tokens": tokens_loss, "alignment": by_last + by_mean, **means}, read
+        losses = {"tokens": tokens_loss, "alignment": by_last + by_mean, "meaning": self.meaning_loss(rows, last, mean)}
+        return {**losses, **means}, read
 
     def train_step(self) -> tuple[dict[str, float], int]:
         """Take one step; return its losses by name and the number of tokens read."""

