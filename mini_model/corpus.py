@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ class Corpus:
     chains: list[dict[str, str]]
     dictionary: dict[str, dict[str, list[list[str]]]]
     labelled: list[tuple[str, str]]
-    vectors: dict[str, list[float]] = field(default_factory=dict)
+    vectors: dict[str, list[float]]
 
     def split(self) -> tuple[list[Group], list[Group]]:
         """Return (groups to learn from, held-out groups), without what the held-out English texts repeat."""

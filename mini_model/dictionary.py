@@ -65,7 +65,7 @@ def from_texts(
         for language, text in group.texts.items():
             if language not in inflections or language in UNSPACED:
                 continue
-            targets = {inflections[language].stem(word) for word in FOREIGN_WORD.findall(text.lower())}
+            targets = {inflections[language].stem(word.lower()) for word in FOREIGN_WORD.findall(text)}
             english[language].update(sources)
             foreign[language].update(targets)
             together[language].update((source, target) for source in sources for target in targets)

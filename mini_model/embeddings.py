@@ -40,7 +40,7 @@ def cross_lingual_embeddings(
 ) -> torch.Tensor:
     """Return embeddings [vocabulary, size] of length about :data:`SCALE`; those of tokens never seen are noise alone.
 
-    Where the corpus has word vectors, they make up the last coordinates before all are rotated.
+    As many coordinates as a word vector has come from these, the others from the tokens; then all are rotated.
 
     Arguments:
         corpus: its groups that have English, but for the held-out ones, are counted.
@@ -67,8 +67,7 @@ def cross_lingual_embeddings(
     by_tokens = left[:, :rest] * values[:rest].sqrt()
     by_tokens = torch.nn.functional.pad(by_tokens, (0, rest - by_tokens.shape[1]))
 
-    parts = [_like_lengths(part) for part in (by_tokens, by_vectors) if part.shape[1]]
-    vectors = torch.cat(parts, 1) / len(parts) ** 0.5
+    vectors = torch.cat([_like_lengths(by_tokens), _like_lengths(by_vectors)], 1) / 2**0.5
     # A random rotation, so that no coordinate carries the large singular values alone.
     rotation, _ = torch.linalg.qr(torch.randn(size, size))
     return SCALE * (vectors @ rotation + 0.15 * torch.randn_like(vectors) / size**0.5)
@@ -80,8 +79,6 @@ def _mean_vectors(corpus: Corpus, groups: list[Group], occurrences: scipy.sparse
     word_vectors = WordVectors(
         corpus.vectors, [t for t, group in zip(texts, groups, strict=True) if group.source not in GROUP_WEIGHTS]
     )
-    if not word_vectors.size:
-        return torch.zeros(occurrences.shape[1], 0)
     of_groups = torch.stack([word_vectors.of_text(text) for text in texts]).numpy()
     number = np.asarray(occurrences.sum(0)).reshape(-1, 1)
     return torch.from_numpy((occurrences.T @ of_groups / (number + RARE)).astype(np.float32))

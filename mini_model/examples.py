@@ -6,12 +6,14 @@ import math
 import random
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
 from mini_model.corpus import Corpus, Group
 from mini_model.languages import SOURCE, TOPICS
-from mini_model.mixing import mix
+from mini_model.mixing import Glossed, mix
 from mini_model.topics import WORD, TopicClassifier, VectorClassifier, agreed
 from mini_model.word_vectors import WordVectors
 
@@ -21,10 +23,13 @@ KEYWORD_QUESTIONS = ("\nKeywords:", "\nAbout:", " about:")
 SOURCE_WEIGHTS = {
     "sib-train": 0.20, "ntrex": 0.28, "pud": 0.12, "tatoeba": 0.24, "tico": 0.05, "xquad-s": 0.09, "xquad-q": 0.03,
 }  # fmt: skip
-WORD_BY_WORD = 0.2  # of the pairs are an English text and its words in other languages
+# Of the pairs so many are an English text and its words in other languages; so many of these texts are mere words.
+WORD_BY_WORD, MERE_WORDS = 0.4, 0.3
 MOST_LEFT_OUT = 0.3  # of the tokens of a question's text
 # Sources whose texts also serve as single texts.
 RUNNING_TEXT = ("sib-train", "ntrex", "pud", "xquad-s")
+
+Entry = TypeVar("Entry")
 
 
 @dataclass
@@ -38,6 +43,7 @@ class Question:
         answer: token id -> probability; empty where only the alignment with the translation is learned.
         about_topic: whether the answer is a topic or a keyword.
         english: the text in English, whose vector is learned too.
+        glosses: of tokens that end a word, their position and the word's English, whose direction is learned.
     """
 
     tokens: list[int]
@@ -46,6 +52,7 @@ class Question:
     answer: dict[int, float] = field(default_factory=dict)
     about_topic: bool = True
     english: str | None = None
+    glosses: list[tuple[int, str]] = field(default_factory=list)
 
 
 class Examples:
@@ -82,7 +89,9 @@ class Examples:
         self.keywords = _keywords(english, tokenizer)
         self.classifier = TopicClassifier(corpus.labelled, words, english)
         self.vectors = WordVectors(corpus.vectors, english)
-        self.second_classifier = VectorClassifier(corpus.labelled, self.vectors.of_text) if self.vectors.size else None
+        frequency = Counter(word for text in english for word in WORD.findall(text.lower()))
+        self.frequent = sorted(frequency), list(accumulate(frequency[word] ** 0.5 for word in sorted(frequency)))
+        self.second_classifier = VectorClassifier(corpus.labelled, self.vectors.of_text)
         spellings = [self.encode(" " + topic) for topic in TOPICS]
         self.topic_tokens = [tokens[0] for tokens in spellings]
         self.topic_spelling = {tokens[0]: tokens if len(tokens) > 1 else [] for tokens in spellings}
@@ -92,39 +101,42 @@ class Examples:
 
     # Texts
 
-    def pair(self, rng: random.Random) -> tuple[str, str, str | None]:
+    def pair(self, rng: random.Random) -> tuple[Glossed, Glossed, str | None]:
         """Return two translations of a text, one or both perhaps English with foreign words, and its English."""
-        if rng.random() < WORD_BY_WORD and self.english:
-            text = rng.choice(self.english)
-            return self.mix(rng, text), self.mix(rng, text) if rng.random() < 0.5 else text, text
+        if rng.random() < WORD_BY_WORD:
+            text = self.mere_words(rng) if rng.random() < MERE_WORDS else rng.choice(self.english)
+            return self.mix(rng, text), self.mix(rng, text) if rng.random() < 0.5 else mix(rng, text), text
         source = rng.choices(self.sources, [SOURCE_WEIGHTS[source] for source in self.sources])[0]
         texts = rng.choice(self.by_source[source][rng.choice(list(self.by_source[source]))]).texts
         others = [language for language in texts if language != SOURCE]
         if SOURCE in texts and (len(others) == 1 or rng.random() < 0.6):
-            first, second = texts[SOURCE], texts[rng.choice(others)]
-            if rng.random() < 0.5:
-                first = self.mix(rng, first)
+            english, other = texts[SOURCE], texts[rng.choice(others)]
+            first, second = self.mix(rng, english) if rng.random() < 0.5 else mix(rng, english), Glossed(other)
         else:
-            first, second = (texts[language] for language in rng.sample(others, 2))
+            first, second = (Glossed(texts[language]) for language in rng.sample(others, 2))
         return first, second, texts.get(SOURCE)
 
-    def mix(self, rng: random.Random, text: str) -> str:
+    def mix(self, rng: random.Random, text: str) -> Glossed:
         """Return an English text with a random share of its words replaced by those of one other language."""
         return mix(rng, text, self.dictionary[rng.choice(list(self.dictionary))], rng.uniform(0.3, 1))
 
-    def topic_text(self, rng: random.Random) -> tuple[str, str, str]:
+    def mere_words(self, rng: random.Random) -> str:
+        """Return English words that have nothing to do with each other, frequent ones more often."""
+        return " ".join(rng.choices(self.frequent[0], cum_weights=self.frequent[1], k=rng.randint(3, 12)))
+
+    def topic_text(self, rng: random.Random) -> tuple[Glossed, str, str]:
         """Return (text, topic, English): a labelled sentence or words of a list, mostly mixed with other languages."""
         if rng.random() < 0.5:
             topic, text = rng.choice(self.labelled)
         else:
             topic = rng.choice(TOPICS)
             text = " ".join(rng.sample(self.words[topic], min(len(self.words[topic]), rng.randint(2, 8))))
-        return (self.mix(rng, text) if rng.random() < 0.75 else text), topic, text
+        return self.mix(rng, text) if rng.random() < 0.75 else mix(rng, text), topic, text
 
     def topic_probabilities(self, english: str) -> list[float]:
         """Return the probability of each of the topics for an English text, as the classifiers have it."""
         found = self.classifier.probabilities(english)
-        return agreed(found, self.second_classifier.probabilities(english)) if self.second_classifier else found
+        return agreed(found, self.second_classifier.probabilities(english))
 
     # Next-token documents
 
@@ -133,12 +145,12 @@ class Examples:
         kind = rng.random()
         if kind < 0.4:
             first, second, _ = self.pair(rng)
-            return f"{first}\n{second}" if rng.random() < 0.5 else f"{second}\n{first}"
+            return "\n".join(rng.sample([first.text, second.text], 2))
         if kind < 0.7:
             return rng.choice(self.single[rng.choice(list(self.single))])
         if kind < 0.85:
             text, topic, _ = self.topic_text(rng)
-            return f"{text}{rng.choice(TOPIC_QUESTIONS)} {topic}"
+            return f"{text.text}{rng.choice(TOPIC_QUESTIONS)} {topic}"
         lines = []
         for chain in rng.sample(self.chains, min(4, len(self.chains))):
             languages = rng.sample(sorted(chain), min(len(chain), 4))
@@ -182,24 +194,34 @@ class Examples:
     def _ask(
         self,
         rng: random.Random,
-        text: str,
+        text: Glossed,
         question: str,
         answer: dict[int, float],
         about_topic: bool,
         english: str | None,
     ) -> Question:
         """Put text, question and filler in one of the orders that prompts before and after a text will make."""
-        text_tokens, question_tokens = self._gaps(rng, self.encode(text)[: self.longest]), self.encode(question)
+        glossed = self._gaps(rng, self._tokens(text)[: self.longest])
+        text_tokens, question_tokens = [token for token, _ in glossed], self.encode(question)
         spelled = self.topic_spelling[max(answer, key=answer.__getitem__)] if answer and about_topic else []
         size = rng.randint(1, 16) if rng.random() < 0.5 else 0
         filler = [rng.randrange(4, len(self.tokenizer)) for _ in range(size)]
         if rng.random() < 0.25:  # before the text, as a trained prefix prompt stands
-            row, start = [*filler, *question_tokens, *text_tokens], 0
+            row, start, text_start = [*filler, *question_tokens, *text_tokens], 0, size + len(question_tokens)
         else:
-            row, start = [*text_tokens, *filler, *question_tokens], len(text_tokens)
-        return Question([*row, *spelled], len(row) - 1, (start, start + size), answer, about_topic, english)
+            row, start, text_start = [*text_tokens, *filler, *question_tokens], len(text_tokens), 0
+        glosses = [(text_start + i, word) for i, (_, word) in enumerate(glossed) if word is not None]
+        return Question([*row, *spelled], len(row) - 1, (start, start + size), answer, about_topic, english, glosses)
 
-    def _gaps(self, rng: random.Random, tokens: list[int]) -> list[int]:
+    def _tokens(self, text: Glossed) -> list[tuple[int, str | None]]:
+        """Return the tokens of a text, each with the English of the word that it ends, if that is known."""
+        encoded = self.tokenizer(text.text, add_special_tokens=False, return_offsets_mapping=True)
+        ends = dict(text.glosses)
+        return [
+            (t, ends.get(stop)) for t, (_, stop) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+        ]
+
+    def _gaps(self, rng: random.Random, tokens: list[Entry]) -> list[Entry]:
         """Return a text without a random share of its tokens, mostly: there are few texts, and they are seen often."""
         share = rng.uniform(0, MOST_LEFT_OUT) if rng.random() < 0.7 else 0.0
         return [token for token in tokens if rng.random() >= share] or tokens

@@ -64,12 +64,15 @@ class Inflections:
 
     def __init__(self, language: str, texts: Iterable[str], words: Words = frequent_words):
         self.stem = stemmer(language)
-        written = Counter(word for text in texts for word in FOREIGN_WORD.findall(text)[1:])
         self.capitals: Counter[str] = Counter()
-        for word, count in written.items():
-            self.capitals[self.stem(word.lower())] += count if word[0].isupper() else -count
+        written: Counter[str] = Counter()
+        for text in texts:
+            for i, word in enumerate(FOREIGN_WORD.findall(text)):
+                written[word.lower()] += 1
+                # The first word of a text has a capital anyway.
+                self.capitals[self.stem(word.lower())] += 0 if i == 0 else 1 if word[0].isupper() else -1
         self.by_stem: dict[str, dict[str, None]] = defaultdict(dict)
-        for word in [*words(language), *(word.lower() for word, _ in written.most_common())]:
+        for word in [*words(language), *(word for word, _ in written.most_common())]:
             self.by_stem[self.stem(word)][word] = None
 
     def forms(self, word: str, most: int = 8) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from mini_model.topics import WORD
@@ -12,7 +13,17 @@ from mini_model.topics import WORD
 Entry = TypeVar("Entry")
 
 
-def mix(rng: random.Random, text: str, words: Mapping[str, Sequence[Sequence[str]]], share: float) -> str:
+@dataclass
+class Glossed:
+    """A text, and of its words, where they are known, the place after their last character and their English."""
+
+    text: str
+    glosses: list[tuple[int, str]] = field(default_factory=list)
+
+
+def mix(
+    rng: random.Random, text: str, words: Mapping[str, Sequence[Sequence[str]]] | None = None, share: float = 1
+) -> Glossed:
     """Return an English text with words replaced.
 
     Arguments:
@@ -21,16 +32,16 @@ def mix(rng: random.Random, text: str, words: Mapping[str, Sequence[Sequence[str
         words: English word -> its translations, each in all its forms; the first of both are drawn most often.
         share: of the words to replace, as far as they have a translation.
     """
-
-    def translate(match: re.Match[str]) -> str:
-        word = match.group(0).lower()
-        if rng.random() < share:
-            for form in (word, re.sub("s$", "", word), re.sub("e[sd]$", "", word), re.sub("d$|ing$", "", word)):
-                if form in words:
-                    return _often_the_first(rng, _often_the_first(rng, words[form]))
-        return match.group(0)
-
-    return WORD.sub(translate, text)
+    mixed, glosses, copied = "", [], 0
+    for match in WORD.finditer(text):
+        english = match.group(0).lower()
+        forms = (english, re.sub("s$", "", english), re.sub("e[sd]$", "", english), re.sub("d$|ing$", "", english))
+        known = next((words[form] for form in forms if form in words), None) if words and rng.random() < share else None
+        word = _often_the_first(rng, _often_the_first(rng, known)) if known else match.group(0)
+        mixed += text[copied : match.start()] + word
+        glosses.append((len(mixed), english))
+        copied = match.end()
+    return Glossed(mixed + text[copied:], glosses)
 
 
 def _often_the_first(rng: random.Random, entries: Sequence[Entry]) -> Entry:

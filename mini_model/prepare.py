@@ -54,7 +54,7 @@ def prepare(
             for split in HELD_OUT
         )
     )
-    corpus, report = Corpus([], {}, [], {}, []), {}
+    corpus, report = Corpus([], {}, [], {}, [], {}), {}
     for source in sources.SOURCES:
         counts = Counter(groups=0, single=0, overlapping=0)
         for found in source.read(folder):

@@ -75,7 +75,8 @@ class PretrainingConfig:
     weight_alignment: float = _setting(0.3, "weight of the contrastive loss")
     weight_keywords: float = _setting(0.2, "weight of the keywords' loss")
     weight_topics: float = _setting(0.6, "weight of the topics' loss")
-    weight_meaning: float = _setting(1.0, "weight of the word vectors' loss")
+    weight_meaning: float = _setting(1.0, "weight of the loss of the texts' vectors")
+    weight_words: float = _setting(1.0, "weight of the loss of the words' directions")
 
     seed: int = _setting(0, "of the weights and of every step's examples")
     threads: int = _setting(0, "CPU threads; 0: as torch decides")
@@ -131,11 +132,12 @@ def new_model(
     return model.train().to(config.device)
 
 
-def new_optimizer(config: PretrainingConfig, model: LlamaForCausalLM, meaning: torch.nn.Linear) -> torch.optim.AdamW:
+def new_optimizer(config: PretrainingConfig, model: LlamaForCausalLM, heads: torch.nn.ModuleDict) -> torch.optim.AdamW:
     """Return AdamW; each parameter group's ``share`` is its part of the learning rate."""
     embedding = model.model.embed_tokens.weight
-    matrices = [p for p in [*model.parameters(), meaning.weight] if p.ndim > 1 and p is not embedding]
-    vectors = [p for p in [*model.parameters(), meaning.bias] if p.ndim == 1]
+    parameters = [*model.parameters(), *heads.parameters()]
+    matrices = [p for p in parameters if p.ndim > 1 and p is not embedding]
+    vectors = [p for p in parameters if p.ndim == 1]
     groups = [
         {"params": matrices, "weight_decay": config.weight_decay, "share": 1.0},
         {"params": vectors, "weight_decay": 0.0, "share": 1.0},
@@ -165,22 +167,25 @@ class Trainer:
         embeddings = read_embeddings(config.embeddings, self.tokenizer) if config.embeddings else None
         self.examples = Examples(corpus, words, self.tokenizer, config.longest)
         self.model = new_model(config, self.tokenizer, embeddings)
-        # From a state to the vector of the English text; it is no part of the model that is written.
-        self.meaning = torch.nn.Linear(config.hidden_size, self.examples.vectors.size).to(config.device)
-        self.optimizer = new_optimizer(config, self.model, self.meaning)
+        # From states to the vectors of English texts and words; they are no part of the model that is written.
+        size = self.examples.vectors.size
+        self.heads = torch.nn.ModuleDict(
+            {name: torch.nn.Linear(config.hidden_size, size) for name in ("text", "word")}
+        ).to(config.device)
+        self.optimizer = new_optimizer(config, self.model, self.heads)
         self.body = torch.compile(self.model.model, dynamic=True) if config.compile else self.model.model
         self.step = 0
         if (checkpoint := self.folder / "checkpoint.pt").exists():
             state = torch.load(checkpoint, map_location=config.device, weights_only=True)
             self.model.load_state_dict(state["model"])
-            self.meaning.load_state_dict(state["meaning"])
+            self.heads.load_state_dict(state["heads"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.step = state["step"]
 
     def save_checkpoint(self) -> None:
         state = {
             "model": self.model.state_dict(),
-            "meaning": self.meaning.state_dict(),
+            "heads": self.heads.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
         }
@@ -237,12 +242,27 @@ class Trainer:
 
     def meaning_loss(self, rows: list[Question], *states: torch.Tensor) -> torch.Tensor:
         """Return how far the vectors told from each of the states [rows, d] are from the English texts': 1 - cosine."""
-        known = [i for i, row in enumerate(rows) if row.english is not None and self.examples.vectors.size]
+        known = [i for i, row in enumerate(rows) if row.english is not None]
         if not known:
             return states[0].sum() * 0
         vectors = torch.stack([self.examples.vectors.of_text(rows[i].english or "") for i in known])
-        told = [self.meaning(state[known].float()) for state in states]
+        told = [self.heads["text"](state[known].float()) for state in states]
         return torch.stack([1 - F.cosine_similarity(each, vectors.to(each.device)).mean() for each in told]).sum()
+
+    def word_loss(self, rows: list[Question], hidden: torch.Tensor) -> torch.Tensor:
+        """Return how far the directions told from the states [rows, time, d] after words are from theirs in English.
+
+        That is 1 - cosine, each word weighted by its rarity.
+        """
+        vectors = self.examples.vectors
+        words = [(i, at, vectors.index[w]) for i, row in enumerate(rows) for at, w in row.glosses if w in vectors.index]
+        if not words:
+            return hidden.sum() * 0
+        row, position, word = torch.tensor(words).T
+        told = self.heads["word"](hidden[row.to(hidden.device), position.to(hidden.device)].float())
+        rarity = vectors.rarity[word].to(told.device)
+        far = 1 - F.cosine_similarity(told, vectors.directions[word].to(told.device))
+        return (rarity * far).sum() / rarity.sum()
 
     def losses(self) -> tuple[dict[str, torch.Tensor], int]:
         """Return the losses of this step's examples by name, and the number of tokens read."""
@@ -256,9 +276,14 @@ class Trainer:
         with self.autocast():
             hidden = self.body(inputs_embeds=self.model.model.embed_tokens(packed), use_cache=False).last_hidden_state
             tokens_loss = self.token_loss(hidden, packed, config.token_share)
-            parts = [self.states([rows[i] for i in part]) for part in (order[:half], order[half:])]
-            for tokens, spelling, states, _, _ in parts:
+            word_loss = hidden.sum() * 0
+            parts = []
+            for part in (order[:half], order[half:]):
+                part_rows = [rows[i] for i in part]
+                parts.append(self.states(part_rows))
+                tokens, spelling, states, _, _ = parts[-1]
                 tokens_loss = tokens_loss + self.token_loss(states, tokens, config.token_share / 8, spelling) / 2
+                word_loss = word_loss + self.word_loss(part_rows, states) / 2
             back = torch.tensor(order, device=config.device).argsort()
             last, mean = (torch.cat([part[k] for part in parts])[back] for k in (3, 4))
             log_probability = F.log_softmax(self.model.lm_head(last).float(), -1)
@@ -269,8 +294,8 @@ class Trainer:
             "keywords": answer_loss(log_probability, rows, False),
         }
         read = packed.numel() + sum(part[0].numel() for part in parts)
-        losses = {"tokens": tokens_loss, "alignment": by_last + by_mean, "meaning": self.meaning_loss(rows, last, mean)}
-        return {**losses, **means}, read
+        vectors = {"meaning": self.meaning_loss(rows, last, mean), "words": word_loss}
+        return {"tokens": tokens_loss, "alignment": by_last + by_mean, **vectors, **means}, read
 
     def train_step(self) -> tuple[dict[str, float], int]:
         """Take one step; return its losses by name and the number of tokens read."""
