@@ -1,4 +1,4 @@
-"""Write the tables of docs/sib200.md from the results files beside this script: python results/sib200/tables.py"""
+"""Write the tables of all 205 languages from the results files beside this script: python results/sib200/tables.py"""
 
 from __future__ import annotations
 
@@ -11,37 +11,25 @@ from lm_eval_spt.transfer.results import Score, mean_over_runs, read_run, result
 HERE = Path(__file__).parent
 SOURCE, MAJORITY = "eng_Latn", 0.25
 
-# The name of a table -> its arms, and the folders of their runs.
-TABLES = {
-    "21_languages": {
-        "no prompt": "no_prompt",
-        "instruction": "instruction",
-        "template, not trained": "mini+template@*",
-        "suffix, all (4 seeds)": "all_seed*",
-        "suffix, 8 per class (4 seeds)": "8shot_seed*",
-        "suffix, P = 50 (1 seed)": "mini+mini_eng_suffix50@*",
-        "prefix (1 seed)": "mini+mini_eng_prefix16@*",
-    },
-    "205_languages": {
-        "no prompt": "no_prompt",
-        "instruction": "instruction",
-        "suffix, all (the shipped prompt)": "mini+mini_eng_suffix16@*",
-    },
+# The name of an arm -> the folder of its run.
+ARMS = {
+    "no prompt": "no_prompt",
+    "instruction": "instruction",
+    "suffix, all (the shipped prompt)": "mini+mini_eng_suffix16@*",
 }
 
 
-def read(pattern: str, metric: str) -> dict[str, Score]:
-    """Return the mean over the runs in the folders that match."""
-    files = [file for folder in sorted(HERE.glob(pattern)) for file in results_files(folder)]
+def read(folder: str, metric: str) -> dict[str, Score]:
+    """Return the scores of the run in the folder that matches."""
+    files = [file for found in (HERE / "205_languages").glob(folder) for file in results_files(found)]
     return mean_over_runs([read_run(file) for file in files], metric)
 
 
 def main() -> None:
-    """Write the tables of accuracy and macro-F1, such as 21_languages_acc.md."""
-    for table, arms in TABLES.items():
-        for metric, majority in (("acc", MAJORITY), ("macro_f1", None)):
-            scores = {name: read(f"{table}/{folder}", metric) for name, folder in arms.items()}
-            write(HERE / f"{table}_{metric}.md", transfer_table(scores, SOURCE, majority).encode())
+    """Write the tables of accuracy and macro-F1."""
+    for metric, majority in (("acc", MAJORITY), ("macro_f1", None)):
+        scores = {name: read(folder, metric) for name, folder in ARMS.items()}
+        write(HERE / f"205_languages_{metric}.md", transfer_table(scores, SOURCE, majority).encode())
 
 
 if __name__ == "__main__":
