@@ -6,7 +6,8 @@ python -m mini_model.pretrain --corpus corpus --tokenizer lm_eval_spt/mini --out
 
 A step learns two things: the next token of packed documents, and the answers to questions, rows of tokens at whose last
 position the model gives the topic or keywords of the text in English, whatever the text's language, and at which
-translations are to have like states (InfoNCE, van den Oord et al. 2018, arXiv 1807.03748).
+translations are to have like states (InfoNCE, van den Oord et al. 2018, arXiv 1807.03748). The states there and after
+single words also tell the word vectors of their English.
 """
 
 from __future__ import annotations
