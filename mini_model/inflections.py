@@ -6,9 +6,13 @@ texts, 32% are in the dictionary as they stand, 55% by their stem.
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
+from typing import Any
+
+from lm_eval_spt.errors import UserError
 
 # A word in any script: Devanagari's vowel signs are no letters to Python.
 FOREIGN_WORD = re.compile(r"(?:[^\W\d_]|[\u0900-\u0963])+")
@@ -30,20 +34,16 @@ Stem = Callable[[str], str]
 
 def frequent_words(language: str, most: int = 200_000) -> list[str]:
     """Return the words that wordfreq (Speer 2022) knows of a language, the most frequent first, in lower case."""
-    import wordfreq
-
-    words = wordfreq.top_n_list(CODES[language], most) if language in CODES else []
+    words = _package("wordfreq").top_n_list(CODES[language], most) if language in CODES else []
     # They are case-folded, which takes Greek's final sigma away.
     return [re.sub("σ$", "ς", word) for word in words if FOREIGN_WORD.fullmatch(word)]
 
 
 def stemmer(language: str) -> Stem:
     """Return what maps a word in lower case to its stem: Snowball's algorithm, or the word itself where it has none."""
-    import snowballstemmer
-
     if language not in STEMMERS:
         return str
-    snowball, known = snowballstemmer.stemmer(STEMMERS[language]), dict[str, str]()
+    snowball, known = _package("snowballstemmer").stemmer(STEMMERS[language]), dict[str, str]()
 
     def stem(word: str) -> str:
         if word not in known:
@@ -51,6 +51,18 @@ def stemmer(language: str) -> Stem:
         return known[word]
 
     return stem
+
+
+def _package(name: str) -> Any:
+    """Return a package of the recipe.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise UserError(f"the package {name} is not installed: pip install -e '.[recipe]'") from None
 
 
 class Inflections:

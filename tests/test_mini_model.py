@@ -7,6 +7,7 @@ import math
 import random
 import re
 import shutil
+import sys
 import zipfile
 from pathlib import Path
 
@@ -221,6 +222,15 @@ def test_a_word_is_written_with_a_capital_where_texts_do() -> None:
     known = Inflections("deu", ["Der Fluss fällt und wir gehen zum Fluss"], lambda _: ["gehe", "flusses"])
     assert known.forms("fluss") == ["Flusses", "Fluss"] and known.forms("Gehe") == ["gehe", "gehen"]
     assert known.forms("Haus") == ["Haus"] and known.forms("rotes Haus") == ["rotes Haus"]
+
+
+def test_a_package_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("wordfreq", "snowballstemmer"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(UserError, match=r"snowballstemmer is not installed: pip install"):
+        stemmer("deu")
+    with pytest.raises(UserError, match=r"wordfreq is not installed: pip install"):
+        frequent_words("deu")
 
 
 def test_every_stemmer_is_there() -> None:
