@@ -22,19 +22,18 @@ STEMMERS = {
     "ita": "italian", "rus": "russian", "ces": "czech", "pol": "polish", "ell": "greek", "fin": "finnish",
     "hun": "hungarian", "tur": "turkish", "ara": "arabic", "hin": "hindi", "ind": "indonesian",
 }  # fmt: skip
-# wordfreq's names of languages.
-CODES = {
-    "deu": "de", "nld": "nl", "swe": "sv", "fra": "fr", "spa": "es", "por": "pt", "ita": "it", "rus": "ru",
-    "ces": "cs", "pol": "pl", "ell": "el", "fin": "fi", "hun": "hu", "tur": "tr", "ara": "ar", "hin": "hi", "ind": "id",
-}  # fmt: skip
-
 Words = Callable[[str], list[str]]
 Stem = Callable[[str], str]
 
 
 def frequent_words(language: str, most: int = 200_000) -> list[str]:
-    """Return the words that wordfreq (Speer 2022) knows of a language, the most frequent first, in lower case."""
-    words = _package("wordfreq").top_n_list(CODES[language], most) if language in CODES else []
+    """Return the words that wordfreq (Speer 2022) knows of a language, the most frequent first, in lower case.
+
+    None of a language without a stemmer: they would be forms of nothing.
+    """
+    if language not in STEMMERS:
+        return []
+    words = _package("wordfreq").top_n_list(_package("langcodes").standardize_tag(language), most)
     # They are case-folded, which takes Greek's final sigma away.
     return [re.sub("σ$", "ς", word) for word in words if FOREIGN_WORD.fullmatch(word)]
 

@@ -84,7 +84,7 @@ def prepare(
     corpus.dictionary = dictionary.inflected(
         dictionary.from_texts(groups, inflections), dictionary.from_wordnets(synsets), inflections
     )
-    english = [text for group in corpus.groups for text in (group.texts.get(sources.SOURCE),) if text]
+    english = [group.texts[sources.SOURCE] for group in corpus.groups if sources.SOURCE in group.texts]
     english += corpus.single.get(sources.SOURCE, []) + [text for _, text in corpus.labelled]
     occurring = sorted({word for text in english for word in WORD.findall(text.lower())})
     corpus.vectors = sources.word_vectors(folder, occurring)

@@ -277,14 +277,12 @@ class Trainer:
         with self.autocast():
             hidden = self.body(inputs_embeds=self.model.model.embed_tokens(packed), use_cache=False).last_hidden_state
             tokens_loss = self.token_loss(hidden, packed, config.token_share)
-            word_loss = hidden.sum() * 0
-            parts = []
-            for part in (order[:half], order[half:]):
-                part_rows = [rows[i] for i in part]
-                parts.append(self.states(part_rows))
-                tokens, spelling, states, _, _ = parts[-1]
+            parts, word_losses = [], []
+            for part in ([rows[i] for i in order[:half]], [rows[i] for i in order[half:]]):
+                parts.append(self.states(part))
+                tokens, spelling, states, *_ = parts[-1]
                 tokens_loss = tokens_loss + self.token_loss(states, tokens, config.token_share / 8, spelling) / 2
-                word_loss = word_loss + self.word_loss(part_rows, states) / 2
+                word_losses.append(self.word_loss(part, states))
             back = torch.tensor(order, device=config.device).argsort()
             last, mean = (torch.cat([part[k] for part in parts])[back] for k in (3, 4))
             log_probability = F.log_softmax(self.model.lm_head(last).float(), -1)
@@ -295,7 +293,7 @@ class Trainer:
             "keywords": answer_loss(log_probability, rows, False),
         }
         read = packed.numel() + sum(part[0].numel() for part in parts)
-        vectors = {"meaning": self.meaning_loss(rows, last, mean), "words": word_loss}
+        vectors = {"meaning": self.meaning_loss(rows, last, mean), "words": torch.stack(word_losses).mean()}
         return {"tokens": tokens_loss, "alignment": by_last + by_mean, **vectors, **means}, read
 
     def train_step(self) -> tuple[dict[str, float], int]:

@@ -526,9 +526,11 @@ def test_a_run_that_was_cut_off_ends_with_the_same_weights(corpus_folder: Path, 
 
 def test_the_readme_lists_every_source() -> None:
     readme = (Path(sources.__file__).parent / "README.md").read_text(encoding="utf-8")
-    for source in sources.SOURCES:
-        assert source.link in readme and source.licence in readme
-    assert not [source.licence for source in sources.SOURCES if "NC" in source.licence or "ND" in source.licence]
+    records = [(source.link, source.licence) for source in sources.SOURCES]
+    records += [record[1:] for record in (sources.WORDNETS, sources.WORD_VECTORS)]
+    for link, licence in records:
+        assert link in readme and licence in readme
+        assert "NC" not in licence and "ND" not in licence
 
 
 def test_scores_become_the_tables_of_the_documentation(tmp_path: Path) -> None:
