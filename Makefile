@@ -27,12 +27,12 @@ $(INSTALLED): setup.cfg setup.py pyproject.toml $(CONSTRAINTS) lm_eval_spt.pth
 	@touch $@
 
 demo: install  ## train a prompt on English, score it in 21 languages, print and save the table
-	$(VENV)/bin/python -m lm_eval_spt.demo
+	$(VENV)/bin/python -m lm_eval_spt.cli.demo
 
 test: install  ## check style and types, and run the tests
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy lm_eval_spt train_prompt.py mini_model
+	$(VENV)/bin/mypy lm_eval_spt train_prompt.py recipes/mini_model
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n auto
 
 test-lowest:  ## run the tests with the lowest versions of everything, on PYTHON_LOWEST, in .venv-lowest
@@ -50,22 +50,22 @@ faults: install  ## kill commands at any moment, fill disks, exhaust memory: 600
 bench: install  ## compare speed and memory with the harness and PEFT, side by side (half an hour; writes benchmarks/RESULTS.md)
 	$(VENV)/bin/python -m benchmarks
 
-# What the embedded model is made of, and where it is put: see mini_model/README.md.
+# What the embedded model is made of, and where it is put: see recipes/mini_model/README.md.
 SOURCES ?= sources
-MINI_MODEL ?= mini_model/build
+MINI_MODEL ?= recipes/mini_model/build
 STEPS ?= 3000
 DEVICE ?= cpu
-PRETRAINING ?=  # further settings of mini_model.pretrain, such as --compile
+PRETRAINING ?=  # further settings of recipes.mini_model.pretrain, such as --compile
 
 mini-model: install  ## make the embedded model anew from the public sources in SOURCES, and score it (an hour on a CPU)
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[recipe]'
-	$(VENV)/bin/python -m mini_model.prepare --sources $(SOURCES) --output $(MINI_MODEL)/corpus
-	$(VENV)/bin/python -m mini_model.tokenizer --corpus $(MINI_MODEL)/corpus --output $(MINI_MODEL)/tokenizer
-	$(VENV)/bin/python -m mini_model.embeddings --corpus $(MINI_MODEL)/corpus --tokenizer $(MINI_MODEL)/tokenizer \
+	$(VENV)/bin/python -m recipes.mini_model.prepare --sources $(SOURCES) --output $(MINI_MODEL)/corpus
+	$(VENV)/bin/python -m recipes.mini_model.tokenizer --corpus $(MINI_MODEL)/corpus --output $(MINI_MODEL)/tokenizer
+	$(VENV)/bin/python -m recipes.mini_model.embeddings --corpus $(MINI_MODEL)/corpus --tokenizer $(MINI_MODEL)/tokenizer \
 		--output $(MINI_MODEL)/embeddings.pt
-	$(VENV)/bin/python -m mini_model.pretrain --corpus $(MINI_MODEL)/corpus --tokenizer $(MINI_MODEL)/tokenizer \
+	$(VENV)/bin/python -m recipes.mini_model.pretrain --corpus $(MINI_MODEL)/corpus --tokenizer $(MINI_MODEL)/tokenizer \
 		--embeddings $(MINI_MODEL)/embeddings.pt --output $(MINI_MODEL)/model --steps $(STEPS) --device $(DEVICE) $(PRETRAINING)
-	SIB200_DIR=$(SOURCES)/sib-200/data/annotated $(VENV)/bin/python -m mini_model.evaluate \
+	SIB200_DIR=$(SOURCES)/sib-200/data/annotated $(VENV)/bin/python -m recipes.mini_model.evaluate \
 		--model $(MINI_MODEL)/model --output $(MINI_MODEL)/scores
 
 clean:  ## remove .venv, .venv-lowest and what builds and tools leave behind

@@ -7,7 +7,7 @@ import time
 import torch
 from transformers import PreTrainedModel
 
-from lm_eval_spt.products import product
+from lm_eval_spt.inference.onednn import product
 
 
 def matmul_rate(model: PreTrainedModel, tokens: int = 512, cold: bool = False) -> float:

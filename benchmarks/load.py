@@ -24,11 +24,11 @@ from lm_eval.api.instance import Instance
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from lm_eval_spt.base_model import resolve
-from lm_eval_spt.evaluate import evaluate_prompts
-from lm_eval_spt.lm import SPTLM
-from lm_eval_spt.prompt import SoftPrompt
-from lm_eval_spt.topics import CATEGORIES
+from lm_eval_spt.harness.evaluate import evaluate_prompts
+from lm_eval_spt.harness.lm import SPTLM
+from lm_eval_spt.harness.topics import CATEGORIES
+from lm_eval_spt.inference.base_model import model_path
+from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 
 HIDDEN = 32
 
@@ -91,7 +91,7 @@ def tiny_lm(batch_size: str) -> SPTLM:
     config = AutoConfig.for_model(
         "llama", vocab_size=20480, hidden_size=HIDDEN, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4
     )
-    tokenizer = AutoTokenizer.from_pretrained(resolve("mini"))
+    tokenizer = AutoTokenizer.from_pretrained(model_path("mini"))
     return SPTLM(AutoModelForCausalLM.from_config(config).eval(), tokenizer=tokenizer, batch_size=batch_size)
 
 
@@ -142,7 +142,7 @@ def many_prompts(number: int, limit: int, batch_size: str) -> None:
             for noted, value in zip((memory, files), _use(), strict=True):
                 noted.append(value)
 
-        import lm_eval_spt.evaluate as evaluation
+        import lm_eval_spt.harness.evaluate as evaluation
 
         evaluation.print = results_written  # type: ignore[attr-defined]
         started = time.perf_counter()

@@ -11,8 +11,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.initialization import no_init_weights
 
-from lm_eval_spt.base_model import resolve
-from lm_eval_spt.paths import tasks_folder
+from lm_eval_spt.common.paths import tasks_folder
+from lm_eval_spt.inference.base_model import model_path
 
 SHAPES = {
     "bloom-560m": ("bloom", {"vocab_size": 250880, "hidden_size": 1024, "n_layer": 24, "n_head": 16}),
@@ -45,7 +45,7 @@ def build(shape: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -
     """Return a model of this shape, its weights random (but for `mini`), frozen and in evaluation mode."""
     family, settings = SHAPES[shape]
     if family == "mini":
-        model = AutoModelForCausalLM.from_pretrained(resolve("mini"), dtype=dtype)
+        model = AutoModelForCausalLM.from_pretrained(model_path("mini"), dtype=dtype)
     else:
         config = AutoConfig.for_model(family, **settings)
         with torch.device(device), no_init_weights():
@@ -62,7 +62,7 @@ def build(shape: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -
 
 def tokenizer() -> PreTrainedTokenizerBase:
     """Return the embedded model's tokenizer: its ids exist in every vocabulary above."""
-    return AutoTokenizer.from_pretrained(resolve("mini"))
+    return AutoTokenizer.from_pretrained(model_path("mini"))
 
 
 def texts(number: int, language: str = "eng_Latn", split: str = "test") -> list[str]:

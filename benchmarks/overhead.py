@@ -20,7 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks import alone, machine, models
 from benchmarks.score import requests
-from lm_eval_spt.lm import SPTLM
+from lm_eval_spt.harness.lm import SPTLM
 
 CONTENDERS = ("hf", "this package")
 

@@ -19,10 +19,10 @@ from peft import PromptTuningConfig, get_peft_model
 from transformers import PreTrainedModel
 
 from benchmarks import alone, limit, machine, models
-from lm_eval_spt.evaluate import ManyPromptsLM
-from lm_eval_spt.lm import SPTLM
-from lm_eval_spt.prompt import SoftPrompt
-from lm_eval_spt.tree import grow
+from lm_eval_spt.harness.evaluate import ManyPromptsLM
+from lm_eval_spt.harness.lm import SPTLM
+from lm_eval_spt.inference.token_tree import build_tree
+from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 
 CONTENDERS = ("hf + peft", "this package, prefix", "this package, suffix")
 AT_ONCE = 4
@@ -101,7 +101,7 @@ def _least_work(model: PreTrainedModel, lm: SPTLM, asked: Sequence[Instance], le
         by_context.setdefault(tuple(context), []).append(tuple(continuation))
     tokens = scored = 0
     for context, continuations in by_context.items():
-        branches = len(grow(tuple(continuations)).tokens)
+        branches = len(build_tree(tuple(continuations)).tokens)
         tokens += len(context) + sum(length + branches for length in lengths)
         scored += len(lengths) * (1 + branches)
     return limit.forward_work(model, tokens, scored)

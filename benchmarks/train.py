@@ -21,10 +21,10 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from benchmarks import alone, limit, machine, models
-from lm_eval_spt.scoring import tokens_that_fit
-from lm_eval_spt.train.contexts import ContextCache
+from lm_eval_spt.inference.scoring import tokens_that_fit
+from lm_eval_spt.train.context_cache import ContextCache
 from lm_eval_spt.train.examples import Example
-from lm_eval_spt.train.objective import Asking, evaluate
+from lm_eval_spt.train.objective import LossRequest, evaluate
 
 BATCH, EPOCHS, TRAINING, VALIDATION = 8, 20, 56, 14
 STEPS = EPOCHS * TRAINING // BATCH
@@ -76,7 +76,7 @@ def ours(model: PreTrainedModel, length: int, steps: int, placement: str, prompt
     def step() -> None:
         for optimizer in optimizers:
             optimizer.zero_grad()
-        outcomes = evaluate(model, [Asking(next(stream), raw, before, "target") for raw in raws], cache)
+        outcomes = evaluate(model, [LossRequest(next(stream), raw, before, "target") for raw in raws], cache)
         sum(outcome.loss / outcome.weight for outcome in outcomes).backward()
         for raw, optimizer in zip(raws, optimizers, strict=True):
             torch.nn.utils.clip_grad_norm_([raw], 1.0)
@@ -86,7 +86,7 @@ def ours(model: PreTrainedModel, length: int, steps: int, placement: str, prompt
         with torch.no_grad():
             for start in range(0, VALIDATION, BATCH):
                 part = validation[start : start + BATCH]
-                evaluate(model, [Asking(part, raw, before, "target") for raw in raws], cache)
+                evaluate(model, [LossRequest(part, raw, before, "target") for raw in raws], cache)
 
     of_step = seconds_per(step, steps)
     return {"step": of_step, "total": building + STEPS * of_step + EPOCHS * seconds_per(validate, 1), "cache": building}

@@ -12,8 +12,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from lm_eval_spt.base_model import resolve
-from lm_eval_spt.prompt import SoftPrompt, embedding_fingerprint
+from lm_eval_spt.inference.base_model import model_path
+from lm_eval_spt.prompt.soft_prompt import SoftPrompt, embedding_fingerprint
 
 ROOT = Path(__file__).resolve().parents[1]
 VOCABULARY = 20480
@@ -60,7 +60,7 @@ def build_model(family: str, seed: int = 0) -> PreTrainedModel:
 
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(resolve("mini"))
+    return AutoTokenizer.from_pretrained(model_path("mini"))
 
 
 @pytest.fixture(scope="session")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from lm_eval_spt.errors import UserError
+from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.sweep import local, slurm
 from lm_eval_spt.sweep.cost import UTILISATION, TextSizes, disk_free, disk_needed, plan_work, single_tasks, speed_here
-from lm_eval_spt.sweep.plan import MAX_RUNS, Plan, Run, read_plan
+from lm_eval_spt.sweep.plan import MAX_RUNS, Plan, SweepRun, read_plan
 from lm_eval_spt.sweep.progress import Progress
 from lm_eval_spt.sweep.records import Record, forget_failures, record_of
 
@@ -93,7 +93,7 @@ def sweep(
         )
 
 
-def _estimate(plan: Plan, runs: Sequence[Run], sizes: TextSizes, throughput: float | None) -> dict[str, float]:
+def _estimate(plan: Plan, runs: Sequence[SweepRun], sizes: TextSizes, throughput: float | None) -> dict[str, float]:
     """Print what `runs` take; return each run's share of the work by name: all the same where it can not be told."""
     names = [run.name for run in plan.runs]
     try:
@@ -120,7 +120,7 @@ def _size(count: int) -> str:
     return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:.2f} MB"
 
 
-def _print_runs(runs: Sequence[Run], records: dict[str, Record]) -> None:
+def _print_runs(runs: Sequence[SweepRun], records: dict[str, Record]) -> None:
     for run in runs:
         record = records[run.name]
         state = "done" if record.done else "failed" if record.error else "trained" if record.trained else "to do"

@@ -25,11 +25,11 @@ import torch
 from lm_eval.api.task import ConfigurableTask
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from lm_eval_spt.base_model import MINI, cannot_load, locate
-from lm_eval_spt.errors import UserError
-from lm_eval_spt.harness import members, task_manager
-from lm_eval_spt.products import product
-from lm_eval_spt.sweep.plan import Plan, Run
+from lm_eval_spt.common.errors import UserError
+from lm_eval_spt.harness.patches import members, task_manager
+from lm_eval_spt.inference.base_model import MINI, cannot_load, ensure_available
+from lm_eval_spt.inference.onednn import product
+from lm_eval_spt.sweep.plan import Plan, SweepRun
 from lm_eval_spt.train.config import TrainingConfig
 
 Sharing = Literal["none", "run", "shard"]
@@ -102,7 +102,7 @@ def model_size(name: str, revision: str | None = None) -> ModelSize:
         config = AutoConfig.for_model(family, **shape)
     else:
         try:
-            config = AutoConfig.from_pretrained(locate(name, revision), revision=revision)
+            config = AutoConfig.from_pretrained(ensure_available(name, revision), revision=revision)
         except (OSError, ValueError) as error:
             raise error if isinstance(error, UserError) else cannot_load(name, error) from error
     with torch.device("meta"):
@@ -173,7 +173,7 @@ class TextSizes:
 
 @cache
 def _tokenizer(model: str, revision: str | None) -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(locate(model, revision), revision=revision)
+    return AutoTokenizer.from_pretrained(ensure_available(model, revision), revision=revision)
 
 
 @cache
@@ -217,8 +217,8 @@ def _look(task: ConfigurableTask, split: str, tokenizer: PreTrainedTokenizerBase
         ids = tokenizer(answers, add_special_tokens=False)["input_ids"] if answers else []
         answer_tokens += sum(len(answer) - 1 for answer in ids)
         choices = max(choices, len(answers))
-    looked_at = max(1, min(len(rows), SAMPLED_DOCUMENTS))
-    return Texts(len(rows), tokens / looked_at, answer_tokens / looked_at, choices)
+    sampled = max(1, min(len(rows), SAMPLED_DOCUMENTS))
+    return Texts(len(rows), tokens / sampled, answer_tokens / sampled, choices)
 
 
 def _few_shot(texts: Texts, shots: int | None) -> Texts:
@@ -227,7 +227,7 @@ def _few_shot(texts: Texts, shots: int | None) -> Texts:
     return Texts(min(texts.documents, shots * texts.choices), texts.tokens, texts.answer_tokens, texts.choices)
 
 
-def run_work(run: Run, sizes: TextSizes, read: set[Hashable] | None) -> float:
+def run_work(run: SweepRun, sizes: TextSizes, read: set[Hashable] | None) -> float:
     """Return the floating-point operations of training and scoring one run.
 
     Args:
@@ -281,7 +281,7 @@ def plan_work(plan: Plan, sizes: TextSizes, sharing: Sharing) -> dict[str, float
     return work
 
 
-def disk_needed(plan: Plan, sizes: TextSizes, runs: Sequence[Run]) -> int:
+def disk_needed(plan: Plan, sizes: TextSizes, runs: Sequence[SweepRun]) -> int:
     """Return about how many bytes the prompts, logs and results of `runs` take."""
     needed = 0
     for run in runs:

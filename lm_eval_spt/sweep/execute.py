@@ -17,11 +17,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lm_eval_spt.errors import UserError
-from lm_eval_spt.evaluate import evaluate_model, evaluate_prompts
-from lm_eval_spt.lm import SPTLM
-from lm_eval_spt.sweep.plan import BASE, Plan, Run
-from lm_eval_spt.sweep.records import keep, record_of
+from lm_eval_spt.common.errors import UserError
+from lm_eval_spt.harness.evaluate import evaluate_model, evaluate_prompts
+from lm_eval_spt.harness.lm import SPTLM
+from lm_eval_spt.sweep.plan import BASE, Plan, SweepRun
+from lm_eval_spt.sweep.records import record_of, save_record
 from lm_eval_spt.train.grid import train_grid
 from lm_eval_spt.train.loop import Base, base_of, load_base
 
@@ -63,7 +63,7 @@ class Worker:
         except OSError as error:
             raise UserError(f"{log}: can not be written ({error.strerror or error}): what is done is kept") from error
 
-    def _run_frozen(self, shard: Sequence[Run], report: Report) -> None:
+    def _run_frozen(self, shard: Sequence[SweepRun], report: Report) -> None:
         """Do runs that share a base model, and what it makes of the texts."""
         try:
             lm = self._load(shard[0])
@@ -74,13 +74,13 @@ class Worker:
             return
         untrained = [run for run in self._left(shard) if run.prompted and not record_of(self.plan, run).trained]
         self._attempt(untrained, partial(self._train, base_of(lm)), report)
-        scored_together: dict[Any, list[Run]] = {}
+        scored_together: dict[Any, list[SweepRun]] = {}
         for run in self._left(shard):
             scored_together.setdefault((run.prompted, run.targets), []).append(run)
         for (prompted, _), runs in scored_together.items():
             self._attempt(runs, partial(self._score_prompts if prompted else self._score_baselines, lm), report)
 
-    def _run_tuned(self, shard: Sequence[Run], report: Report) -> None:
+    def _run_tuned(self, shard: Sequence[SweepRun], report: Report) -> None:
         """Do runs that change the model, each of which loads it and scores it alone."""
         self._lm = None
         for run in self._left(shard):
@@ -89,12 +89,12 @@ class Worker:
             if self._left([run]):
                 self._attempt([run], self._score_tuned, report)
 
-    def _left(self, shard: Sequence[Run]) -> list[Run]:
+    def _left(self, shard: Sequence[SweepRun]) -> list[SweepRun]:
         """Return the runs of a shard that are neither done nor failed."""
         records = {run.name: record_of(self.plan, run) for run in shard}
         return [run for run in shard if not records[run.name].done and records[run.name].error is None]
 
-    def _attempt(self, runs: Sequence[Run], work: Callable[[Sequence[Run]], None], report: Report) -> None:
+    def _attempt(self, runs: Sequence[SweepRun], work: Callable[[Sequence[SweepRun]], None], report: Report) -> None:
         """Do `work` for all runs together; where that fails, for each half, until those that fail are found."""
         if not runs:
             return
@@ -109,28 +109,30 @@ class Worker:
             self._fail(runs[0], error)
         report()
 
-    def _fail(self, run: Run, error: Exception) -> None:
+    def _fail(self, run: SweepRun, error: Exception) -> None:
         """Record why a run failed, in one line; the log has all of it."""
         traceback.print_exception(error)
         text = " ".join(str(error).split())
         reason = text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
-        keep(self.plan, run, replace(record_of(self.plan, run), error=reason))
+        save_record(self.plan, run, replace(record_of(self.plan, run), error=reason))
 
-    def _load(self, run: Run) -> SPTLM:
+    def _load(self, run: SweepRun) -> SPTLM:
         """Return the base model of a run."""
         if self._lm is None or self._base != run.base:
             self._lm = None  # frees the memory before the next one is loaded
             self._lm, self._base = load_base(run.config).lm, run.base
         return self._lm
 
-    def _train(self, base: Base | None, runs: Sequence[Run]) -> None:
+    def _train(self, base: Base | None, runs: Sequence[SweepRun]) -> None:
         started = time.perf_counter()
         train_grid([replace(run.config, resume=True) for run in runs], base)
         seconds = (time.perf_counter() - started) / len(runs)
         for run in runs:
-            keep(self.plan, run, replace(record_of(self.plan, run), settings=run.settings(), training_seconds=seconds))
+            save_record(
+                self.plan, run, replace(record_of(self.plan, run), settings=run.settings(), training_seconds=seconds)
+            )
 
-    def _score_prompts(self, lm: SPTLM | None, runs: Sequence[Run], **model_arguments: str) -> None:
+    def _score_prompts(self, lm: SPTLM | None, runs: Sequence[SweepRun], **model_arguments: str) -> None:
         """Score prompts together; `lm` is their base model where it is the one that they began with."""
         started = time.perf_counter()
         config = runs[0].config
@@ -149,11 +151,11 @@ class Worker:
         for run, path in zip(runs, paths, strict=True):
             self._keep_results(run, path, seconds)
 
-    def _score_baselines(self, lm: SPTLM, runs: Sequence[Run]) -> None:
+    def _score_baselines(self, lm: SPTLM, runs: Sequence[SweepRun]) -> None:
         for run in runs:
             self._score_model(run, {"pretrained": run.config.model}, lm)
 
-    def _score_tuned(self, runs: Sequence[Run]) -> None:
+    def _score_tuned(self, runs: Sequence[SweepRun]) -> None:
         """Score what was tuned, with the prompt that was trained with it if there is one."""
         for run in runs:
             folder = str(run.config.model_folder)
@@ -163,7 +165,7 @@ class Worker:
             else:
                 self._score_model(run, {"pretrained": run.config.model} | changed)
 
-    def _score_model(self, run: Run, arguments: dict[str, str], lm: SPTLM | None = None) -> None:
+    def _score_model(self, run: SweepRun, arguments: dict[str, str], lm: SPTLM | None = None) -> None:
         """Score a model without a prompt; `lm` is the model, if it is loaded already."""
         started = time.perf_counter()
         options = dict(self.plan.evaluate)
@@ -187,7 +189,7 @@ class Worker:
         """Where the harness writes, in folders that it names itself, before results get their places."""
         return self.plan.output / "scoring"
 
-    def _keep_results(self, run: Run, path: Path, seconds: float) -> None:
+    def _keep_results(self, run: SweepRun, path: Path, seconds: float) -> None:
         """Move a run's results from the harness's folder to ``results/<name>``, in place of older ones."""
         place = self.plan.output / "results" / run.name
         place.mkdir(parents=True, exist_ok=True)
@@ -197,7 +199,7 @@ class Worker:
         for file in (*samples, path):  # once the results are there, all is
             file.replace(place / file.name)
         results = str((place / path.name).relative_to(self.plan.output))
-        keep(self.plan, run, replace(record_of(self.plan, run), scoring_seconds=seconds, results=results))
+        save_record(self.plan, run, replace(record_of(self.plan, run), scoring_seconds=seconds, results=results))
         for file in older:
             file.unlink()
         shutil.rmtree(path.parent)  # with what a worker that was lost may have written halfway

@@ -31,8 +31,8 @@ from math import prod
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from lm_eval_spt.errors import UserError, shown
-from lm_eval_spt.files import is_text, parse_yaml, read_text
+from lm_eval_spt.common.errors import UserError, shown
+from lm_eval_spt.common.files import is_text, parse_yaml, read_text
 from lm_eval_spt.train.config import MAX_YAML, PRESETS, TrainingConfig, as_kind
 
 MAX_RUNS = 500
@@ -55,7 +55,7 @@ EVALUATE: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Run:
+class SweepRun:
     """One prompt to train and score, or a baseline: the plain base model to score.
 
     Attributes:
@@ -99,18 +99,18 @@ class Plan:
         output: folder of its prompts, results and records.
         shards: the runs, in groups of the same base model, which share what they read. They are the same on every
             engine, and whatever is done already.
-        evaluate: options of :func:`lm_eval_spt.evaluate.evaluate_prompts`.
+        evaluate: options of :func:`lm_eval_spt.harness.evaluate.evaluate_prompts`.
         include_path: folder with further tasks.
     """
 
     name: str
     output: Path
-    shards: tuple[tuple[Run, ...], ...]
+    shards: tuple[tuple[SweepRun, ...], ...]
     evaluate: dict[str, Any] = field(default_factory=dict)
     include_path: str | None = None
 
     @property
-    def runs(self) -> list[Run]:
+    def runs(self) -> list[SweepRun]:
         """All runs, in the order in which one machine does them."""
         return [run for shard in self.shards for run in shard]
 
@@ -164,7 +164,7 @@ def read_plan(
         for settings in _combinations(grid):
             name = _run_name(arm, {name: settings[name] for name in grid if name in axes or len(grid[name]) > 1})
             place = folder / "prompts" / f"{name}.safetensors"
-            runs.append(Run(name, _config(common | settings, place, f"{path}: {name}"), wanted, arm))
+            runs.append(SweepRun(name, _config(common | settings, place, f"{path}: {name}"), wanted, arm))
     if not runs:
         raise UserError(f"{path} asks for no runs: an axis is empty")
     runs += _baselines(content.get("baselines", {}), runs, path)
@@ -274,7 +274,7 @@ def _run_name(arm: str, axes: Mapping[str, Any]) -> str:
     return re.sub(r"[^\w.+-]+", "_", "-".join(parts), flags=re.ASCII).lstrip(".") or "run"
 
 
-def _baselines(given: Mapping[Any, Any], runs: Sequence[Run], path: Path) -> list[Run]:
+def _baselines(given: Mapping[Any, Any], runs: Sequence[SweepRun], path: Path) -> list[SweepRun]:
     """Return a run without a prompt for each baseline and base model."""
     models = {run.base: run.config for run in runs}
     found = []
@@ -287,12 +287,12 @@ def _baselines(given: Mapping[Any, Any], runs: Sequence[Run], path: Path) -> lis
                 for name in BASE
                 if len({getattr(other, name) for other in models.values()}) > 1
             }
-            found.append(Run(_run_name(baseline, axes), config, wanted, baseline, prompted=False))
+            found.append(SweepRun(_run_name(baseline, axes), config, wanted, baseline, prompted=False))
     return found
 
 
-def _check_names(runs: Sequence[Run], path: Path) -> None:
-    seen: dict[str, Run] = {}
+def _check_names(runs: Sequence[SweepRun], path: Path) -> None:
+    seen: dict[str, SweepRun] = {}
     for run in runs:
         if len(run.name) > MAX_NAME:
             raise UserError(
@@ -314,12 +314,12 @@ def _check_names(runs: Sequence[Run], path: Path) -> None:
         seen[run.name.lower()] = run
 
 
-def _shards(runs: Sequence[Run], size: int) -> Iterator[tuple[Run, ...]]:
+def _shards(runs: Sequence[SweepRun], size: int) -> Iterator[tuple[SweepRun, ...]]:
     """Group the runs by base model, keeping their order, at most `size` together; baselines come first.
 
     Runs that tune the model have shards of their own.
     """
-    groups: dict[tuple[Any, ...], list[Run]] = {}
+    groups: dict[tuple[Any, ...], list[SweepRun]] = {}
     for run in sorted(runs, key=lambda run: run.prompted):
         groups.setdefault((*run.base, run.frozen), []).append(run)
     for group in groups.values():

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 
-from lm_eval_spt.sweep.plan import Plan, Run
+from lm_eval_spt.sweep.plan import Plan, SweepRun
 from lm_eval_spt.sweep.records import record_of
 
 
@@ -20,11 +20,11 @@ class Progress:
         work: what each run takes, by name, in any unit: the time left is reckoned from it.
     """
 
-    def __init__(self, plan: Plan, runs: Sequence[Run], work: Mapping[str, float]) -> None:
+    def __init__(self, plan: Plan, runs: Sequence[SweepRun], work: Mapping[str, float]) -> None:
         self._output = sys.stdout  # that of the terminal, also while the trainer's goes into a log
         self._work = work
         self._plan = plan
-        self._left: list[Run] = []
+        self._left: list[SweepRun] = []
         self.done, self.failed = 0, dict[str, str]()
         for run in runs:
             if record_of(plan, run).done:

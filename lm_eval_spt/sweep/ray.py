@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from lm_eval_spt.errors import UserError
+from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.sweep.execute import Worker
 from lm_eval_spt.sweep.plan import Plan
-from lm_eval_spt.sweep.records import keep, record_of
+from lm_eval_spt.sweep.records import record_of, save_record
 
 ATTEMPTS = 3
 """How many workers may be lost over a shard before its runs count as failed."""
@@ -121,4 +121,4 @@ def _give_up(plan: Plan, number: int, reason: str) -> None:
     for run in plan.shards[number]:
         record = record_of(plan, run)
         if not record.done and record.error is None:
-            keep(plan, run, replace(record, error=reason))
+            save_record(plan, run, replace(record, error=reason))

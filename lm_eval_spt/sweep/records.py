@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path, PurePath
 from typing import Any
 
-from lm_eval_spt.errors import UserError, printable
-from lm_eval_spt.files import is_text, parse_json, read_text, write
-from lm_eval_spt.sweep.plan import Plan, Run
+from lm_eval_spt.common.errors import UserError, printable
+from lm_eval_spt.common.files import is_text, parse_json, read_text, write
+from lm_eval_spt.sweep.plan import Plan, SweepRun
 from lm_eval_spt.train.config import TrainingConfig
 
 MAX_RECORD = 2**20
@@ -51,7 +51,7 @@ class Record:
         return self.results is not None and self.error is None
 
 
-def record_of(plan: Plan, run: Run) -> Record:
+def record_of(plan: Plan, run: SweepRun) -> Record:
     """Return what is known of a run: an empty record where nothing is, or where its files are gone.
 
     Raises:
@@ -79,7 +79,7 @@ def record_of(plan: Plan, run: Run) -> Record:
     return record if same else replace(record, scoring=fresh.scoring, results=None, scoring_seconds=None)
 
 
-def _checked(content: Any, run: Run) -> Record:
+def _checked(content: Any, run: SweepRun) -> Record:
     """Return what a record's file holds; ValueError or TypeError where that is not what :func:`keep` writes."""
     if not isinstance(content, dict):
         raise TypeError("no object")
@@ -98,24 +98,24 @@ def _checked(content: Any, run: Run) -> Record:
     return record if record.error is None else replace(record, error=printable(record.error))
 
 
-def keep(plan: Plan, run: Run, record: Record) -> None:
+def save_record(plan: Plan, run: SweepRun, record: Record) -> None:
     """Write a run's record, whole or not at all."""
     write(_path(plan, run), (json.dumps(asdict(record), indent=2) + "\n").encode())
 
 
-def forget_failures(plan: Plan, runs: Iterable[Run]) -> None:
+def forget_failures(plan: Plan, runs: Iterable[SweepRun]) -> None:
     """Have those of the runs that failed tried again."""
     for run in runs:
         record = record_of(plan, run)
         if record.error is not None:
-            keep(plan, run, replace(record, error=None))
+            save_record(plan, run, replace(record, error=None))
 
 
-def _path(plan: Plan, run: Run) -> Path:
+def _path(plan: Plan, run: SweepRun) -> Path:
     return plan.output / "runs" / f"{run.name}.json"
 
 
-def _scoring(plan: Plan, run: Run) -> dict[str, Any]:
+def _scoring(plan: Plan, run: SweepRun) -> dict[str, Any]:
     return {"targets": list(run.targets), **plan.evaluate}
 
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lm_eval_spt.files import write
+from lm_eval_spt.common.files import write
 from lm_eval_spt.sweep.plan import Plan
 
 SCRIPT = """\

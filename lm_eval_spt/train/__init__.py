@@ -6,7 +6,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from lm_eval_spt.errors import UserError
+from lm_eval_spt.common.errors import UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -12,8 +12,8 @@ import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lm_eval_spt.errors import UserError
-from lm_eval_spt.files import parse_json, write
+from lm_eval_spt.common.errors import UserError
+from lm_eval_spt.common.files import parse_json, write
 
 KEY = "lm_eval_spt_checkpoint"
 VERSION = 1

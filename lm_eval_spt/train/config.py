@@ -14,9 +14,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from transformers import HfArgumentParser
 
-from lm_eval_spt.errors import UserError, shown
-from lm_eval_spt.files import is_text, parse_yaml, read_text
-from lm_eval_spt.prompt import PLACEMENTS, Placement
+from lm_eval_spt.common.errors import UserError, shown
+from lm_eval_spt.common.files import is_text, parse_yaml, read_text
+from lm_eval_spt.prompt.soft_prompt import PLACEMENTS, Placement
 from lm_eval_spt.train.reparameterization import KINDS, Kind
 
 INITIALIZATIONS = ("uniform", "vocab", "text", "labels")

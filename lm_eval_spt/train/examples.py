@@ -15,9 +15,9 @@ from typing import Any, Literal
 
 from lm_eval.api.task import ConfigurableTask
 
-from lm_eval_spt.errors import UserError
-from lm_eval_spt.harness import task_manager
-from lm_eval_spt.lm import SPTLM
+from lm_eval_spt.common.errors import UserError
+from lm_eval_spt.harness.lm import SPTLM
+from lm_eval_spt.harness.patches import task_manager
 from lm_eval_spt.train.config import TrainingConfig
 
 logger = logging.getLogger(__name__)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
-from lm_eval_spt.errors import UserError
-from lm_eval_spt.prompt import SoftPrompt
+from lm_eval_spt.common.errors import UserError
+from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from lm_eval_spt.train.config import TrainingConfig
 from lm_eval_spt.train.loop import Base, train_together
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lm_eval_spt.errors import UserError
-from lm_eval_spt.lm import SPTLM
-from lm_eval_spt.prompt import SoftPrompt
+from lm_eval_spt.common.errors import UserError
+from lm_eval_spt.harness.lm import SPTLM
+from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from lm_eval_spt.train.config import INITIALIZATIONS, TrainingConfig
 from lm_eval_spt.train.examples import Example
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lm_eval_spt.errors import UserError
-from lm_eval_spt.files import write
+from lm_eval_spt.common.errors import UserError
+from lm_eval_spt.common.files import write
 
 logger = logging.getLogger(__name__)
 

@@ -13,18 +13,18 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from lm_eval_spt.causal_lm import activation_checkpointing, let_gradients_through
-from lm_eval_spt.errors import UserError
-from lm_eval_spt.lm import SPTLM
-from lm_eval_spt.processes import Processes
-from lm_eval_spt.prompt import SoftPrompt
-from lm_eval_spt.scoring import tokens_that_fit
+from lm_eval_spt.common.errors import UserError
+from lm_eval_spt.harness.lm import SPTLM
+from lm_eval_spt.inference.scoring import tokens_that_fit
+from lm_eval_spt.inference.transformers_internals import activation_checkpointing, let_gradients_through
+from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from lm_eval_spt.train import checkpoint, trackers
 from lm_eval_spt.train.config import TrainingConfig
-from lm_eval_spt.train.contexts import ContextCache
+from lm_eval_spt.train.context_cache import ContextCache
 from lm_eval_spt.train.examples import ExampleReader
 from lm_eval_spt.train.objective import Outcome, evaluate
-from lm_eval_spt.train.run import Diverged, Program, Run, Wanted, scores_of
+from lm_eval_spt.train.processes import Processes
+from lm_eval_spt.train.run import BatchRequest, Diverged, Program, TrainingRun, scores_of
 from lm_eval_spt.train.tuning import check_replaceable, record_in
 
 logger = logging.getLogger(__name__)
@@ -137,7 +137,7 @@ def train_together(configs: Sequence[TrainingConfig], base: Base | None = None) 
     return prompts
 
 
-def _run(config: TrainingConfig, base: Base) -> Run:
+def _run(config: TrainingConfig, base: Base) -> TrainingRun:
     """Return a run that is ready to go, or to go on."""
     lm = base.lm
     if lm.backend != "causal" and config.prompt_length and config.placement != "prefix":
@@ -145,7 +145,7 @@ def _run(config: TrainingConfig, base: Base) -> Run:
             f"--placement {config.placement} does not work with {config.model!r}, an encoder-decoder model: its "
             "prompts stand before the text, use --placement prefix"
         )
-    run = Run(config, lm, base.reader.read(config), base.processes)
+    run = TrainingRun(config, lm, base.reader.read(config), base.processes)
     _say(run, run.summary())
     path = checkpoint.path_of(run.output)
     if config.resume and path.is_file():
@@ -179,17 +179,17 @@ def _has_ended(config: TrainingConfig) -> bool:
 # -- serving runs ------------------------------------------------------------------------------------------------------
 
 
-def _drive(base: Base, runs: Sequence[Run], tracking: trackers.Tracking) -> dict[Run, Diverged]:
+def _drive(base: Base, runs: Sequence[TrainingRun], tracking: trackers.Tracking) -> dict[TrainingRun, Diverged]:
     """Give runs what they wait for until all have ended; returns those that ended because their loss did."""
     bar = tqdm(
         total=sum(run.steps for run in runs), unit="step", leave=False, disable=None if base.processes.is_main else True
     )
-    programs: dict[Run, Program] = {run: run.program(bar) for run in runs}
-    waiting: dict[Run, Wanted] = {}
+    programs: dict[TrainingRun, Program] = {run: run.program(bar) for run in runs}
+    waiting: dict[TrainingRun, BatchRequest] = {}
     served = dict.fromkeys(runs, 0)
-    failed: dict[Run, Diverged] = {}
+    failed: dict[TrainingRun, Diverged] = {}
 
-    def advance(run: Run, outcome: Outcome | None) -> None:
+    def advance(run: TrainingRun, outcome: Outcome | None) -> None:
         waiting.pop(run, None)
         rows = len(run.rows)
         try:
@@ -215,8 +215,10 @@ def _drive(base: Base, runs: Sequence[Run], tracking: trackers.Tracking) -> dict
 
 
 def _companions(
-    waiting: dict[Run, Wanted], served: dict[Run, int], caches: dict[Run, ContextCache | None]
-) -> list[Run]:
+    waiting: dict[TrainingRun, BatchRequest],
+    served: dict[TrainingRun, int],
+    caches: dict[TrainingRun, ContextCache | None],
+) -> list[TrainingRun]:
     """Return the runs to serve next: the one that is furthest behind, and those whose wish can share its batch.
 
     Prompts of one length that stand after texts which have been read can; they do where memory allows.
@@ -226,7 +228,7 @@ def _companions(
     if cache is None:
         return [first]
     room = cache.free() / 4
-    together: list[Run] = []
+    together: list[TrainingRun] = []
     size = 0
     for run in sorted(waiting, key=lambda run: run is not first):
         other = waiting[run]
@@ -238,7 +240,9 @@ def _companions(
     return together
 
 
-def _answer(base: Base, runs: Sequence[Run], wanted: Sequence[Wanted], cache: ContextCache | None) -> list[Outcome]:
+def _answer(
+    base: Base, runs: Sequence[TrainingRun], wanted: Sequence[BatchRequest], cache: ContextCache | None
+) -> list[Outcome]:
     """Return the outcomes, and leave gradients where training wants them."""
     training = wanted[0].training
     again = training and cache is None and runs[0].config.activation_checkpointing
@@ -253,7 +257,7 @@ def _answer(base: Base, runs: Sequence[Run], wanted: Sequence[Wanted], cache: Co
     return outcomes
 
 
-def _cache_of(base: Base, run: Run) -> ContextCache | None:
+def _cache_of(base: Base, run: TrainingRun) -> ContextCache | None:
     """Return the cache with the run's texts in it, or None where it has no use or they do not fit."""
     config = run.config
     if config.placement != "suffix" or config.tune != "prompt" or config.context_cache == "off":
@@ -265,7 +269,7 @@ def _cache_of(base: Base, run: Run) -> ContextCache | None:
     return base.cache if base.cache.add(texts, medium) else None
 
 
-def _say(run: Run, line: str, file: object = None) -> None:
+def _say(run: TrainingRun, line: str, file: object = None) -> None:
     if run.processes.is_main:
         print(line, file=file or sys.stdout, flush=True)  # type: ignore[arg-type]
 

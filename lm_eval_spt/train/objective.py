@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lm_eval_spt import encoder_decoder
-from lm_eval_spt.forward import ask, resolve_with_spread
-from lm_eval_spt.inject import place
-from lm_eval_spt.train.contexts import ContextCache
+from lm_eval_spt.inference import encoder_decoder
+from lm_eval_spt.inference.forward import forward_tree, loglikelihoods_with_mean
+from lm_eval_spt.inference.token_tree import ScoringRequest
+from lm_eval_spt.inference.virtual_tokens import place
+from lm_eval_spt.train.context_cache import ContextCache
 from lm_eval_spt.train.examples import Example
-from lm_eval_spt.tree import Question
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Asking:
+class LossRequest:
     """What a run wants to know: how its prompt does on a batch of examples.
 
     Attributes:
@@ -62,48 +62,59 @@ class Asking:
         return self.label_smoothing > 0 and not over_choices(self.examples, self.loss)
 
 
-def evaluate(model: PreTrainedModel, askings: Sequence[Asking], cache: ContextCache | None = None) -> list[Outcome]:
+def evaluate(
+    model: PreTrainedModel, loss_requests: Sequence[LossRequest], cache: ContextCache | None = None
+) -> list[Outcome]:
     """Score every choice of every example and compare with the right one.
 
     Args:
         model: the base model.
-        askings: of one run or several, read in one batch; their prompts have one length and one placement.
+        loss_requests: of one run or several, read in one batch; their prompts have one length and one placement.
         cache: keys and values of the examples' contexts, for suffix prompts.
 
     Returns:
         An outcome for each.
     """
-    of_askings = [_questions(asking.examples) for asking in askings]
-    contexts = [context for of_asking in of_askings for context in of_asking[0]]
-    questions = [question for of_asking in of_askings for question in of_asking[1]]
-    before, length = askings[0].before, askings[0].length
+    batches = [_scoring_requests(loss_request.examples) for loss_request in loss_requests]
+    contexts = [context for batch in batches for context in batch.contexts]
+    requests = [request for batch in batches for request in batch.requests]
+    before, length = loss_requests[0].before, loss_requests[0].length
     past = None if cache is None else cache.read(contexts)
-    for question, context in zip(questions, contexts, strict=True):
-        question.context = place([] if past else context, before, length - before)
-    if len(askings) == 1:
-        vectors = askings[0].vectors
+    for request, context in zip(requests, contexts, strict=True):
+        request.context = place([] if past else context, before, length - before)
+    if len(loss_requests) == 1:
+        vectors = loss_requests[0].vectors
     else:
-        of_rows = [
-            asking.vectors.expand(len(own), -1, -1)
-            for asking, (own, *_) in zip(askings, of_askings, strict=True)
-            if asking.vectors is not None
-        ]
-        vectors = torch.cat(of_rows)
+        vectors = torch.cat(
+            [
+                loss_request.vectors.expand(len(batch.requests), -1, -1)
+                for loss_request, batch in zip(loss_requests, batches, strict=True)
+                if loss_request.vectors is not None
+            ]
+        )
     if model.config.is_encoder_decoder:
-        values, greedy, spread = encoder_decoder.loglikelihoods(model, questions, vectors)
+        values, greedy, mean_logprobs = encoder_decoder.loglikelihoods(model, requests, vectors)
     else:
-        asked = ask(model, questions, vectors, past=past)
-        values, greedy, spread = resolve_with_spread(model, asked, any(asking.over_vocabulary for asking in askings))
-    sizes = [len(positions) for _, _, positions in of_askings]
-    parts = zip(askings, of_askings, values.split(sizes), greedy.split(sizes), spread.split(sizes), strict=True)
-    return [_outcome(asking, positions, *of) for asking, (_, _, positions), *of in parts]
+        states = forward_tree(model, requests, vectors, past=past)
+        wanted = any(loss_request.over_vocabulary for loss_request in loss_requests)
+        values, greedy, mean_logprobs = loglikelihoods_with_mean(model, states, wanted)
+    sizes = [len(batch.positions) for batch in batches]
+    answers = zip(values.split(sizes), greedy.split(sizes), mean_logprobs.split(sizes), strict=True)
+    return [
+        _outcome(loss_request, batch.positions, *answer)
+        for loss_request, batch, answer in zip(loss_requests, batches, answers, strict=True)
+    ]
 
 
 def _outcome(
-    asking: Asking, positions: Sequence[tuple[int, int]], values: Tensor, greedy: Tensor, spread: Tensor
+    loss_request: LossRequest,
+    positions: Sequence[tuple[int, int]],
+    values: Tensor,
+    greedy: Tensor,
+    mean_logprobs: Tensor,
 ) -> Outcome:
-    """Compare an asking's answers, for its continuations at (example, choice) `positions`, with what is right."""
-    examples, smoothing = asking.examples, asking.label_smoothing
+    """Compare the answers to a request's continuations, at (example, choice) `positions`, with what is right."""
+    examples, smoothing = loss_request.examples, loss_request.label_smoothing
     # [batch, most choices], what an example does not have being impossible.
     most = max(len(example.pairs) for example in examples)
     cells = torch.tensor([row * most + choice for row, choice in positions], device=values.device)
@@ -114,8 +125,8 @@ def _outcome(
     correct = table.argmax(dim=1) == gold
     if most == 1:
         correct = greedy
-    weight = weight_of(examples, asking.loss)
-    if over_choices(examples, asking.loss):
+    weight = weight_of(examples, loss_request.loss)
+    if over_choices(examples, loss_request.loss):
         losses = nn.functional.cross_entropy(table, gold, reduction="none")
         if smoothing:
             logprobs, here = table.log_softmax(dim=1), table.isfinite()
@@ -124,7 +135,7 @@ def _outcome(
         return Outcome(losses.sum(), weight, int(correct.sum()))
     right = table.gather(1, gold[:, None]).sum()
     if smoothing:
-        evenly = impossible.index_copy(0, cells, spread).view_as(table).gather(1, gold[:, None]).sum()
+        evenly = impossible.index_copy(0, cells, mean_logprobs).view_as(table).gather(1, gold[:, None]).sum()
         right = torch.lerp(right, evenly, smoothing)
     return Outcome(-right, weight, int(correct.sum()))
 
@@ -141,17 +152,29 @@ def weight_of(examples: Sequence[Example], loss: str) -> int:
     return sum(len(example.pairs[example.gold][1]) for example in examples)
 
 
-def _questions(examples: Sequence[Example]) -> tuple[list[tuple[int, ...]], list[Question], list[tuple[int, int]]]:
-    """Return the contexts, a question for each, and for every continuation which example's which choice it is."""
-    contexts: list[tuple[int, ...]] = []
-    questions: list[Question] = []
-    positions: list[tuple[int, int]] = []
+@dataclass
+class _Batch:
+    """Examples as what the model is asked.
+
+    Attributes:
+        contexts: each distinct one of an example once.
+        requests: one for each context, their own contexts still empty.
+        positions: for every continuation which example's which choice it is.
+    """
+
+    contexts: list[tuple[int, ...]]
+    requests: list[ScoringRequest]
+    positions: list[tuple[int, int]]
+
+
+def _scoring_requests(examples: Sequence[Example]) -> _Batch:
+    batch = _Batch([], [], [])
     for row, example in enumerate(examples):
         by_context: dict[tuple[int, ...], list[int]] = {}
         for choice, (context, _) in enumerate(example.pairs):
             by_context.setdefault(context, []).append(choice)
         for context, choices in by_context.items():
-            contexts.append(context)
-            questions.append(Question([], [list(example.pairs[choice][1]) for choice in choices]))
-            positions += [(row, choice) for choice in choices]
-    return contexts, questions, positions
+            batch.contexts.append(context)
+            batch.requests.append(ScoringRequest([], [list(example.pairs[choice][1]) for choice in choices]))
+            batch.positions += [(row, choice) for choice in choices]
+    return batch

@@ -18,18 +18,18 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import get_linear_schedule_with_warmup
 
-from lm_eval_spt.errors import UserError
-from lm_eval_spt.lm import SPTLM
-from lm_eval_spt.processes import Processes
-from lm_eval_spt.prompt import SoftPrompt
+from lm_eval_spt.common.errors import UserError
+from lm_eval_spt.harness.lm import SPTLM
+from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from lm_eval_spt.train import checkpoint
 from lm_eval_spt.train.checkpoint import Many, has_form
 from lm_eval_spt.train.config import TrainingConfig
 from lm_eval_spt.train.examples import Examples
-from lm_eval_spt.train.learner import Learned, Learner
 from lm_eval_spt.train.log import TrainingLog
 from lm_eval_spt.train.mixture import epochs
-from lm_eval_spt.train.objective import Asking, Outcome, weight_of
+from lm_eval_spt.train.objective import LossRequest, Outcome, weight_of
+from lm_eval_spt.train.parameters import Snapshot, TrainableParameters
+from lm_eval_spt.train.processes import Processes
 
 logger = logging.getLogger(__name__)
 
@@ -39,19 +39,19 @@ class Diverged(Exception):
 
 
 @dataclass(frozen=True)
-class Wanted:
+class BatchRequest:
     """What a run waits for: the outcome of `asking`; for training with the gradient of its loss over `divisor`."""
 
-    asking: Asking
+    asking: LossRequest
     divisor: int
     training: bool
 
 
-Program = Generator[Wanted, Outcome, None]
+Program = Generator[BatchRequest, Outcome, None]
 """A run from where it stands to its end. It yields what it wants to know and is sent the outcome."""
 
 
-class Run:
+class TrainingRun:
     """A run's settings, parameters and state, and the best prompt so far.
 
     Args:
@@ -70,7 +70,7 @@ class Run:
     ) -> None:
         self.config, self.lm, self.examples, self.processes = config, lm, examples, processes
         torch.manual_seed(config.seed)
-        self.learner = Learner(lm, config, examples.training)
+        self.learner = TrainableParameters(lm, config, examples.training)
         self.optimizer = self.learner.optimizer()
         self.steps = -(-len(examples.training) // config.batch_size) * config.epochs
         warmup = round(config.warmup_ratio * self.steps)
@@ -188,10 +188,12 @@ class Run:
 
     def _wanted(
         self, examples: Sequence[Any], divisor: int, label_smoothing: float = 0.0, *, training: bool = True
-    ) -> Wanted:
+    ) -> BatchRequest:
         config = self.config
         vectors = self.learner.vectors()
-        return Wanted(Asking(examples, vectors, config.vectors_before, config.loss, label_smoothing), divisor, training)
+        return BatchRequest(
+            LossRequest(examples, vectors, config.vectors_before, config.loss, label_smoothing), divisor, training
+        )
 
     # -- what it leaves ------------------------------------------------------------------------------------------------
 
@@ -317,7 +319,7 @@ class Run:
             self.rows, self.best = state["rows"], state["best"]
             epoch = state["epoch"]
             self.losses, self.weights, self.correct = epoch["losses"], epoch["weights"], epoch["correct"]
-            self.learned = Learned(state["learned"]["vectors"], state["learned"]["model"])
+            self.learned = Snapshot(state["learned"]["vectors"], state["learned"]["model"])
             self._seconds = self.rows[-1]["seconds"]
         except (KeyError, TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
             raise UserError(f"{path} does not hold this run's state ({error!r}): delete it to start anew") from None

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from lm_eval_spt.errors import UserError
-from lm_eval_spt.processes import Processes
+from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.train.config import TrainingConfig
+from lm_eval_spt.train.processes import Processes
 
 if TYPE_CHECKING:
-    from lm_eval_spt.train.run import Run
+    from lm_eval_spt.train.run import TrainingRun
 
 PROJECT = "lm_eval_spt"
 
@@ -22,7 +22,7 @@ class Tracking:
     def __init__(self, trackers: dict[str, Any] | None = None) -> None:
         self._trackers = trackers or {}
 
-    def log(self, run: Run) -> None:
+    def log(self, run: TrainingRun) -> None:
         """Hand on the newest line of a run's log."""
         if tracker := self._trackers.get(run.config.output):
             row = run.rows[-1]

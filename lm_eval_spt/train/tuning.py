@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lm_eval_spt.errors import UserError
-from lm_eval_spt.files import parse_json, read_text
-from lm_eval_spt.lm import SPTLM
+from lm_eval_spt.common.errors import UserError
+from lm_eval_spt.common.files import parse_json, read_text
+from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.train.config import MODEL_LR, TrainingConfig
 
 RECORD = "lm_eval_spt.json"

@@ -13,10 +13,10 @@ from statistics import mean, stdev
 
 from scipy.stats import t
 
-from lm_eval_spt.files import write
-from lm_eval_spt.transfer.distances import distances
-from lm_eval_spt.transfer.results import read_run, results_files
-from lm_eval_spt.transfer.statistics import halving_threshold
+from lm_eval_spt.analysis.distances import distances
+from lm_eval_spt.analysis.results import read_run, results_files
+from lm_eval_spt.analysis.statistics import halving_threshold
+from lm_eval_spt.common.files import write
 
 HERE = Path(__file__).parent
 ARMS = ("frozen", "all", "model", "lora")

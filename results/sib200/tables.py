@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lm_eval_spt.files import write
-from lm_eval_spt.transfer.report import transfer_table
-from lm_eval_spt.transfer.results import Score, mean_over_runs, read_run, results_files
+from lm_eval_spt.analysis.report import transfer_table
+from lm_eval_spt.analysis.results import Score, mean_over_runs, read_run, results_files
+from lm_eval_spt.common.files import write
 
 HERE = Path(__file__).parent
 SOURCE, MAJORITY = "eng_Latn", 0.25

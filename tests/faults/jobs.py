@@ -27,18 +27,20 @@ from tqdm import tqdm
 
 import lm_eval_spt.sweep.command
 import lm_eval_spt.sweep.local  # noqa: F401
-from lm_eval_spt import cli, evaluate, files
-from lm_eval_spt.base_model import resolve
-from lm_eval_spt.causal_lm import decoder_of
-from lm_eval_spt.paths import tasks_folder
+from lm_eval_spt import cli
+from lm_eval_spt.common import files
+from lm_eval_spt.common.paths import tasks_folder
+from lm_eval_spt.harness import evaluate
+from lm_eval_spt.inference.base_model import model_path
+from lm_eval_spt.inference.transformers_internals import decoder_of
 from lm_eval_spt.sweep import cost
 from lm_eval_spt.train import examples, grid  # noqa: F401
 from tests.faults.inject import Fault
 
 torch.set_num_threads(1)
-MODEL = transformers.AutoModelForCausalLM.from_pretrained(resolve("mini"), dtype=torch.float32).eval()
+MODEL = transformers.AutoModelForCausalLM.from_pretrained(model_path("mini"), dtype=torch.float32).eval()
 TASKS = TaskManager(include_path=str(tasks_folder()), include_defaults=False)
-TOKENIZER = transformers.AutoTokenizer.from_pretrained(resolve("mini"))
+TOKENIZER = transformers.AutoTokenizer.from_pretrained(model_path("mini"))
 
 
 def run(command: list[str], folder: str, output: str, fault: Fault | None, environment: dict[str, str]) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 
 import psutil
 
-from lm_eval_spt.prompt import SoftPrompt
+from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from tests.faults.inject import DISKS, SIGNALS, Fault
 
 TIME_LIMIT = 300.0  # seconds, on a busy machine

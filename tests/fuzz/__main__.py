@@ -32,7 +32,7 @@ except ImportError:
 with atheris.instrument_imports(include=["lm_eval_spt"]) if atheris else contextlib.nullcontext():
     from tests.fuzz.mutations import mutate
     from tests.fuzz.readers import READERS, Reader
-    from tests.fuzz.run import MAX_GROWTH, Failure, Outcome, give, keep, peak, read_valid_files, run, workplace
+    from tests.fuzz.run import MAX_GROWTH, Failure, Outcome, give, peak, read_valid_files, run, save_record, workplace
 
 
 def main() -> int:
@@ -81,7 +81,7 @@ def _guided(reader: Reader, inputs: int, seed: int, folder: Path, started: float
             if outcome.growth > MAX_GROWTH:
                 raise Failure(f"{reader.name}: the process grew by {outcome.growth / 2**20:.0f} MiB")
         except Failure:
-            print(f"the file is kept: {keep(reader, data)}", file=sys.stderr)
+            print(f"the file is kept: {save_record(reader, data)}", file=sys.stderr)
             raise
         if outcome.read + outcome.refused == inputs:
             _print(reader, "guided by coverage", outcome, started)

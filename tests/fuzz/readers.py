@@ -23,15 +23,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from lm_eval_spt.errors import UserError
-from lm_eval_spt.evaluate import _finished
-from lm_eval_spt.inspection import as_text, report
-from lm_eval_spt.prompt import PEFT_CONFIG, PEFT_WEIGHTS, SoftPrompt
-from lm_eval_spt.sharing import model_card, read_card
+from lm_eval_spt.analysis.arms import read_arms
+from lm_eval_spt.analysis.documents import read_answers
+from lm_eval_spt.analysis.html import page
+from lm_eval_spt.analysis.html.page import as_json, contents
+from lm_eval_spt.analysis.leaderboard import rank, ranking_lines
+from lm_eval_spt.analysis.results import EvaluationRun, read_runs
+from lm_eval_spt.analysis.statistics import resample
+from lm_eval_spt.common.errors import UserError
+from lm_eval_spt.harness.evaluate import _finished
+from lm_eval_spt.harness.topics import read_file
+from lm_eval_spt.hub.model_card import model_card, read_card
+from lm_eval_spt.prompt.inspection import as_text, report
+from lm_eval_spt.prompt.soft_prompt import PEFT_CONFIG, PEFT_WEIGHTS, SoftPrompt
 from lm_eval_spt.sweep import records
 from lm_eval_spt.sweep.command import _print_runs
 from lm_eval_spt.sweep.plan import Plan, read_plan
-from lm_eval_spt.topics import read_file
 from lm_eval_spt.train import checkpoint
 from lm_eval_spt.train import config as settings
 from lm_eval_spt.train import run as training
@@ -40,13 +47,6 @@ from lm_eval_spt.train.examples import Example
 from lm_eval_spt.train.loop import _has_ended
 from lm_eval_spt.train.objective import Outcome
 from lm_eval_spt.train.tuning import RECORD
-from lm_eval_spt.transfer import page
-from lm_eval_spt.transfer.arms import read_arms
-from lm_eval_spt.transfer.documents import read_answers
-from lm_eval_spt.transfer.leaderboard import rank, ranking_lines
-from lm_eval_spt.transfer.page import as_json, contents
-from lm_eval_spt.transfer.results import Run, read_runs
-from lm_eval_spt.transfer.statistics import resample
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -159,10 +159,12 @@ SAMPLES = b"".join(
 
 def read_samples(path: Path) -> None:
     """Read the answers to single documents, and resample both kinds of metric."""
-    run = Run(path, "sib200", {}, {}, None, None, None, None, None, None, None, None, {})
+    run = EvaluationRun(path, "sib200", {}, {}, None, None, None, None, None, None, None, None, {})
     beside = path.with_name("samples_sib200_eng_Latn_x.jsonl")
     path.replace(beside)
-    run = Run(path.with_name("results_x.json"), *(getattr(run, name) for name in list(run.__dataclass_fields__)[1:]))
+    run = EvaluationRun(
+        path.with_name("results_x.json"), *(getattr(run, name) for name in list(run.__dataclass_fields__)[1:])
+    )
     for metric in ("acc", "macro_f1"):
         answers = read_answers([run], ["eng_Latn"], metric)
         assert np.isfinite(answers.resampled(metric, resample(len(answers.labels), 20))).all()
@@ -259,17 +261,17 @@ EXAMPLES: Any = SimpleNamespace(
 training._versions = functools.cache(training._versions)  # the same in every prompt
 
 
-def _training_run(folder: Path) -> training.Run:
+def _training_run(folder: Path) -> training.TrainingRun:
     config = TrainingConfig(
         model="mini", task="mini_topics_eng_Latn", output=str(folder / "p.safetensors"), prompt_length=2, epochs=2,
         batch_size=1, init="uniform", reparameterization="xpe", reparameterization_hidden_size=2,
     )  # fmt: skip
-    run = training.Run(config, LM, EXAMPLES)
+    run = training.TrainingRun(config, LM, EXAMPLES)
     run._say = lambda line: None  # type: ignore[method-assign]
     return run
 
 
-def _go_on(run: training.Run, batches: int = 100) -> None:
+def _go_on(run: training.TrainingRun, batches: int = 100) -> None:
     """Have a run do so many batches; each has the loss 1."""
     program = run.program()
     next(program)

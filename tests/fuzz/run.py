@@ -93,7 +93,7 @@ def run(reader: Reader, inputs: int, seed: int, folder: Path) -> Outcome:
         try:
             give(reader, data, folder, outcome)
         except Failure as failure:
-            raise Failure(f"{failure}\nthe file is kept: {keep(reader, data)}") from failure.__cause__
+            raise Failure(f"{failure}\nthe file is kept: {save_record(reader, data)}") from failure.__cause__
         if outcome.refused == refused and data not in pool:  # still read: what comes next is damaged twice
             pool.append(data)
             if len(pool) > 200:
@@ -104,7 +104,7 @@ def run(reader: Reader, inputs: int, seed: int, folder: Path) -> Outcome:
     return outcome
 
 
-def keep(reader: Reader, data: bytes) -> Path:
+def save_record(reader: Reader, data: bytes) -> Path:
     """Put a file that a reader failed on where the short run finds it."""
     folder = FAILURES / reader.name
     folder.mkdir(parents=True, exist_ok=True)

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from lm_eval_spt.base_model import resolve
-from lm_eval_spt.files import write
+from lm_eval_spt.common.files import write
+from lm_eval_spt.inference.base_model import model_path
 from tests.conftest import FAMILIES
 from tests.golden.numbers import mini_numbers, tiny_numbers
 
@@ -26,7 +26,7 @@ def main(which: list[str]) -> int:
         return 2
     for name in which:
         if name == "tiny":
-            tokenizer = AutoTokenizer.from_pretrained(resolve("mini"))
+            tokenizer = AutoTokenizer.from_pretrained(model_path("mini"))
             numbers: dict = {family: tiny_numbers(family, tokenizer) for family in FAMILIES}
         else:
             numbers = mini_numbers()

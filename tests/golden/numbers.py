@@ -14,9 +14,9 @@ from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from lm_eval_spt.lm import SPTLM
-from lm_eval_spt.paths import tasks_folder
-from lm_eval_spt.prompt import SoftPrompt
+from lm_eval_spt.common.paths import tasks_folder
+from lm_eval_spt.harness.lm import SPTLM
+from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from tests.conftest import FAMILIES, ROOT
 
 VOCABULARY = 512

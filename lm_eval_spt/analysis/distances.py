@@ -1,0 +1,262 @@
+"""How far languages are from the source language: the six distances of URIEL.
+
+Littell et al. 2017, "URIEL and lang2vec: Representing languages as typological, geographical, and phylogenetic
+vectors".
+A distance compares two feature vectors u and v, by default by their angle, as URIEL+ does (Khan et al. 2024):
+``2 arccos(cos(u, v)) / pi``, from 0 to 1; or by ``1 - cos(u, v)``.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import logging
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lm_eval_spt.common.errors import UserError
+
+KINDS = {
+    "syntactic": ("typology", "S_"),
+    "phonological": ("typology", "P_"),
+    "inventory": ("typology", "INV_"),
+    "featural": ("typology", ""),
+    "genetic": ("family", ""),
+    "geographic": ("geography", ""),
+}
+"""The distances: the table they are measured in, and what the names of the features begin with."""
+
+LIBRARIES = ("lang2vec", "urielplus")
+FORMULAS = {"angular": "2 arccos(cosine) / pi", "cosine": "1 - cosine"}
+
+NEAR_CODES = {
+    "lvs": "lav",  # Standard Latvian: Latvian, its macro-language
+    "ltg": "lav",  # Latgalian: Latvian
+    "nno": "nor",  # Norwegian Nynorsk: Norwegian, its macro-language
+    "nob": "nor",  # Norwegian Bokmål: Norwegian
+    "nqo": "emk",  # N'Ko, a written standard of the Manding languages: Eastern Maninkakan, which it is nearest to
+    "twi": "aka",  # Twi: Akan, its macro-language
+    "zho": "cmn",  # Chinese: Mandarin
+    "ory": "ori",  # Odia: its macro-language; needed for urielplus's typology alone, as the next
+    "pbt": "pus",  # Southern Pashto: Pashto, its macro-language
+}
+"""ISO 639-3 codes of SIB-200, and the one that stands in where there is nothing, or no more than the family's name, for
+the code itself."""
+
+ISOLATES = {"eus": "Basque"}
+"""Languages without relatives, and what to call their family. URIEL's tree has nothing for them, though it has a node
+for other isolates, such as Korean; with one they are at distance 1 from all others."""
+
+
+@dataclass(frozen=True)
+class Distances:
+    """Distances from one language to others.
+
+    Attributes:
+        source: the language that they are measured from, such as ``eng_Latn``.
+        values: kind (see :data:`KINDS`) to language to distance; a language without one is absent.
+        missing: kind to the languages that were asked for and have no distance.
+        stand_ins: language to the ISO 639-3 code whose features were used for at least one of the kinds.
+        method: in words: formula, feature sets, library and its version.
+    """
+
+    source: str
+    values: Mapping[str, Mapping[str, float]]
+    missing: Mapping[str, Sequence[str]]
+    stand_ins: Mapping[str, str]
+    method: str
+
+    def vector(self, kind: str, languages: Sequence[str]) -> np.ndarray:
+        """Return the distances of `languages`, NaN where there is none: `[languages]`."""
+        return np.array([self.values[kind].get(language, np.nan) for language in languages])
+
+
+def distances(source: str, targets: Iterable[str], formula: str = "angular", library: str = "lang2vec") -> Distances:
+    """Measure the six distances.
+
+    Args:
+        source: code of a language, ISO 639-3 first, such as ``eng_Latn``.
+        targets: codes of other languages. The script makes no difference.
+        formula: ``angular`` or ``cosine``.
+        library: ``lang2vec``: its feature vectors, or the distances that it has precomputed, where the installed
+            version has them and the formula is theirs, angular. ``urielplus``: the newer database, whose typological
+            vectors are compared on the features that both languages have.
+
+    Raises:
+        UserError: the formula or the library is unknown or not installed.
+    """
+    if formula not in FORMULAS:
+        raise UserError(f"unknown distance formula {formula!r}: expected {' or '.join(FORMULAS)}")
+    if library not in LIBRARIES:
+        raise UserError(f"unknown library of distances {library!r}: expected {' or '.join(LIBRARIES)}")
+    targets = list(targets)
+    languages = list(dict.fromkeys(code.partition("_")[0] for code in (source, *targets)))
+    stand_ins: dict[str, str] = {}
+    if library == "lang2vec" and formula == "angular" and (_data() / "distances2.zip").is_file():
+        measured = _precomputed(languages, stand_ins)
+        method = "precomputed by"
+    else:
+        tables = _urielplus() if library == "urielplus" else _lang2vec()
+        measured = {kind: _measure(tables[KINDS[kind][0]], kind, languages, formula, stand_ins) for kind in KINDS}
+        method = f"of {FEATURE_SETS[library]} in"
+    method = f"{formula}, {FORMULAS[formula]}, {method} {library} {importlib.metadata.version(library)}"
+    values = {
+        kind: {code: of[iso] for code in targets if (iso := code.partition("_")[0]) in of}
+        for kind, of in measured.items()
+    }
+    return Distances(
+        source,
+        values,
+        {kind: [code for code in targets if code not in of] for kind, of in values.items()},
+        {code: stand_ins[iso] for code in (source, *targets) if (iso := code.partition("_")[0]) in stand_ins},
+        method,
+    )
+
+
+def family_nodes(languages: Iterable[str]) -> dict[str, list[str]]:
+    """Return what URIEL's family tree says of each ISO 639-3 code: the nodes above it, the family first.
+
+    A code that the tree lacks has the nodes of its stand-in (:data:`NEAR_CODES`), else none.
+    """
+    table = _lang2vec()["family"]
+    members = (table.values == 1).sum(axis=0)
+    nodes = {}
+    for language in languages:
+        code = table.code(language)
+        found = np.flatnonzero(table.values[table.rows[code]] == 1).tolist() if code else []
+        found.sort(key=lambda node: -members[node])  # a node further up holds more languages
+        nodes[language] = [table.names[node].removeprefix("F_") for node in found]
+    return nodes
+
+
+@dataclass(frozen=True)
+class _Table:
+    """Features `[languages, features]`, -1 where unknown, with the codes of the rows and the names of the columns."""
+
+    rows: Mapping[str, int]
+    names: Sequence[str]
+    values: np.ndarray
+
+    def code(self, language: str) -> str | None:
+        """The code whose features count as those of `language`: its own, that of its stand-in, or None."""
+        near = NEAR_CODES.get(language)
+        for code, least in ((language, 2 if near else 1), (near or language, 1)):
+            # The one feature of a language that has a stand-in is the name of its family.
+            if code in self.rows and (self.values[self.rows[code]] > 0).sum() >= least:
+                return code
+        return None
+
+
+def _measure(
+    table: _Table, kind: str, languages: Sequence[str], formula: str, stand_ins: dict[str, str]
+) -> dict[str, float]:
+    """Distances of `languages` from the first of them; notes in `stand_ins` which code stood in for which."""
+    columns = [column for column, name in enumerate(table.names) if name.startswith(KINDS[kind][1])]
+    vectors: dict[str, np.ndarray | None] = {}
+    for language in languages:
+        code = table.code(language)
+        vectors[language] = None if code is None else table.values[table.rows[code]][columns].astype(np.float64)
+        if code not in (None, language):
+            stand_ins[language] = str(code)
+
+    start = vectors[languages[0]]
+    measured = {}
+    for language, vector in vectors.items():
+        if start is None or vector is None:
+            continue
+        shared = (start >= 0) & (vector >= 0)
+        u, v = start[shared], vector[shared]
+        norms = np.linalg.norm(u) * np.linalg.norm(v)
+        if norms > 0:
+            cosine = float(np.clip(u @ v / norms, -1, 1))
+            measured[language] = round(1 - cosine if formula == "cosine" else 2 * math.acos(cosine) / math.pi, 6)
+    return measured
+
+
+def _data() -> Path:
+    """The folder of lang2vec's data.
+
+    They are read as they lie: its own functions need ``pkg_resources``, which setuptools no longer has, and take
+    seconds to look up the features' names.
+    """
+    try:
+        # Not by importing it: it also installs a script lang2vec.py, which is found first by the commands beside it.
+        return Path(str(importlib.metadata.distribution("lang2vec").locate_file("lang2vec/data")))
+    except ModuleNotFoundError:
+        raise UserError("the distances need lang2vec: pip install lang2vec") from None
+
+
+FEATURE_SETS = {
+    "lang2vec": "the feature vectors syntax_knn, phonology_knn, inventory_knn, all three (featural), fam (genetic), "
+    "geo (geographic)",
+    "urielplus": "the feature vectors as shipped (the union of the sources, nothing imputed), on the features that are "
+    "known of both languages,",
+}
+
+
+@functools.cache
+def _lang2vec() -> dict[str, _Table]:
+    """lang2vec's tables. The typology is its knn set: values that no source has are predicted from other languages."""
+    tables = {}
+    files = {"typology": "feature_predictions", "family": "family_features", "geography": "geocoord_features"}
+    for name, file in files.items():
+        with (_data() / f"{file}.npz").open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
+            tables[name] = _table(arrays["langs"], arrays["feats"], arrays["data"])
+    return tables
+
+
+@functools.cache
+def _urielplus() -> dict[str, _Table]:
+    """urielplus's tables."""
+    level, handlers = logging.root.level, logging.root.handlers[:]
+    try:
+        from urielplus.urielplus import URIELPlus
+    except ImportError:
+        raise UserError("these distances need urielplus: pip install 'lm_eval_spt[uriel]'") from None
+    finally:  # importing it configures the root logger
+        logging.root.handlers[:] = handlers
+        logging.root.setLevel(level)
+    uriel = URIELPlus()
+    return {
+        name: _table(uriel.langs[position], uriel.feats[position], uriel.data[position])
+        for position, name in enumerate(("family", "typology", "geography"))
+    }
+
+
+def _table(languages: Iterable[Any], features: Iterable[Any], data: np.ndarray) -> _Table:
+    """From data `[languages, features, sources]`: the union of the sources, and a node for each isolate."""
+    rows = {str(language): row for row, language in enumerate(languages)}
+    names = [str(feature) for feature in features]
+    values = data[:, :, 0] if data.shape[2] == 1 else data.max(axis=2)
+    for isolate, family in ISOLATES.items():
+        if (values[rows[isolate]] == 0).all():
+            values = np.hstack([values, np.zeros((len(rows), 1), dtype=values.dtype)])
+            values[rows[isolate], -1] = 1
+            names.append(f"F_{family}")
+    return _Table(rows, names, values)
+
+
+def _precomputed(languages: Sequence[str], stand_ins: dict[str, str]) -> dict[str, dict[str, float]]:
+    """Distances of `languages` from the first of them, as some versions of lang2vec have them in a table."""
+    try:
+        from lang2vec import lang2vec
+    except ImportError as error:
+        raise UserError(f"lang2vec can not be imported ({error}): try pip install 'setuptools<81'") from error
+    codes = {}
+    for language in languages:
+        near = NEAR_CODES.get(language, language)
+        if language in lang2vec.DISTANCE_LANGUAGES:
+            codes[language] = language
+        elif near in lang2vec.DISTANCE_LANGUAGES:
+            codes[language] = stand_ins[language] = near
+    start = codes.get(languages[0])
+    if start is None:
+        return {kind: {} for kind in KINDS}
+    # For two languages it would return a number instead of a table.
+    tables = {kind: lang2vec.distance(kind, [start, start, *codes.values()]) for kind in KINDS}
+    return {kind: dict(zip(codes, map(float, table[0, 2:]), strict=True)) for kind, table in tables.items()}

@@ -1,0 +1,281 @@
+"""Figures of a transfer analysis for print: PNG and PDF, colours that colour-blind readers can tell apart.
+
+Arms also differ in their markers, so that the figures can be read without colours.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lm_eval_spt.analysis.arms import Arm, curves
+from lm_eval_spt.analysis.distances import KINDS
+from lm_eval_spt.analysis.transfer import MEAN, Analysis, group_of
+from lm_eval_spt.common.errors import UserError
+from lm_eval_spt.common.files import write
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
+"""Okabe and Ito's palette, without its yellow, which is too light for print."""
+
+MARKERS = "osD^vPX*<>hp"
+FORMATS = ("png", "pdf")
+WIDTH = 7.0  # inches: a page's text
+STYLE: Any = {
+    "font.size": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "savefig.dpi": 200,
+    "pdf.fonttype": 42,  # text stays text
+    "text.parse_math": False,  # arms may be called what they like
+}
+NAMED_LANGUAGES = 60
+"""Up to so many languages are named below a heat map; of more, the families."""
+
+NAMED_FAMILIES = 12
+"""Up to so many families have a row each; of more, those of a single language share one."""
+
+
+def draw(analysis: Analysis, arms: Sequence[Arm], folder: Path) -> list[Path]:
+    """Draw all figures that the data allow: each as PNG and as PDF.
+
+    ``distance`` (score over distance, arm by arm), ``families``, ``differences`` (by family, from the reference),
+    ``heatmap``; and where arms differ in that alone, ``prompt_length`` and ``reparameterization`` (by family).
+
+    Returns:
+        The files written.
+
+    Raises:
+        UserError: matplotlib is not installed, or a file can not be written.
+    """
+    try:
+        import matplotlib
+    except ImportError:
+        raise UserError("figures need matplotlib: pip install 'lm_eval_spt[plot]'") from None
+    written = []
+    with matplotlib.rc_context(STYLE):
+        for name, figure in _figures(analysis, arms):
+            for ending in FORMATS:
+                picture = io.BytesIO()
+                # Without dates the same data give the same bytes.
+                figure.savefig(picture, format=ending, metadata={"CreationDate": None} if ending == "pdf" else None)
+                write(folder / f"{name}.{ending}", picture.getvalue())
+                written.append(folder / f"{name}.{ending}")
+    return written
+
+
+def _figures(analysis: Analysis, arms: Sequence[Arm]) -> Iterator[tuple[str, Figure]]:
+    yield "distance", _distance(analysis)
+    yield "families", _families(analysis)
+    others = [arm for arm in analysis.arms if arm != analysis.reference]
+    if others:
+        pairs = [(arm, arm, analysis.reference) for arm in others]
+        title = f"{analysis.metric}: difference from {analysis.reference}, in points"
+        yield "differences", _family_differences(analysis, pairs, title)
+    yield "heatmap", _heatmap(analysis)
+    lengths = curves(arms, "prompt_length")
+    if lengths:
+        yield "prompt_length", _prompt_length(analysis, arms, lengths)
+    pairs = []
+    for title, members in curves(arms, "reparameterization"):
+        by_kind = {arms[index].reparameterization: arms[index].name for index in members}
+        plain = by_kind.pop("none", None)
+        pairs += [(f"{kind}, {title}", name, plain) for kind, name in by_kind.items() if plain is not None]
+    if pairs:
+        title = f"{analysis.metric}: with reparameterization minus without, in points"
+        yield "reparameterization", _family_differences(analysis, pairs, title)
+
+
+def _distance(analysis: Analysis) -> Figure:
+    """A panel per distance: a point per target language and arm, a least-squares line per arm."""
+    figure, panels = _new(2, 3, height=4.6, sharey=True)
+    columns = [f"{kind}_distance" for kind in KINDS]
+    for panel, kind, column in zip(panels.flat, KINDS, columns, strict=True):
+        for index, arm in enumerate(analysis.arms):
+            points = np.array(
+                [
+                    (row[column], 100 * row[analysis.metric])
+                    for row in _targets(analysis, arm)
+                    if row[column] is not None
+                ]
+            )
+            if not len(points):
+                continue
+            x, y = points.T
+            panel.scatter(x, y, s=10, alpha=0.6, linewidths=0, **_style(index))
+            if np.ptp(x) > 0:
+                slope, intercept = np.polyfit(x, y, 1)
+                ends = np.array([x.min(), x.max()])
+                panel.plot(ends, slope * ends + intercept, color=_style(index)["color"], linewidth=1.2)
+        panel.set_title(kind)
+        panel.locator_params(axis="x", nbins=5)
+    for panel in panels[:, 0]:
+        panel.set_ylabel(f"{analysis.metric} (%)")
+    figure.supxlabel(f"distance from {analysis.source} ({analysis.method['distances'].partition(',')[0]})", fontsize=8)
+    _legend(figure, analysis.arms)
+    return figure
+
+
+def _families(analysis: Analysis) -> Figure:
+    """A row per family: the mean of each arm, and its languages as faint points."""
+    families = _by_family(analysis)
+    figure, panel = _new(height=_height(len(families), len(analysis.arms)))
+    offsets = _offsets(len(analysis.arms))
+    for index, arm in enumerate(analysis.arms):
+        scores = _score_of(analysis, arm)
+        for position, languages in enumerate(families.values()):
+            values = [100 * scores[language] for language in languages]
+            height = [position + offsets[index]] * len(values)
+            panel.scatter(values, height, s=5, alpha=0.35, linewidths=0, **_style(index))
+            panel.scatter([np.mean(values)], height[:1], s=24, **_style(index))
+    _family_axis(panel, families)
+    panel.set_xlabel(f"{analysis.metric} (%)")
+    _legend(figure, analysis.arms)
+    return figure
+
+
+def _family_differences(analysis: Analysis, pairs: Sequence[tuple[str, str, str]], title: str) -> Figure:
+    """A row per family: the mean difference of each pair, its languages as faint points.
+
+    A pair is a label, an arm's name, and the name of the arm subtracted.
+    """
+    families = _by_family(analysis)
+    figure, panel = _new(height=_height(len(families), len(pairs)))
+    offsets = _offsets(len(pairs))
+    panel.axvline(0, color="0.5", linewidth=0.8)
+    # An arm keeps the colour that it has in the other figures.
+    styles = [_style(list(analysis.arms).index(name)) for _, name, _ in pairs]
+    for index, (_, name, subtracted) in enumerate(pairs):
+        scores, others = _score_of(analysis, name), _score_of(analysis, subtracted)
+        for position, languages in enumerate(families.values()):
+            values = [100 * (scores[language] - others[language]) for language in languages]
+            height = [position + offsets[index]] * len(values)
+            panel.scatter(values, height, s=5, alpha=0.35, linewidths=0, **styles[index])
+            panel.scatter([np.mean(values)], height[:1], s=24, **styles[index])
+    _family_axis(panel, families)
+    panel.set_xlabel(title)
+    _legend(figure, [label for label, _, _ in pairs], styles)
+    return figure
+
+
+def _heatmap(analysis: Analysis) -> Figure:
+    """Arms by languages, the languages by family and, within it, by the mean of all arms."""
+    scores = {arm: _score_of(analysis, arm) for arm in analysis.arms}
+    order, borders = [], [0]
+    families = _by_family(analysis)
+    for languages in families.values():
+        order += sorted(languages, key=lambda code: -sum(of_arm[code] for of_arm in scores.values()))
+        borders.append(len(order))
+    values = 100 * np.array([[scores[arm][language] for language in order] for arm in analysis.arms])
+    figure, panel = _new(height=1.6 + 0.2 * len(analysis.arms))
+    image = panel.imshow(values, aspect="auto", cmap="cividis", interpolation="nearest")
+    panel.set_yticks(range(len(analysis.arms)), analysis.arms)
+    if len(order) <= NAMED_LANGUAGES:
+        panel.set_xticks(range(len(order)), order, rotation=90, fontsize=6)
+    else:
+        middles = [(start + end - 1) / 2 for start, end in zip(borders, borders[1:], strict=False)]
+        wide = [index for index, languages in enumerate(families.values()) if len(languages) > 0.015 * len(order)]
+        names = list(families)
+        panel.set_xticks([middles[i] for i in wide], [names[i] for i in wide], rotation=45, ha="right", fontsize=7)
+    for border in borders[1:-1]:
+        panel.axvline(border - 0.5, color="white", linewidth=0.8)
+    figure.colorbar(image, ax=panel, label=f"{analysis.metric} (%)")
+    return figure
+
+
+def _prompt_length(analysis: Analysis, arms: Sequence[Arm], lengths: Sequence[tuple[str, list[int]]]) -> Figure:
+    """A line per series of arms: the mean of the targets over the prompt's length, and dashed the source language."""
+    figure, panel = _new(height=3.2)
+    means = {row["arm"]: row for row in analysis.tables["scores"] if _whole(row) and row["metric"] == analysis.metric}
+    for index, (_, members) in enumerate(lengths):
+        members = sorted(members, key=lambda member: arms[member].runs[0].prompt_length or 0)
+        x = [arms[member].runs[0].prompt_length for member in members]
+        for key, line in (("targets", "-"), ("source", "--")):
+            y = [100 * means[arms[member].name][key] for member in members]
+            panel.plot(x, y, line, markersize=4, **_style(index))
+    panel.set_xscale("log", base=2)
+    ticks = sorted({arms[member].runs[0].prompt_length or 0 for _, members in lengths for member in members})
+    panel.set_xticks(ticks, [str(tick) for tick in ticks])
+    panel.minorticks_off()
+    panel.set_xlabel("prompt length (virtual tokens)")
+    panel.set_ylabel(f"{analysis.metric} (%)")
+    panel.set_title(f"solid: mean of {len(analysis.targets)} target languages; dashed: {analysis.source}", fontsize=8)
+    _legend(figure, [title for title, _ in lengths])
+    return figure
+
+
+def _new(rows: int = 1, columns: int = 1, height: float = 3.0, **options: Any) -> tuple[Figure, Any]:
+    """A figure and its axes, made without pyplot, which would keep them and ask for a screen."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, **options)
+
+
+def _style(index: int) -> dict[str, Any]:
+    return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
+
+
+def _legend(figure: Figure, labels: Sequence[str], styles: Sequence[dict[str, Any]] | None = None) -> None:
+    from matplotlib.lines import Line2D
+
+    styles = styles or [_style(index) for index in range(len(labels))]
+    handles = [Line2D([], [], linestyle="", **style) for style in styles]
+    widest = max(len(label) for label in labels)
+    figure.legend(
+        handles, labels, loc="outside upper center", ncols=max(1, min(len(labels), 100 // (widest + 6))), fontsize=7
+    )
+
+
+def _family_axis(panel: Axes, families: dict[str, list[str]]) -> None:
+    panel.set_yticks(range(len(families)), [f"{name} ({len(languages)})" for name, languages in families.items()])
+    panel.set_ylim(len(families) - 0.5, -0.5)
+    panel.grid(axis="x", color="0.9", linewidth=0.6)
+    panel.set_axisbelow(True)
+
+
+def _height(families: int, arms: int) -> float:
+    """Inches for rows of families; no more than a page has."""
+    return min(9.0, 1.2 + families * (0.12 + 0.08 * arms))
+
+
+def _offsets(count: int) -> np.ndarray:
+    """Where in a row of height 1 each of `count` arms is drawn."""
+    return np.linspace(-0.3, 0.3, count) if count > 1 else np.zeros(1)
+
+
+def _whole(row: dict[str, Any]) -> bool:
+    return bool(row["run"] == MEAN)
+
+
+def _targets(analysis: Analysis, arm: str) -> list[dict[str, Any]]:
+    """The rows of an arm as a whole, for the target languages that all arms have."""
+    targets = set(analysis.targets)
+    return [
+        row for row in analysis.tables["languages"] if row["arm"] == arm and _whole(row) and row["language"] in targets
+    ]
+
+
+def _score_of(analysis: Analysis, arm: str) -> dict[str, float]:
+    return {row["language"]: row[analysis.metric] for row in _targets(analysis, arm)}
+
+
+def _by_family(analysis: Analysis) -> dict[str, list[str]]:
+    """Family to target languages, the largest family first; where there are many, those of one language together."""
+    families: dict[str, list[str]] = {}
+    for language in analysis.targets:
+        families.setdefault(group_of(language, "family") or "unknown", []).append(language)
+    ordered = dict(sorted(families.items(), key=lambda item: (-len(item[1]), item[0])))
+    if len(ordered) <= NAMED_FAMILIES:
+        return ordered
+    alone = [language for languages in ordered.values() if len(languages) == 1 for language in languages]
+    ordered = {family: languages for family, languages in ordered.items() if len(languages) > 1}
+    return ordered | {"others, one language each": alone} if alone else ordered

@@ -1,0 +1,336 @@
+"""Reading the harness's results files: which model, with which prompt, scored how much in which language.
+
+Any model class of the harness writes them (``--output_path``), so that a soft prompt can be compared with anything.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from lm_eval_spt.common.errors import UserError
+from lm_eval_spt.common.files import parse_json, read_text
+from lm_eval_spt.prompt.metadata import check_metadata
+
+# The family becomes part of the names of files, so that it holds no path.
+TASK = re.compile(r"(?P<family>[^/\\\x00-\x1f]{1,120})_(?P<language>[a-z]{3}_[A-Z][a-z]{3})")
+"""A task that is named after a language, such as ``sib200_instruct_swh_Latn``."""
+
+MAX_FILE = 2**27
+"""Bytes of a results file; one of 205 languages with many metrics has a hundredth of it."""
+
+MAX_SCORE = 1e30
+"""What is larger is no score; of what is smaller, sums and squares are finite."""
+
+RECORDED = {
+    "model": str,
+    "prompt_name": str,
+    "prompt_digest": str,
+    "prompt_placement": str,
+    "prompt_length": int,
+    "prompt_metadata": dict,
+    "limit": int | float,
+    "model_args": dict | str,
+}
+"""What is read of the harness's record of the model and the run, and its types; any may be missing or null."""
+
+MODEL_SETTINGS = ("model", "prompt_digest", "random_seed", "numpy_seed", "torch_seed", "fewshot_seed")
+"""What of the harness's configuration can change a score, beside the task."""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A metric's value and its standard error, both as shares of 1; the error is None where the harness gave none."""
+
+    value: float
+    stderr: float | None
+
+
+@dataclass(frozen=True)
+class EvaluationRun:
+    """One task family of one results file: a model's scores in many languages.
+
+    What a file does not say (older versions of the harness, other model classes) is None.
+
+    Attributes:
+        path: the results file.
+        family: the tasks' common name without the language, such as ``sib200`` or ``sib200_instruct``.
+        scores: metric (``acc``, ``macro_f1`` ...) to language to score.
+        documents: language to how many documents were scored and how many its test set has.
+        task_version: the version that the task family gives itself.
+        num_fewshot: documents shown before each scored one.
+        limit: what ``--limit`` was.
+        model: the harness's model class, such as ``spt`` or ``hf``.
+        model_name: how the harness named the results, such as ``mini+eng@0123abcd``.
+        base_model: the frozen model.
+        harness_version: the version of lm-eval.
+        date: when it ran (UTC).
+        config: everything else that the harness recorded of the model and the run.
+    """
+
+    path: Path
+    family: str
+    scores: Mapping[str, Mapping[str, Score]]
+    documents: Mapping[str, tuple[int, int]]
+    task_version: str | None
+    num_fewshot: int | None
+    limit: float | None
+    model: str | None
+    model_name: str | None
+    base_model: str | None
+    harness_version: str | None
+    date: datetime | None
+    config: Mapping[str, Any]
+
+    @property
+    def model_args(self) -> dict[str, Any]:
+        """What ``--model_args`` was; older versions of the harness record it as text."""
+        return _model_args(self.config)
+
+    @property
+    def prompt_name(self) -> str | None:
+        """The soft prompt's name; None without one."""
+        return self.config.get("prompt_name")
+
+    @property
+    def prompt_digest(self) -> str | None:
+        """The digest of the soft prompt's vectors and placement."""
+        return self.config.get("prompt_digest")
+
+    @property
+    def prompt_length(self) -> int | None:
+        """The number of virtual tokens."""
+        return self.config.get("prompt_length")
+
+    @property
+    def prompt_placement(self) -> str | None:
+        """``prefix`` or ``suffix``."""
+        return self.config.get("prompt_placement")
+
+    @property
+    def partial(self) -> str | None:
+        """In words, that not all documents were scored; None for a complete run."""
+        if self.limit is not None:
+            return f"made with --limit {self.limit:g}"
+        short = [language for language, (scored, there_are) in self.documents.items() if scored < there_are]
+        return f"not all documents were scored in {len(short)} languages" if short else None
+
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        """Equal for two runs of the same thing: model, prompt, seeds, tasks and documents."""
+        model_args = self.model_args
+        if self.prompt_digest:  # wherever the file lies
+            model_args.pop("prompt", None)
+        settings = {key: self.config.get(key) for key in MODEL_SETTINGS} | {"model_args": model_args}
+        as_text = json.dumps(settings, sort_keys=True, default=str)
+        return as_text, self.family, self.task_version, self.num_fewshot, self.limit
+
+    def languages(self, metric: str = "acc") -> list[str]:
+        """The languages with a score of `metric`, sorted."""
+        return sorted(self.scores.get(metric, {}))
+
+    def samples_file(self, language: str) -> Path:
+        """Where ``--log_samples`` put the answers in `language`; that file need not be there."""
+        stamp = self.path.stem.removeprefix("results_")
+        return self.path.with_name(f"samples_{self.family}_{language}_{stamp}.jsonl")
+
+
+def results_files(place: Path) -> list[Path]:
+    """Return the results file `place`, or those anywhere under the folder `place`, sorted.
+
+    Raises:
+        UserError: there is none.
+    """
+    files = [place] if place.is_file() else sorted(place.glob("**/results_*.json"))
+    if not files:
+        raise UserError(f"{place} holds no results_*.json: expected what lm_eval --output_path wrote")
+    return files
+
+
+def read_runs(path: Path) -> list[EvaluationRun]:
+    """Read one results file: a run for each task family in it, sorted by the family's name.
+
+    Args:
+        path: a ``results_<date>.json`` of the harness.
+
+    Raises:
+        UserError: it can not be read, is no results file, or holds no task that is named after a language.
+    """
+    try:
+        return _runs(path, parse_json(read_text(path, MAX_FILE)))
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path} can not be read: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(f"{path} is not a results file of the harness, or not a whole one ({reason})") from error
+
+
+def read_run(path: Path) -> EvaluationRun:
+    """Read a results file of one task family.
+
+    Raises:
+        UserError: as :func:`read_runs`, and where there are several families.
+    """
+    runs = read_runs(path)
+    if len(runs) > 1:
+        names = ", ".join(run.family for run in runs)
+        raise UserError(f"{path} holds several task families ({names}): score one at a time")
+    return runs[0]
+
+
+def read_all(places: Iterable[Path]) -> tuple[list[EvaluationRun], list[str]]:
+    """Read all results files in `places`, files or folders, and go on where one can not be used.
+
+    Returns:
+        The runs, in the order of the files; and one line for each file or run that is left out: it can not be read, or
+        it repeats another one (of the same model, prompt, seeds, tasks and documents the latest is kept).
+
+    Raises:
+        UserError: there is no results file in one of `places`.
+    """
+    runs: dict[tuple[Any, ...], EvaluationRun] = {}
+    left_out = []
+    for path in {path.resolve(): path for place in places for path in results_files(place)}.values():
+        try:
+            found = read_runs(path)
+        except UserError as error:
+            left_out.append(f"left out: {error}")
+            continue
+        for run in found:
+            other = runs.get(run.identity)
+            kept, dropped = (run, other) if other is None or _age(run) > _age(other) else (other, run)
+            runs[run.identity] = kept
+            if dropped is not None:
+                left_out.append(f"left out: {dropped.path} ({dropped.family}) repeats {kept.path}")
+    return list(runs.values()), left_out
+
+
+def mean_over_runs(runs: Iterable[EvaluationRun], metric: str = "acc") -> dict[str, Score]:
+    """Return the mean score per language over runs that differ in their seed, for the languages that all have.
+
+    The standard error is the mean one of the runs: they share the test documents, so that more seeds do not shrink it.
+    """
+    per_run = [run.scores.get(metric, {}) for run in runs]
+    means = {}
+    for language in per_run[0]:
+        if all(language in scores for scores in per_run):
+            scores = [scores[language] for scores in per_run]
+            errors = [score.stderr for score in scores if score.stderr is not None]
+            value = sum(score.value for score in scores) / len(scores)
+            means[language] = Score(value, sum(errors) / len(errors) if len(errors) == len(scores) else None)
+    return means
+
+
+def _runs(path: Path, content: dict[str, Any]) -> list[EvaluationRun]:
+    """The runs of a parsed results file."""
+    results, config = content["results"], content["config"]
+    _check_record(path, content)
+    families: dict[str, dict[str, dict[str, Any]]] = {}
+    for task, values in results.items():
+        if (match := TASK.fullmatch(task)) and any("," in key for key in values):
+            families.setdefault(match["family"], {})[match["language"]] = values
+    if not families:
+        if results and not any("," in key for values in results.values() for key in values):
+            raise UserError(f"{path} was written by a version of lm-eval before 0.4, which is not read: score it again")
+        raise UserError(f"{path} has no task whose name ends in a language code, such as sib200_eng_Latn")
+
+    date = datetime.fromtimestamp(content["date"], timezone.utc) if "date" in content else None
+    runs = []
+    for family, languages in sorted(families.items()):
+        tasks = {language: f"{family}_{language}" for language in languages}
+        samples = content.get("n-samples", {})
+        runs.append(
+            EvaluationRun(
+                path=path,
+                family=family,
+                scores=_scores(languages),
+                documents={
+                    language: (int(samples[task]["effective"]), int(samples[task]["original"]))
+                    for language, task in tasks.items()
+                    if task in samples
+                },
+                task_version=_common(path, "versions", content.get("versions", {}), tasks),
+                num_fewshot=_common(path, "few-shot numbers", content.get("n-shot", {}), tasks),
+                limit=config.get("limit"),
+                model=config.get("model"),
+                model_name=content.get("model_name"),
+                base_model=_base_model(config, content.get("model_name")),
+                harness_version=content.get("lm_eval_version"),
+                date=date,
+                config=config,
+            )
+        )
+    return runs
+
+
+def _scores(languages: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Score]]:
+    """Metric to language to score; where a metric was computed with several filters, of the first."""
+    scores: dict[str, dict[str, Score]] = {}
+    for language, values in languages.items():
+        for key, value in values.items():
+            metric, comma, answer_filter = key.partition(",")
+            if not comma or metric.endswith("_stderr") or not _is_score(value):
+                continue
+            stderr = values.get(f"{metric}_stderr,{answer_filter}")  # "N/A" where the harness has none
+            score = Score(float(value), float(stderr) if _is_score(stderr) else None)
+            scores.setdefault(metric, {}).setdefault(language, score)
+    return scores
+
+
+def _is_score(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and abs(value) < MAX_SCORE
+
+
+def _check_record(path: Path, content: Mapping[str, Any]) -> None:
+    """Raise UserError where what is recorded beside the scores has another type than what the harness writes."""
+    config = content["config"]
+    entries = [(config, key, kind) for key, kind in RECORDED.items()]
+    entries += [(content, "model_name", str), (content, "lm_eval_version", str)]
+    given = _model_args(config).get("pretrained")
+    entries += [({"pretrained": given}, "pretrained", str)]
+    for record, key, kind in entries:
+        value = record.get(key)
+        if value is not None and not isinstance(value, kind):
+            raise UserError(f"{path} says {key} {str(value)[:80]!r}, which the harness does not write: score it again")
+    limit = config.get("limit")
+    if limit is not None and not 0 < limit < 2**53:
+        raise UserError(f"{path} says limit {limit!r}, expected a number above 0: score it again")
+    check_metadata(config.get("prompt_metadata") or {})
+
+
+def _common(path: Path, what: str, of_tasks: Mapping[str, Any], tasks: Mapping[str, str]) -> Any:
+    """The one value that all tasks have, a version as text; None where the file has none."""
+    values = {of_tasks[task] for task in tasks.values() if task in of_tasks}
+    if len(values) > 1:
+        raise UserError(f"{path} mixes {what} {', '.join(sorted(map(str, values)))} among its languages")
+    value = next(iter(values), None)
+    if value is not None and not isinstance(value, int | float | str):
+        raise UserError(f"{path} has {what} that are no numbers: score it again")
+    return str(value) if what == "versions" and value is not None else value
+
+
+def _model_args(config: Mapping[str, Any]) -> dict[str, Any]:
+    given = config.get("model_args") or {}
+    if isinstance(given, str):
+        return dict(part.partition("=")[::2] for part in given.split(","))
+    return dict(given)
+
+
+def _base_model(config: Mapping[str, Any], model_name: str | None) -> str | None:
+    """The base model: given by the user, or, where the prompt named it, the first part of the results' name."""
+    given = _model_args(config).get("pretrained")
+    if given or model_name is None:
+        return given
+    prompt, digest = config.get("prompt_name"), config.get("prompt_digest")
+    return model_name.removesuffix(f"+{prompt}@{digest[:8]}") if digest else model_name
+
+
+def _age(run: EvaluationRun) -> float:
+    return run.date.timestamp() if run.date else 0.0

@@ -1,0 +1,306 @@
+"""Score many prompts of one base model, as ``lm_eval --model spt`` would one after the other, but sharing the work.
+
+The base model is loaded once and the requests are tokenised once. A context is read once for all suffix prompts; prefix
+prompts, which change what the model makes of the context, are scored one by one. Every prompt gets the harness's own
+results file.
+"""
+
+from __future__ import annotations
+
+import glob
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import lm_eval.loggers.evaluation_tracker as tracking
+import numpy as np
+from lm_eval import simple_evaluate
+from lm_eval.api.instance import Instance
+from lm_eval.tasks import TaskManager
+from lm_eval.utils import simple_parse_args_string
+
+from lm_eval_spt.analysis.results import MAX_FILE
+from lm_eval_spt.common.errors import UserError
+from lm_eval_spt.common.files import parse_json, read_text, written_together
+from lm_eval_spt.harness.lm import SPTLM, TokenisedRequest
+from lm_eval_spt.harness.patches import MODEL_NAME, results_name, task_manager
+from lm_eval_spt.inference import scoring
+from lm_eval_spt.prompt.soft_prompt import SoftPrompt
+
+logger = logging.getLogger(__name__)
+
+Pair = tuple[str, str]
+
+
+class ManyPromptsLM(SPTLM):
+    """The model class with several prompts, of which one is in use at a time.
+
+    The first prompt that is asked for log-likelihoods has them computed for all; the others find theirs.
+
+    Args:
+        prompts: soft prompts of one base model.
+        **spt: as for :class:`~lm_eval_spt.harness.lm.SPTLM`.
+    """
+
+    def __init__(self, prompts: Sequence[SoftPrompt], **spt: Any) -> None:
+        super().__init__(prompt=None, **spt)
+        for prompt in prompts:
+            self._check_prompt(prompt)
+        self._suffixes = {prompt.digest: prompt for prompt in prompts if prompt.placement == "suffix"}
+        # Answers as numbers, [suffix prompts, pairs]: as objects those of 50 prompts in 205 languages would take 3 GB.
+        self._columns: dict[Pair, int] = {}
+        self._loglikelihoods = np.empty((len(self._suffixes), 0))
+        self._greedy = np.empty((len(self._suffixes), 0), dtype=bool)
+
+    def use(self, prompt: SoftPrompt) -> None:
+        """Make `prompt` the one in use."""
+        self.prompt = prompt
+        self._room_taken = prompt.length
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[scoring.Answer]:
+        """Return the answers under the prompt in use."""
+        assert self.prompt is not None
+        if self.prompt.placement == "suffix" and self._use_fast():
+            pairs = [request.args for request in requests]
+            if new := [pair for pair in dict.fromkeys(pairs) if pair not in self._columns]:
+                self._score_suffixes(new, disable_tqdm)
+            row, columns = list(self._suffixes).index(self.prompt.digest), [self._columns[pair] for pair in pairs]
+            answers = self._loglikelihoods[row, columns].tolist(), self._greedy[row, columns].tolist()
+            return list(zip(*answers, strict=True))
+        return super().loglikelihood(requests, disable_tqdm)
+
+    def _score_suffixes(self, pairs: list[Pair], disable_tqdm: bool) -> None:
+        """Score new pairs under all suffix prompts."""
+        prompts = list(self._suffixes.values())
+        room = min(self.whole_length - prompt.length for prompt in prompts)
+        encoded = self.encode_pairs(pairs, "suffix")
+        fitting: list[int] = []
+        too_long: list[int] = []
+        for index, (context, continuation) in enumerate(encoded):
+            (fitting if len(context) + len(continuation) <= room + 1 else too_long).append(index)
+
+        loglikelihoods = np.full((len(prompts), len(pairs)), np.nan)
+        greedy = np.full((len(prompts), len(pairs)), False)
+        requests = [encoded[index] for index in fitting]
+        vectors = [prompt.vectors for prompt in prompts]
+        scored = scoring.score_suffixes(self.model, requests, vectors, self._max_batch_tokens())
+        with self._progress(len(requests), disable_tqdm) as bar, self._autocast():
+            for number, answers in scored:
+                index = fitting[number]
+                loglikelihoods[:, index], greedy[:, index] = zip(*answers, strict=True)
+                bar.update()
+
+        in_use = self.prompt
+        for row, prompt in enumerate(prompts if too_long else ()):  # each prompt leaves another part of a long text
+            self.use(prompt)
+            tokenised: list[TokenisedRequest] = [(None, *encoded[index]) for index in too_long]
+            answers = self._loglikelihood_tokens(tokenised, disable_tqdm)
+            loglikelihoods[row, too_long], greedy[row, too_long] = zip(*answers, strict=True)
+        if in_use is not None:
+            self.use(in_use)
+
+        # Last of all: an evaluation that is interrupted before has no answers.
+        self._columns |= {pair: len(self._columns) + index for index, pair in enumerate(pairs)}
+        self._loglikelihoods = np.concatenate([self._loglikelihoods, loglikelihoods], axis=1)
+        self._greedy = np.concatenate([self._greedy, greedy], axis=1)
+
+
+def evaluate_prompts(
+    prompts: Sequence[str],
+    tasks: Sequence[str],
+    output: str,
+    *,
+    model_args: str = "",
+    include_path: str | None = None,
+    log_samples: bool = False,
+    batch_size: str = "auto",
+    device: str | None = None,
+    limit: float | None = None,
+    num_fewshot: int | None = None,
+    base: SPTLM | None = None,
+) -> list[Path]:
+    """Score prompts on harness tasks and write one results file of the harness for each.
+
+    A prompt whose results are there already, from the same tasks and settings, is left out: an interrupted evaluation
+    goes on where it stopped.
+
+    Args:
+        prompts: prompt files, folders, Hub repositories, or glob patterns of files.
+        tasks: names of tasks and groups.
+        output: folder for the results, one folder in it for each prompt.
+        model_args: further arguments of the model class, as in ``lm_eval --model_args``.
+        include_path, log_samples, batch_size, device, limit, num_fewshot: as in ``lm_eval``.
+        base: the base model, if it is loaded already; it decides the device.
+
+    Returns:
+        The results files, in the order of the prompts.
+
+    Raises:
+        UserError: a prompt can not be read, the prompts have different base models, or a task does not exist.
+    """
+    names = _expand(prompts)
+    loaded = {name: SoftPrompt.from_pretrained(name) for name in names}
+    shared = simple_parse_args_string(model_args)
+    named = shared.get("pretrained") or (base.base_model_name if base is not None else None)
+    base_models = {named or prompt.base_model for prompt in loaded.values()}
+    if len(base_models) > 1:
+        raise UserError(
+            f"the prompts have different base models ({', '.join(map(str, base_models))}): give one at a time"
+        )
+    if None in base_models:
+        raise UserError("a prompt does not name its base model: give it with --model_args pretrained=<model>")
+
+    manager, loaded_tasks, tops = _load_tasks(tasks, include_path, shared)
+    shots = {name: _shots(task, num_fewshot) for name, task in loaded_tasks.items()}
+    done = {name: _finished(_folder(output, loaded[name], shared), shots, limit) for name in names}
+    waiting = {name: prompt for name, prompt in loaded.items() if done[name] is None}
+    if len(waiting) < len(names):
+        logger.warning("%d of %d prompts have their results already", len(names) - len(waiting), len(names))
+    if not waiting:
+        return [path for path in done.values() if path]
+
+    arguments = _loading(loaded.values(), shared) | shared | {"pretrained": base_models.pop()}
+    if base is not None:
+        arguments |= {"pretrained": base.model, "tokenizer": base.tokenizer}
+    lm = ManyPromptsLM(list(waiting.values()), **arguments, batch_size=batch_size, device=device)
+    if base is not None:
+        lm.pretrained = base.pretrained  # by this name the harness looks up the model's revision
+    options = {"batch_size": batch_size, "device": device, "limit": limit, "num_fewshot": num_fewshot}
+    for name, prompt in waiting.items():
+        lm.use(prompt)
+        if not _score(lm, tops, manager, output, {**shared, "prompt": name}, log_samples, **options):
+            continue  # another process writes
+        done[name] = _finished(_folder(output, prompt, shared), shots, limit)
+        if done[name] is None:
+            raise UserError(f"the results of {name} could not be written to {output}: is it writable?")
+        print(done[name], flush=True)
+    return [path for path in done.values() if path]
+
+
+def _loading(prompts: Iterable[SoftPrompt], given: dict[str, Any]) -> dict[str, Any]:
+    """Return how the prompts' base model is to be loaded, apart from what is given.
+
+    Raises:
+        UserError: they do not agree.
+    """
+    loading: dict[str, Any] = {}
+    for name in ("revision", "add_bos_token"):
+        values = list(dict.fromkeys(prompt.loading.get(name) for prompt in prompts))
+        if name not in given and len(values) > 1:
+            shown = ", ".join(sorted(map(str, values)))
+            raise UserError(f"the prompts were trained with different {name} ({shown}): give one at a time")
+        loading[name] = values[0]
+    return {name: value for name, value in loading.items() if value is not None}
+
+
+def evaluate_model(
+    lm: SPTLM,
+    model_arguments: dict[str, Any],
+    tasks: Sequence[str],
+    output: str,
+    *,
+    include_path: str | None = None,
+    log_samples: bool = False,
+    limit: float | None = None,
+    num_fewshot: int | None = None,
+) -> Path:
+    """Score a loaded model as it is, without a prompt: a baseline, or a model that was tuned without one.
+
+    Args:
+        lm: the model.
+        model_arguments: how ``lm_eval --model spt --model_args`` would load it, for the record.
+        tasks, include_path, log_samples, limit, num_fewshot: as in :func:`evaluate_prompts`.
+        output: folder for the results of this model alone.
+
+    Returns:
+        The results file.
+
+    Raises:
+        UserError: a task does not exist.
+    """
+    manager, _, tops = _load_tasks(tasks, include_path, model_arguments)
+    options = {"limit": limit, "num_fewshot": num_fewshot, "device": str(lm.device), "batch_size": lm.batch_size}
+    _score(lm, tops, manager, output, model_arguments, log_samples, **options)
+    return max(Path(output).glob("*/results_*.json"))  # the newest
+
+
+def _load_tasks(
+    tasks: Sequence[str], include_path: str | None, metadata: dict[str, Any]
+) -> tuple[TaskManager, dict[str, Any], list[Any]]:
+    """Return the harness's task manager, all single tasks by name, and the tasks and groups that stand at the top."""
+    manager = task_manager(tasks, include_path, metadata | {"prompt": None})
+    if unknown := [task for task in tasks if not manager.match_tasks([task])]:
+        raise UserError(f"there is no task {', '.join(map(repr, unknown))}: `lm_eval ls tasks` lists all")
+    together = manager.load(manager.match_tasks(list(tasks)))
+    inside = {child for children in together.get("group_map", {}).values() for child in children}
+    tops = [thing for name, thing in (together.get("groups", {}) | together["tasks"]).items() if name not in inside]
+    return manager, together["tasks"], tops
+
+
+def _score(
+    lm: SPTLM,
+    tops: list[Any],
+    manager: TaskManager,
+    output: str,
+    model_arguments: dict[str, Any],
+    log_samples: bool,
+    **options: Any,
+) -> bool:
+    """Score tasks and write what the harness's command line writes after ``--model spt --model_args ...``.
+
+    Returns:
+        False in a process that is not the one that writes.
+    """
+    tracker = tracking.EvaluationTracker(output_path=output)
+    results = simple_evaluate(model=lm, tasks=tops, task_manager=manager, log_samples=log_samples, **options)
+    if results is None:
+        return False
+    tracker.general_config_tracker.log_experiment_args(MODEL_NAME, model_arguments, None, None, True)
+    results["config"] |= {"model": MODEL_NAME, "model_args": model_arguments}
+    for config in results["configs"].values():
+        config["metadata"] |= {name: model_arguments[name] for name in ("prompt",) if name in model_arguments}
+    samples = results.pop("samples", {})
+    with written_together(Path(output), last="results_") as folder:
+        tracker.output_path = str(folder)
+        tracker.save_results_aggregated(results=results, samples=samples if log_samples else None)
+        if log_samples:
+            for task, of_task in samples.items():
+                tracker.save_results_samples(task_name=task, samples=of_task)
+    return True
+
+
+def _expand(names: Sequence[str]) -> list[str]:
+    """Return the prompts' names with glob patterns replaced by the files that they match, each once."""
+    expanded: list[str] = []
+    for name in names:
+        found = sorted(glob.glob(name)) if glob.has_magic(name) else [name]
+        if not found:
+            raise UserError(f"no prompt file matches {name!r}")
+        expanded += found
+    return list(dict.fromkeys(expanded))
+
+
+def _folder(output: str, prompt: SoftPrompt, shared: dict[str, Any]) -> Path:
+    """Return where the harness puts a prompt's results."""
+    return Path(output) / tracking.sanitize_model_name(results_name({**shared, "prompt": prompt}) or "")
+
+
+def _shots(task: Any, asked: int | None) -> int:
+    """Return how many shots the harness gives a task: a task that says 0 keeps it."""
+    own = task.get_config("num_fewshot")
+    return own or 0 if asked is None or own == 0 else asked
+
+
+def _finished(folder: Path, shots: dict[str, int], limit: float | None) -> Path | None:
+    """Return the newest results file in `folder` that holds all tasks with these shots and this limit, if any."""
+    for path in sorted(folder.glob("results_*.json"), reverse=True):
+        try:
+            content = parse_json(read_text(path, MAX_FILE))
+            same_limit = content["config"]["limit"] == limit
+            same_shots = all(content["n-shot"][task] == number for task, number in shots.items())
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # of other tasks, or written halfway
+        if same_limit and same_shots:
+            return path
+    return None

@@ -1,0 +1,423 @@
+"""The harness's model class ``spt``: a frozen causal LM with a soft prompt in its context.
+
+    lm_eval --model spt --model_args prompt=eng.safetensors --tasks sib200
+    lm_eval --model spt --model_args pretrained=bigscience/bloom-560m --tasks sib200     # the baseline: no prompt
+
+Token lists carry the prompt as marks (see :mod:`lm_eval_spt.inference.virtual_tokens`). So everything that the
+harness does with lists of tokens (sorting, batching, padding, rolling windows, sharding over processes) works
+unchanged, and only :meth:`SPTLM._model_call` and :meth:`SPTLM._model_generate` know about vectors.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import CacheHook
+from lm_eval.api.registry import register_model
+from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils_hf import stop_sequences_criteria
+from torch import Tensor
+from tqdm import tqdm
+
+from lm_eval_spt.common.errors import UserError
+from lm_eval_spt.inference import scoring
+from lm_eval_spt.inference.base_model import bitsandbytes_config, cannot_load, ensure_available
+from lm_eval_spt.inference.virtual_tokens import model_inputs, pad_left, place
+from lm_eval_spt.prompt.soft_prompt import SoftPrompt, embedding_fingerprint
+
+logger = logging.getLogger(__name__)
+
+TokenisedRequest = tuple[tuple[str, str] | None, list[int], list[int]]
+"""A request's (context, continuation) text, if it has one, and their token ids: what HFLM calls a request."""
+
+SURROGATE = re.compile("[\ud800-\udfff]")
+
+QUANTISATION = ("load_in_4bit", "load_in_8bit", "bnb_4bit_", "llm_int8_")
+"""How the names of bitsandbytes' settings begin."""
+
+TEXTS_AT_ONCE = 1000
+"""How many texts the tokenizer gets in one call."""
+
+CACHE_OWNER = "lm_eval_spt: written with"
+
+
+def _available(device: str | None) -> str:
+    """Return the wanted device; where none or ``cuda``, HFLM's default, was asked for: the best that is here."""
+    if device not in (None, "cuda") or torch.cuda.is_available():
+        return device or "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _whole_characters(text: str) -> str:
+    """Return a text without halves of surrogate pairs, which tokenizers do not take: U+FFFD stands for them."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if SURROGATE.search(text) else text
+
+
+@register_model("spt")
+class SPTLM(HFLM):
+    """A Hugging Face causal LM that scores and generates with a soft prompt.
+
+    Args:
+        pretrained: base model: a Hub id, a folder, ``mini``, or a loaded model. Default: the one the prompt names.
+        prompt: the soft prompt: a ``.safetensors`` file, a PEFT prompt-tuning folder or a Hub repository. Without it
+            this is the plain frozen model, the baseline.
+        fast: read every context once (see :mod:`lm_eval_spt.inference.scoring`); False scores with the harness's own
+            loop.
+        revision: of the base model. Default: the one the prompt was trained on, else ``main``.
+        batch_size: ``auto``, or a number: so many sequences of the model's full length. Shorter texts share the room,
+            so that a batch can hold more contexts than this number.
+        **hflm: everything else that :class:`~lm_eval.models.huggingface.HFLM` takes.
+
+    Raises:
+        UserError: the prompt can not be read, does not fit the base model, or leaves no room for text.
+    """
+
+    def __init__(
+        self,
+        pretrained: Any = None,
+        prompt: str | SoftPrompt | None = None,
+        *,
+        fast: bool = True,
+        revision: str | None = None,
+        **hflm: Any,
+    ) -> None:
+        self._room_taken = 0
+        self.prompt = SoftPrompt.from_pretrained(prompt) if isinstance(prompt, str | Path) else prompt
+        known = self.prompt.loading if self.prompt else {}
+        if pretrained is None:
+            pretrained = self.prompt.base_model if self.prompt else None
+            revision = revision or known.get("revision")
+        if pretrained is None:
+            raise UserError(
+                f"the prompt {self.prompt.name!r} does not name its base model: give it with pretrained=<model>"
+                if self.prompt
+                else "no model was given: expected pretrained=<model> (for example pretrained=mini) or prompt=<file>"
+            )
+        hflm.setdefault("add_bos_token", known.get("add_bos_token"))
+        hflm["device"] = _available(hflm.get("device"))
+        source = ensure_available(pretrained, revision) if isinstance(pretrained, str) else pretrained
+        try:
+            super().__init__(source, revision=revision or "main", **hflm)
+        except UserError:
+            raise  # says already what is wrong
+        except (OSError, ValueError) as error:
+            raise cannot_load(pretrained, error) from error
+        self.base_model_name = pretrained if isinstance(pretrained, str) else self.model.name_or_path
+        self._fast = fast
+        self._fast_verified: bool | None = None
+        self._take_place_among_processes()
+        if self.prompt is not None:
+            self._check_prompt(self.prompt)
+            self._room_taken = self.prompt.length
+
+    def _create_model(self, pretrained: str, *, peft: str | None = None, **options: Any) -> None:
+        """Load the base model, quantised if that was asked for, and the PEFT adapter if there is one.
+
+        ``load_in_4bit`` and ``load_in_8bit``, which HFLM hands on, are no arguments of transformers 5 any more.
+
+        HFLM cuts the embeddings down to the tokenizer's size under an adapter. Rows that no token uses are in the
+        softmax that the adapter and the prompt were trained with. Where the tokenizer is larger, they do grow.
+        """
+        quantised = {name: options.pop(name) for name in list(options) if name.startswith(QUANTISATION)}
+        if any(quantised.get(name) for name in ("load_in_4bit", "load_in_8bit")):
+            options["quantization_config"] = bitsandbytes_config(quantised, options.get("dtype"))
+        super()._create_model(pretrained, **options)
+        if peft is None:
+            return
+        from peft import PeftModel  # takes a second, which most runs need not wait
+
+        if options.get("delta"):
+            raise UserError("peft= and delta= were given: an adapter or delta weights, one of them")
+        model = self.model
+        if len(self.tokenizer) > model.get_input_embeddings().weight.shape[0]:
+            model.resize_token_embeddings(len(self.tokenizer))
+        try:
+            self._model: Any = PeftModel.from_pretrained(model, peft)
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"peft={peft} can not be loaded ({reason}): expected a PEFT adapter's folder") from error
+
+    # -- what the prompt is ------------------------------------------------------------------------------------------
+
+    @property
+    def vectors(self) -> Tensor | None:
+        """The prompt's vectors `[P, d]`, fp32, or None."""
+        return self.prompt.vectors if self.prompt else None
+
+    @property
+    def fingerprint(self) -> str:
+        """The base model's identity: see :func:`lm_eval_spt.prompt.soft_prompt.embedding_fingerprint`."""
+        return embedding_fingerprint(self.model.get_input_embeddings())
+
+    def _check_prompt(self, prompt: SoftPrompt) -> None:
+        if self.backend != "causal" and prompt.placement != "prefix":
+            raise UserError(
+                f"{self.base_model_name!r} is an encoder-decoder model, whose prompts stand before the text: "
+                f"the prompt {prompt.name!r} has placement {prompt.placement!r}"
+            )
+        embedding = self.model.get_input_embeddings()
+        prompt.check_fits(embedding.weight.shape[1], self.fingerprint, self.base_model_name)
+        if prompt.metadata.get("embedding_fingerprint") is None:
+            logger.warning("the prompt %r does not say which base model it was trained on: not checked", prompt.name)
+        if prompt.metadata.get("adapter") and not getattr(self, "peft", None):
+            logger.warning(
+                "the prompt %r was trained together with the adapter %s: give it as peft=",
+                prompt.name,
+                prompt.metadata["adapter"],
+            )
+        if prompt.length >= self.max_length:
+            raise UserError(
+                f"the prompt {prompt.name!r} has {prompt.length} virtual tokens, but {self.base_model_name!r} reads "
+                f"at most {self.max_length} tokens: nothing is left for the text; use a shorter prompt"
+            )
+
+    def get_model_info(self) -> dict[str, Any]:
+        """Return what HFLM reports of the model, and which prompt it had."""
+        info = super().get_model_info()
+        info["base_model_fingerprint"] = self.fingerprint
+        if self.prompt is not None:
+            info |= {
+                "prompt_name": self.prompt.name,
+                "prompt_digest": self.prompt.digest,
+                "prompt_length": self.prompt.length,
+                "prompt_placement": self.prompt.placement,
+                "prompt_metadata": self.prompt.metadata,
+            }
+        return info
+
+    def set_cache_hook(self, cache_hook: CacheHook) -> None:
+        """Accept the harness's answer cache, unless another prompt or base model wrote it.
+
+        The harness keys its cache (``--use_cache``) on the request's text alone, so answers would be mixed up silently.
+
+        Raises:
+            UserError: the cache holds answers of something else.
+        """
+        store = cache_hook.dbdict
+        if store is not None:
+            owner = f"base model {self.fingerprint}"
+            owner += f", prompt {self.prompt.digest}" if self.prompt else ", no prompt"
+            owner += "".join(f", {kind} {name}" for kind in ("peft", "delta") if (name := getattr(self, kind)))
+            found = store.get(CACHE_OWNER, "something else" if len(store) else owner)
+            if found != owner:
+                raise UserError(
+                    f"the cache {store.filename} was written with {found}, but this run has {owner}: "
+                    "give another --use_cache path, or delete that file"
+                )
+            store[CACHE_OWNER] = owner
+        super().set_cache_hook(cache_hook)
+
+    # -- tokens ------------------------------------------------------------------------------------------------------
+
+    @property
+    def whole_length(self) -> int:
+        """How many tokens the model can read, the prompt's among them."""
+        return super().max_length
+
+    @property
+    def max_length(self) -> int:
+        """How many tokens of text fit beside the prompt."""
+        return self.whole_length - self._room_taken
+
+    def encode_pairs(self, pairs: Sequence[tuple[str, str]], placement: str) -> list[tuple[list[int], list[int]]]:
+        """Return the token ids of (context, continuation) pairs.
+
+        As the harness encodes them: both together, an empty context becoming the BOS token, white space at the
+        context's end going to the continuation. A prompt with a part after the text comes between the two, so that
+        they are encoded separately and nothing merges across it; so are an encoder's and a decoder's tokens. Texts
+        that occur again are encoded once.
+        """
+        parts = []
+        for context, continuation in pairs:
+            text = context.rstrip()
+            parts.append((text, context[len(text) :] + continuation))
+        together = placement == "prefix" and self.backend == "causal"
+        contexts = self._encode_texts(text for text, _ in parts)
+        wholes = self._encode_texts(text + continuation for text, continuation in parts if together and text)
+        alone = self._encode_texts((rest for text, rest in parts if not together or not text), special=False)
+
+        encoded = []
+        for text, continuation in parts:
+            if not text:
+                start, rest = [self.prefix_token_id], alone[continuation]
+                if rest[:1] == start:
+                    rest = rest[1:]
+            elif together:
+                start = contexts[text]
+                rest = wholes[text + continuation][len(start) :]
+            else:
+                start, rest = contexts[text], alone[continuation]
+            encoded.append((start, rest))
+
+        # A continuation that merges into the context's last token would leave nothing to score.
+        merged = [index for index, (_, rest) in enumerate(encoded) if not rest and parts[index][1]]
+        alone = self._encode_texts((parts[index][1] for index in merged), special=False)
+        for index in merged:
+            encoded[index] = (encoded[index][0], alone[parts[index][1]])
+        return encoded
+
+    def tok_encode(self, string: str, *args: Any, **options: Any) -> list[int]:
+        """Return the token ids of a text, as HFLM does; halves of surrogate pairs are read as U+FFFD."""
+        return super().tok_encode(_whole_characters(string), *args, **options)
+
+    def tok_batch_encode(self, strings: list[str], *args: Any, **options: Any) -> tuple[Tensor, Tensor]:
+        """Return ids and mask `[batch, time]` of texts to go on from; an empty one becomes the BOS token."""
+        ids, mask = super().tok_batch_encode([_whole_characters(string) for string in strings], *args, **options)
+        if not ids.shape[1]:
+            ids, mask = (torch.zeros(len(strings), 1, dtype=torch.long) for _ in range(2))
+        empty = mask.sum(dim=1) == 0
+        ids[empty, -1], mask[empty, -1] = self.prefix_token_id, 1
+        return ids, mask
+
+    def _encode_texts(self, texts: Iterable[str], special: bool | None = None) -> dict[str, list[int]]:
+        """Return what `tok_encode` makes of every text, encoded in batches: of all at once it keeps too much."""
+        bos = self.tokenizer.decode(self.prefix_token_id)
+        ordinary: list[str] = []
+        begun: list[str] = []
+        for text in dict.fromkeys(texts):
+            (begun if special is None and text.startswith(bos) else ordinary).append(text)
+        encoded: dict[str, list[int]] = {}
+        for group, wanted in ((ordinary, self.add_bos_token if special is None else special), (begun, False)):
+            options = {} if wanted is None else {"add_special_tokens": wanted}
+            for start in range(0, len(group), TEXTS_AT_ONCE):
+                part = group[start : start + TEXTS_AT_ONCE]
+                whole = [_whole_characters(text) for text in part]
+                ids = self.tokenizer(whole, return_attention_mask=False, **options)["input_ids"]
+                encoded |= zip(part, ids, strict=True)
+        return encoded
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Return the log-likelihood of every request's continuation, and whether greedy decoding would produce it."""
+        if self.backend != "causal" or self.enable_thinking:  # not for log-likelihoods: HFLM says so
+            return super().loglikelihood(requests, disable_tqdm)
+        texts = [request.args for request in requests]
+        placement = self.prompt.placement if self.prompt else "prefix"
+        encoded = self.encode_pairs(texts, placement)
+        tokenised = [(text, *pair) for text, pair in zip(texts, encoded, strict=True)]
+        return self._loglikelihood_tokens(tokenised, disable_tqdm=disable_tqdm)
+
+    def with_prompt(self, context: list[int]) -> list[int]:
+        """Return a context's token ids with the marks of this model's prompt, if it has one."""
+        if self.prompt is None:
+            return context
+        before = self.prompt.num_prefix_tokens
+        return place(context, before, self.prompt.length - before)
+
+    # -- log-likelihoods ---------------------------------------------------------------------------------------------
+
+    def _loglikelihood_tokens(
+        self, requests: list[TokenisedRequest], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
+        if self.backend != "causal":
+            # The answer takes none of the encoder's room.
+            inputs = [(text, self.with_prompt(context[-self.max_length :]), rest) for text, context, rest in requests]
+            with self._prompt_in_requests():
+                return super()._loglikelihood_tokens(inputs, disable_tqdm, override_bs)
+        prompted: list[TokenisedRequest] = []
+        cut = 0
+        for text, context, continuation in requests:
+            fitting = scoring.truncate(context, continuation, self.max_length)
+            cut += len(fitting) < len(context)
+            prompted.append((text, self.with_prompt(fitting), continuation))
+        if cut:
+            logger.warning(
+                "%d of %d contexts were too long for the model, the prompt and the answer: their beginnings were cut",
+                cut,
+                len(requests),
+            )
+        if not self._use_fast():
+            with self._prompt_in_requests():
+                return super()._loglikelihood_tokens(prompted, disable_tqdm, override_bs)
+
+        pairs = [(context, continuation) for _, context, continuation in prompted]
+        answers: list[scoring.Answer] = [(0.0, True)] * len(prompted)
+        with self._autocast():
+            scored = scoring.score(self.model, pairs, self.vectors, self._max_batch_tokens())
+        with self._progress(len(prompted), disable_tqdm) as bar, self._autocast():
+            for number, answer in scored:
+                answers[number] = answer
+                if (text := prompted[number][0]) is not None:
+                    self.cache_hook.add_partial("loglikelihood", text, answer)
+                bar.update()
+        return answers
+
+    def _progress(self, requests: int, disable: bool = False) -> tqdm:
+        return tqdm(total=requests, disable=disable or self.rank != 0, desc="Running loglikelihood requests")
+
+    def _use_fast(self) -> bool:
+        if self._fast and self._fast_verified is None:
+            with self._autocast():
+                self._fast_verified = scoring.agrees_with_plain_pass(self.model, self.vectors, self.with_prompt)
+            if not self._fast_verified:
+                logger.warning("%s can not be scored the fast way: using the harness's loop", self.base_model_name)
+        return self._fast and bool(self._fast_verified)
+
+    def _max_batch_tokens(self) -> int:
+        if self.batch_size == "auto":
+            return scoring.tokens_that_fit(self.model, self.device)
+        return int(self.batch_size) * self.whole_length
+
+    @contextmanager
+    def _prompt_in_requests(self) -> Iterator[None]:
+        """While requests carry the prompt's marks, the whole length is theirs."""
+        taken, self._room_taken = self._room_taken, 0
+        try:
+            yield
+        finally:
+            self._room_taken = taken
+
+    def _autocast(self) -> torch.autocast:
+        dtype = self.mixed_precision_dtype
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+
+    def _model_call(self, inps: Tensor, attn_mask: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
+        """Return the logits `[batch, time, vocabulary]` of `inps` `[batch, time]`, whose marks become the prompt."""
+        # Only for encoder-decoder models the harness gives the encoder's mask, and the decoder's tokens as labels.
+        more = {} if labels is None else {"attention_mask": attn_mask, "labels": labels}
+        with torch.no_grad(), self._autocast():
+            return self.model(**model_inputs(self.model, inps, self.vectors), **more).logits
+
+    # -- generation --------------------------------------------------------------------------------------------------
+
+    def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **generation: Any) -> Tensor:
+        """Generate after `context` `[batch, time]`, padded on the left; returns it with the new tokens behind it.
+
+        An encoder-decoder model's tokens are returned alone.
+        """
+        if self.prompt is None:
+            return super()._model_generate(context, max_length, stop, **generation)
+        mask = generation.pop("attention_mask", torch.ones_like(context))
+        rows = [self.with_prompt(row[kept.bool()].tolist()) for row, kept in zip(context, mask, strict=True)]
+        ids, mask = (tensor.to(self.device) for tensor in pad_left(rows))
+        greedy = generation.get("do_sample") is not True and not generation.get("temperature")
+        if greedy:
+            generation.pop("temperature", None)
+            generation["do_sample"] = False
+        with self._autocast():
+            new = self.model.generate(
+                **model_inputs(self.model, ids, self.vectors),
+                attention_mask=mask,
+                max_new_tokens=max_length - context.shape[1],
+                # Given embeddings instead of ids, `generate` returns (and shows to the criteria) new tokens only.
+                stopping_criteria=stop_sequences_criteria(self.tokenizer, stop, 0, len(rows)),
+                pad_token_id=self.tokenizer.pad_token_id,
+                use_cache=True,
+                **generation,
+            )
+        return torch.cat([context, new], dim=1) if self.backend == "causal" else new
+
+    # -- processes ---------------------------------------------------------------------------------------------------
+
+    def _take_place_among_processes(self) -> None:
+        """Under ``accelerate launch`` every process scores its share; HFLM sees to it only on several GPUs."""
+        accelerator = getattr(self, "accelerator", None)
+        if accelerator is not None and self.world_size == 1:
+            self._rank: int = accelerator.process_index
+            self._world_size: int = accelerator.num_processes

@@ -1,0 +1,177 @@
+"""What this package changes in lm_eval, outside of its model class, or reads of its inner parts: all of it is here.
+
+What changes lm_eval takes the module of it that was just imported (see :mod:`lm_eval_spt.harness.discovery`). The
+names and signatures of lm_eval that the functions rely on are listed in ``tests/harness/test_patches.py``.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from lm_eval_spt.common.errors import show_user_errors_in_one_line
+from lm_eval_spt.common.paths import tasks_folder
+
+if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
+
+MODEL_NAME = "spt"
+MODEL_CLASS = "lm_eval_spt.harness.lm:SPTLM"  # imported when the model is used, not before
+
+
+def register_model(models: ModuleType) -> None:
+    """Register the model class, unless lm_eval has found its entry point by itself (group ``lm_eval.models``).
+
+    Args:
+        models: ``lm_eval.models``.
+    """
+    from lm_eval.api.registry import model_registry
+
+    show_user_errors_in_one_line()
+    if MODEL_NAME not in model_registry:
+        model_registry.register(MODEL_NAME, target=MODEL_CLASS)
+
+
+def add_installed_tasks(index: ModuleType) -> None:
+    """Make our tasks known wherever lm_eval's own are, as if they lay in its folder.
+
+    A name that lm_eval or an ``--include_path`` already has keeps its meaning. Our own thousand files are read once in
+    a process, however many task managers it makes.
+
+    Args:
+        index: ``lm_eval.tasks._index``.
+    """
+    show_user_errors_in_one_line()  # a task's data may be missing, whatever the model is
+    build_index = index.TaskIndex.build
+    own_folder = Path(str(index.__file__)).parent.resolve()
+
+    @functools.cache
+    def read(folder: Path, **options: Any) -> dict[str, Any]:
+        return build_index([folder], **options)
+
+    @functools.wraps(build_index)
+    def build(paths: Iterable[Path], **options: Any) -> dict[str, Any]:
+        paths = list(paths)
+        folders = [Path(path).resolve() for path in paths]
+        ours = tasks_folder().resolve()
+        if folders == [ours]:
+            return copy.deepcopy(read(ours, **options))
+        entries = build_index(paths, **options)
+        if own_folder in folders and ours not in folders:
+            entries = copy.deepcopy(read(ours, **options)) | entries
+        return entries
+
+    index.TaskIndex.build = staticmethod(build)
+
+
+def describe_environment_once(loggers: ModuleType) -> None:
+    """Have the report on the environment, which every results file holds, made once in a process: it takes a second.
+
+    Args:
+        loggers: ``lm_eval.loggers.utils``.
+    """
+    add_env_info = loggers.add_env_info
+
+    @functools.cache
+    def report() -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        add_env_info(found)
+        return found
+
+    @functools.wraps(add_env_info)
+    def add(storage: dict[str, Any]) -> None:
+        storage.update(report())
+
+    loggers.add_env_info = add  # type: ignore[attr-defined]
+
+
+def name_results_after_prompt(tracker: ModuleType) -> None:
+    """Give every prompt a results folder of its own: ``<base model>+<prompt>@<first 8 digits of its digest>``.
+
+    Args:
+        tracker: ``lm_eval.loggers.evaluation_tracker``.
+    """
+    log_experiment_args = tracker.GeneralConfigTracker.log_experiment_args
+    sanitize_model_name = tracker.sanitize_model_name
+
+    @functools.wraps(log_experiment_args)
+    def log(self: Any, model_source: str, model_args: str | dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        log_experiment_args(self, model_source, model_args, *args, **kwargs)
+        name = results_name(model_args) if model_source == MODEL_NAME else None
+        if name is not None:
+            self.model_name = name
+            self.model_name_sanitized = sanitize_model_name(name)
+
+    tracker.GeneralConfigTracker.log_experiment_args = log
+
+
+def results_name(model_args: str | dict[str, Any]) -> str | None:
+    """Return the name of the model and prompt that the results belong to, or None where there is no prompt.
+
+    Args:
+        model_args: What the harness was given as ``--model_args``.
+
+    Raises:
+        UserError: The prompt can not be read.
+    """
+    from lm_eval.utils import simple_parse_args_string
+
+    from lm_eval_spt.prompt.soft_prompt import SoftPrompt
+
+    given = simple_parse_args_string(model_args) if isinstance(model_args, str) else model_args
+    prompt = given.get("prompt")
+    if not prompt:
+        return None
+    if not isinstance(prompt, SoftPrompt):
+        prompt = SoftPrompt.from_pretrained(prompt)
+    # The harness's order: an adapter is given together with `pretrained`, and tells more.
+    base_model = given.get("peft") or given.get("delta") or given.get("pretrained") or prompt.metadata["base_model"]
+    return f"{base_model}+{prompt.name}@{prompt.digest[:8]}"
+
+
+def task_manager(
+    names: Iterable[str], include_path: str | None = None, metadata: dict[str, Any] | None = None
+) -> TaskManager:
+    """Return a task manager that knows these tasks, groups and tags, if there are such.
+
+    The harness's own ten thousand YAML files, which take seconds to read, are read only for what is not among ours.
+
+    Args:
+        names: of tasks, groups and tags.
+        include_path: folder with further tasks.
+        metadata: as ``lm_eval --metadata`` gives it to the tasks.
+    """
+    from lm_eval.tasks import TaskManager
+
+    near_by = [path for path in (tasks_folder(), include_path) if path]
+    manager = TaskManager(include_path=near_by, include_defaults=False, metadata=metadata)
+    if set(names) <= set(manager.all_tasks):
+        return manager
+    return TaskManager(include_path=near_by, metadata=metadata)
+
+
+def members(manager: TaskManager, name: str) -> list[str]:
+    """Return the tasks and groups that a group or tag consists of, without loading any of them.
+
+    Args:
+        manager: knows it.
+        name: of a group or a tag.
+    """
+    entry: Any = manager.task_index[name]
+    if entry.cfg is None:  # a tag
+        return sorted(entry.tags)
+    found: list[str] = []
+    waiting = list(entry.cfg["task"])
+    while waiting:
+        member = waiting.pop(0)
+        if isinstance(member, str):
+            found.append(member)
+        elif isinstance(member["task"], list):  # a group that is written out in its parent
+            waiting = member["task"] + waiting
+        else:
+            found.append(member["task"])
+    return found

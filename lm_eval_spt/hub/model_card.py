@@ -1,0 +1,316 @@
+"""Sharing a soft prompt: its model card, and a repository on the Hugging Face Hub.
+
+The card is a ``README.md`` whose front matter the Hub reads. The text that is written here stands between two marks, so
+that a card can be made again without losing what people wrote around it.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, HfApi, ModelCardData
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+
+from lm_eval_spt.analysis.arms import Arm, data_set
+from lm_eval_spt.analysis.report import mean_score, transfer_table
+from lm_eval_spt.analysis.results import Score
+from lm_eval_spt.common.errors import UserError
+from lm_eval_spt.common.files import parse_yaml, read_text
+from lm_eval_spt.prompt.soft_prompt import REPOSITORY_ID, SoftPrompt
+
+CARD = "README.md"
+MAX_CARD = 2**20
+"""Bytes of a card."""
+
+BEGIN, END = "<!-- written by lm-eval-spt card -->", "<!-- end of what lm-eval-spt card wrote -->"
+FRONT_MATTER = re.compile(r"---\r?\n(.*?)\r?\n?---\r?\n", re.DOTALL)
+
+DATASETS = {"sib200": "Davlan/sib200"}  # on the Hub; other data sets are not there
+METRICS = {"acc": "accuracy", "macro_f1": "f1"}  # the harness's name, and the Hub's
+
+
+def model_card(prompt: SoftPrompt, place: str, arms: Sequence[Arm] = (), existing: str = "") -> str:
+    """Return the model card of a prompt: YAML front matter and Markdown.
+
+    Args:
+        prompt: what the card is about.
+        place: how it is loaded: a file or a repository on the Hub.
+        arms: results to show: those of this prompt, and others to compare them with.
+        existing: the card so far. Text outside the marks, and entries of its front matter that are not made here, stay.
+
+    Raises:
+        UserError: there are results, but none of this prompt; the existing front matter is not YAML.
+    """
+    own = [
+        Arm(prompt.name, [run], [prompt.metadata])
+        for arm in arms
+        for run in arm.runs
+        if run.prompt_digest == prompt.digest
+    ]
+    others = [arm for arm in arms if any(run.prompt_digest != prompt.digest for run in arm.runs)]
+    if arms and not own:
+        raise UserError(
+            f"none of the results are of the prompt {prompt.name!r} (digest {prompt.digest[:8]}): score it with "
+            "lm_eval --model spt --model_args prompt=<file>, and give what that wrote"
+        )
+    source = next(iter(prompt.metadata.get("source_languages") or ()), "eng_Latn")
+    match = FRONT_MATTER.match(existing)
+    front_matter = _known(match[1] if match else "") | _front_matter(prompt, own, source)
+    text = existing[match.end() :] if match else existing
+    parts = [
+        _description(prompt),
+        _usage(prompt, place, sorted({arm.runs[0].family for arm in own})),
+        _training(prompt),
+        _results(own, others, source),
+    ]
+    written = "\n\n".join([BEGIN, *filter(None, parts), END])
+    before, begun, rest = text.partition(BEGIN)
+    _, ended, after = rest.partition(END)
+    text = f"{before}{written}{after}" if begun and ended else f"{text}\n\n{written}"
+    return f"---\n{yaml.safe_dump(front_matter, sort_keys=False, allow_unicode=True)}---\n\n{text.strip()}\n"
+
+
+def read_card(path: Path) -> str:
+    """Return the text of a card.
+
+    Raises:
+        UserError: it can not be read.
+    """
+    try:
+        return read_text(path, MAX_CARD)
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is there but can not be read ({error}): correct or delete that card") from None
+
+
+def push(prompt: SoftPrompt, repository: str, arms: Sequence[Arm] = (), private: bool = False) -> str:
+    """Upload a prompt, its card and its results to a repository on the Hub, in one commit.
+
+    A prefix prompt is uploaded as a PEFT adapter, which PEFT and this package load; a suffix prompt as a prompt file.
+    Afterwards ``prompt=<repository>`` loads it.
+
+    Args:
+        prompt: what to upload.
+        repository: ``owner/name``; created where there is none.
+        arms: as for :func:`model_card`; all their results files are uploaded.
+        private: whether a repository that is created can be seen by its owner alone.
+
+    Returns:
+        The commit's address.
+
+    Raises:
+        UserError: the repository holds another prompt, may not be written, or the Hub can not be reached.
+    """
+    if not REPOSITORY_ID.fullmatch(repository):
+        raise UserError(f"{repository!r} is not a repository on the Hub: expected owner/name")
+    api = HfApi()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if prompt.placement == "prefix":
+            prompt.to_peft(folder)
+        else:
+            prompt.save(folder / f"{prompt.name}.safetensors")
+        for arm in arms:
+            for run in arm.runs:
+                target = folder / "results" / run.path.parent.name / run.path.name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(run.path, target)
+        try:
+            existing = _existing_card(api, repository, {path.name for path in folder.glob("*.safetensors")})
+            (folder / CARD).write_text(model_card(prompt, repository, arms, existing), encoding="utf-8")
+            api.create_repo(repository, private=private, exist_ok=True)
+            commit = api.upload_folder(
+                repo_id=repository, folder_path=folder, commit_message=f"Soft prompt {prompt.name}"
+            )
+        except UserError:
+            raise
+        except HFValidationError as error:
+            raise UserError(f"{repository!r} is not a repository on the Hub: {error}") from None
+        except Exception as error:  # which ones mean "no connection" differs between versions of the Hub's client
+            raise UserError(_what_went_wrong(repository, error)) from error
+    return str(commit.commit_url)
+
+
+def _existing_card(api: HfApi, repository: str, prompts: set[str]) -> str:
+    """The card that the repository has; UserError where it holds a prompt file that `prompts` would not replace."""
+    try:
+        info = api.model_info(repository, timeout=10)  # the first request: without a connection it ends here
+    except RepositoryNotFoundError:
+        return ""
+    files = [sibling.rfilename for sibling in info.siblings or []]
+    others = sorted(name for name in files if re.fullmatch(r"[^/]+\.safetensors", name) and name not in prompts)
+    if others:
+        raise UserError(
+            f"{repository} already holds {', '.join(others)}, and a repository can hold one prompt: push to "
+            "another one, or delete that file there"
+        )
+    return read_card(Path(api.hf_hub_download(repository, CARD))) if CARD in files else ""
+
+
+def _what_went_wrong(repository: str, error: Exception) -> str:
+    """One line on why the upload failed."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    reason = " ".join(str(error).split())
+    if status in (401, 403):
+        return f"the Hub does not let you write to {repository}: log in with `hf auth login`, or choose another owner"
+    if status is not None:
+        return f"the Hub refused the upload to {repository} (status {status}): {reason}"
+    return (
+        f"{repository} could not be uploaded ({type(error).__name__}: {reason}): check the connection, then push again"
+    )
+
+
+def _known(front_matter: str) -> dict[str, Any]:
+    try:
+        known = parse_yaml(front_matter) or {}
+        yaml.safe_dump(known)  # it is to be written again
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"the card's front matter is not YAML ({' '.join(str(error).split())}): correct it or delete the card"
+        ) from None
+    if not isinstance(known, dict):
+        raise UserError("the card's front matter is not a YAML mapping: correct it or delete the card")
+    return known
+
+
+def _front_matter(prompt: SoftPrompt, own: Sequence[Arm], source: str) -> dict[str, Any]:
+    """What the Hub reads of a card."""
+    metadata = prompt.metadata
+    base_model = str(metadata.get("base_model") or "")
+    families = {task.removesuffix(f"_{source}") for task in metadata.get("tasks") or ()} | {
+        arm.runs[0].family for arm in own
+    }
+    languages = {source, *(language for arm in own for language in arm.scores("acc"))}
+    data = ModelCardData(
+        base_model=base_model if REPOSITORY_ID.fullmatch(base_model) else None,
+        library_name="peft" if prompt.placement == "prefix" else "lm_eval_spt",
+        tags=["soft-prompt", "prompt-tuning", "cross-lingual-transfer"],
+        datasets=sorted({DATASETS[name] for family in families if (name := data_set(family)) in DATASETS}) or None,
+        language=sorted({language.partition("_")[0] for language in languages}),
+        metrics=sorted({METRICS[name] for arm in own for name in METRICS if arm.scores(name)}) or None,
+        model_name=prompt.name,
+        eval_results=[result for arm in own for result in _eval_results(arm, source)] or None,
+    )
+    return data.to_dict()
+
+
+def _eval_results(arm: Arm, source: str) -> list[EvalResult]:
+    """The score in the source language and the mean over the others, for the Hub's leaderboards."""
+    family = arm.runs[0].family
+    data_set_name = data_set(family)
+    found = []
+    for metric, hub_metric in METRICS.items():
+        scores = arm.scores(metric)
+        targets = [score for language, score in scores.items() if language != source]
+        for where, score in (
+            (source, scores.get(source)),
+            (f"mean of {len(targets)} target languages", mean_score(targets)),
+        ):
+            if score is not None:
+                found.append(
+                    EvalResult(
+                        task_type="text-classification",
+                        dataset_type=DATASETS.get(data_set_name, data_set_name),
+                        dataset_name=f"{family}, {where}",
+                        dataset_config=where,
+                        dataset_split="test",
+                        metric_type=hub_metric,
+                        metric_name=metric,
+                        metric_value=round(score.value, 4),
+                    )
+                )
+    return found
+
+
+def _description(prompt: SoftPrompt) -> str:
+    before = prompt.num_prefix_tokens
+    where = {"prefix": "before", "suffix": "after", "both": f"{before} before and {prompt.length - before} after"}
+    base_model = prompt.metadata.get("base_model") or "a base model that is not recorded"
+    adapter, tuned_from = prompt.metadata.get("adapter"), prompt.metadata.get("tuned_from")
+    model = f"the {'' if adapter or tuned_from else 'frozen '}model `{base_model}`"
+    if tuned_from:
+        model += f", which was tuned from `{tuned_from}` together with it"
+    if adapter:
+        model += f" with the LoRA adapter `{adapter}`, which was learned together with it"
+    return (
+        f"# {prompt.name}\n\nA soft prompt: {prompt.length} learned vectors of size {prompt.hidden_size}, placed "
+        f"{where[prompt.placement]} the text in the input-embedding space of {model}.\n\n"
+        f"Digest of vectors and placement: `{prompt.digest}`."
+    )
+
+
+def _usage(prompt: SoftPrompt, place: str, scored: Sequence[str]) -> str:
+    """How to load the prompt, with this package and, where that can be, with PEFT."""
+    tasks = ",".join(scored or prompt.metadata.get("tasks") or ["sib200"])
+    arguments = f"prompt={place}"
+    adapter, tuned_from = prompt.metadata.get("adapter"), prompt.metadata.get("tuned_from")
+    if adapter or tuned_from:
+        with_adapter = f",peft={adapter}" if adapter else ""
+        arguments = f"pretrained={prompt.metadata.get('base_model')}{with_adapter},{arguments}"
+    usage = (
+        "## How to use it\n\nWith [lm-evaluation-harness](https://github.com/EleutherAI/lm-evaluation-harness) and the "
+        "plugin `lm_eval_spt`:\n\n"
+        f"```sh\nlm_eval --model spt --model_args {arguments} --tasks {tasks}\n```"
+    )
+    if prompt.placement != "prefix":
+        ours = "this one comes after" if prompt.placement == "suffix" else "a part of this one comes after"
+        return usage + f"\n\nPEFT can not load it: it puts every prompt before the text, and {ours}."
+    if adapter:
+        return usage + "\n\nIt belongs with the adapter, and PEFT does not load two adapters of these kinds as one."
+    on_hub = bool(REPOSITORY_ID.fullmatch(place)) and not place.endswith(".safetensors")
+    folder = place if on_hub else prompt.name
+    convert = "" if on_hub else f", after `lm-eval-spt convert {place} {folder}`"
+    base_model = prompt.metadata.get("base_model") or "<base model>"
+    embedded = base_model == "mini"  # it ships with this package
+    import_mini = "from lm_eval_spt.common.paths import mini_model_folder\n" if embedded else ""
+    return (
+        f"{usage}\n\nWith PEFT{convert}:\n\n```python\n"
+        f"{import_mini}from peft import PeftModel\n"
+        "from transformers import AutoModelForCausalLM\n\n"
+        f"model = AutoModelForCausalLM.from_pretrained({'mini_model_folder()' if embedded else repr(base_model)})\n"
+        f'model = PeftModel.from_pretrained(model, "{folder}")\n```'
+    )
+
+
+def _training(prompt: SoftPrompt) -> str:
+    """What the prompt file says of its training, as a table."""
+    metadata = prompt.metadata
+    shown = ("tasks", "source_languages", "shots", "seed", "training_documents", "tuned_parameters")
+    facts = {name: metadata[name] for name in shown if metadata.get(name) is not None}
+    facts |= metadata.get("hyperparameters") or {}
+    facts |= {f"validation {name}": value for name, value in (metadata.get("validation") or {}).items()}
+    if not facts:
+        return ""
+    rows = [f"| {name.replace('_', ' ')} | {_cell(value)} |" for name, value in facts.items() if value is not None]
+    return "\n".join(["## Training", "", "| setting | value |", "|---|---|", *rows])
+
+
+def _results(own: Sequence[Arm], others: Sequence[Arm], source: str) -> str:
+    """A table of this prompt's scores in every language, beside the accuracy of what it is compared with."""
+    if not own:
+        return ""
+    columns: dict[str, dict[str, Score]] = {}
+    for arm in own:
+        name = arm.name if len(own) == 1 else f"{arm.name} ({arm.runs[0].family})"
+        columns |= {f"{_cell(name)}, {metric}": arm.scores(metric) for metric in METRICS if arm.scores(metric)}
+    for arm in others:
+        name = arm.name if len(arm.runs) == 1 else f"{arm.name} (mean of {len(arm.runs)} runs)"
+        columns[f"{_cell(name)}, acc"] = arm.scores("acc")
+    return (
+        f"## Results\n\nIn percent, with standard errors over the test documents; learned on {source} alone.\n\n"
+        f"{transfer_table(columns, source)}"
+    ).rstrip()
+
+
+def _cell(value: Any) -> str:
+    """Text for a cell of a Markdown table, whatever it holds."""
+    values = value if isinstance(value, list) else [value]
+    text = ", ".join(f"{one:.4g}" if isinstance(one, float) else str(one) for one in values)
+    return re.sub(r"([\\|`<*\[\]])", r"\\\1", text.replace("\n", "\\n"))

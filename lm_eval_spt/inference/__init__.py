@@ -1,0 +1,1 @@
+"""Running a language model: tokens and a soft prompt in, log-likelihoods out."""

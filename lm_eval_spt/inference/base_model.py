@@ -1,0 +1,71 @@
+"""Base models by name: ``mini`` is the one that ships with the package, everything else is a folder or a Hub id."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from typing import Any
+
+from lm_eval_spt.common.errors import UserError
+from lm_eval_spt.common.paths import mini_model_folder
+
+MINI = "mini"
+
+
+def model_path(name: str) -> str:
+    """Return what ``from_pretrained`` understands: the embedded model's folder for ``mini``, else `name` itself."""
+    return str(mini_model_folder()) if name == MINI else name
+
+
+def ensure_available(name: str, revision: str | None = None) -> str:
+    """Return :func:`model_path`'s answer after making sure that there is such a model.
+
+    Asks the Hub for the model's configuration alone, which fails at once where loading would retry an unreachable Hub
+    for a minute.
+
+    Raises:
+        UserError: neither a folder nor a model that the Hub, or the local cache of it, has.
+    """
+    from huggingface_hub import snapshot_download
+
+    path = model_path(name)
+    if not os.path.isdir(path):
+        try:
+            snapshot_download(path, revision=revision, allow_patterns="config.json")
+        except (OSError, ValueError) as error:
+            raise cannot_load(name, error) from error
+    return path
+
+
+def bitsandbytes_config(settings: dict[str, Any], dtype: Any = None) -> Any:
+    """Return what makes transformers load a model with quantised weights.
+
+    Args:
+        settings: arguments of ``BitsAndBytesConfig``, such as ``{"load_in_4bit": True}``. NormalFloat, as QLoRA has it
+            (Dettmers et al. 2023), is the default kind of 4 bits.
+        dtype: what is computed in, if it is named.
+
+    Raises:
+        UserError: bitsandbytes is not here, or the settings are not understood.
+    """
+    from transformers import BitsAndBytesConfig
+
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError("a quantised base model needs bitsandbytes, which is not installed: pip install bitsandbytes")
+    if settings.get("load_in_4bit"):
+        settings = {"bnb_4bit_quant_type": "nf4", **settings}
+        if dtype not in (None, "auto"):
+            settings = {"bnb_4bit_compute_dtype": dtype, **settings}
+    try:
+        return BitsAndBytesConfig(**settings)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"the base model can not be quantised with {settings}: {error}") from error
+
+
+def cannot_load(name: str, error: Exception) -> UserError:
+    """Return the error to raise where base model `name` can not be loaded because of `error`."""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    return UserError(
+        f"the base model {name!r} can not be loaded ({reason}): expected 'mini', a folder, or a Hub id that can be "
+        "reached or is in the local cache"
+    )

@@ -1,0 +1,306 @@
+"""What this package knows of the insides of transformers' causal LMs: all of it is here.
+
+A causal LM is two parts, a decoder (tokens to hidden states) and a vocabulary head (hidden states to logits). They are
+run apart here, because the head of a multilingual model is as large as its decoder and is needed at few positions.
+The names that this relies on are listed in ``tests/inference/test_transformers_internals.py``.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import lru_cache, partial
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+
+from lm_eval_spt.inference import onednn
+
+# Spelled out in Python, these cost four passes over the widest tensor of a layer; one kernel computes the same.
+SLOW_GELUS = ("BloomGelu", "NewGELUActivation")
+
+
+def device_of(model: PreTrainedModel) -> torch.device:
+    """Return where the model expects its input."""
+    return model.get_input_embeddings().weight.device  # type: ignore[return-value]
+
+
+def decoder_of(model: PreTrainedModel) -> PreTrainedModel:
+    """Return the part of a causal LM that turns tokens into hidden states, adapters (PEFT) included."""
+    return _without_wrapper(model).get_decoder()
+
+
+def _without_wrapper(model: PreTrainedModel) -> PreTrainedModel:
+    """Return the causal LM inside a PeftModel, whose layers are adapted in place; any other model as it is."""
+    wrapper: Any = model
+    return wrapper.get_base_model() if hasattr(wrapper, "get_base_model") else model
+
+
+def hidden_states(
+    model: PreTrainedModel,
+    inputs: dict[str, Tensor],
+    mask: Tensor,
+    positions: Tensor,
+    *,
+    visible: Tensor | None = None,
+    key_positions: Tensor | None = None,
+    cache: DynamicCache | None = None,
+) -> Tensor:
+    """Run the decoder over new tokens.
+
+    Args:
+        model: a causal LM.
+        inputs: `input_ids` `[batch, new]` or `inputs_embeds` `[batch, new, d]`.
+        mask: `[batch, past + new]`, 1 for a token and 0 for padding.
+        positions: `[batch, new]`, where in its text each token stands.
+        visible: boolean `[batch, new, past + new]`, what each new token may look at; needed where that is not simply
+            everything before it.
+        key_positions: `[batch, past + new]`, with `visible`: where in its text each key stands.
+        cache: keys and values of the past; extended in place.
+
+    Returns:
+        `[batch, new, d]`, what the vocabulary head takes.
+    """
+    decoder = decoder_of(model)
+    arguments: dict[str, Any] = {**inputs, "attention_mask": mask}
+    if _has_parameter(type(decoder).forward, "position_ids"):
+        arguments["position_ids"] = positions.clone()  # XGLM before transformers 5.3 adds to it in place
+    with ExitStack() as stack:
+        if visible is not None:
+            assert key_positions is not None
+            arguments["attention_mask"] = _attention_masks(model, visible, positions, key_positions)
+            stack.enter_context(_alibi_of(decoder, key_positions))
+        stack.enter_context(_fast_layers(decoder))
+        output = decoder(**arguments, past_key_values=cache, use_cache=cache is not None, return_dict=True)
+    return output.last_hidden_state
+
+
+def logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """Return the logits `[rows, vocabulary]` of hidden states `[rows, d]`.
+
+    The model's own `forward` runs, with a decoder that returns `hidden`: whatever an architecture does to its logits
+    (scales, caps) is done.
+    """
+    decoder, causal = decoder_of(model), _without_wrapper(model)
+    with _replaced(
+        decoder, "forward", lambda *_, **__: BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden[None])
+    ):
+        ids = torch.zeros(1, 1, dtype=torch.long, device=device_of(model))
+        found: Tensor = causal(input_ids=ids, use_cache=False, return_dict=True).logits[0]
+    if len(found) != len(hidden):
+        raise RuntimeError(f"{type(causal).__name__} does not take its hidden states from {type(decoder).__name__}")
+    return found
+
+
+def plain_head(model: PreTrainedModel) -> Tensor | None:
+    """Return the head's weights `[vocabulary, d]` where logits are hidden states times these, and nothing else.
+
+    None for heads with a bias, an adapter or quantized weights, for architectures that scale or cap their logits, and
+    where the head's weights want a gradient.
+    """
+    if model not in _plain_heads:
+        _plain_heads[model] = _is_plain_product(model)
+    weight = _without_wrapper(model).get_output_embeddings().weight if _plain_heads[model] else None
+    return None if weight is None or weight.requires_grad and torch.is_grad_enabled() else weight.detach()
+
+
+_plain_heads: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
+
+
+@torch.no_grad()
+def _is_plain_product(model: PreTrainedModel) -> bool:
+    """Tell by the model's own logits of a hidden state whose logits are large, so that a cap would show."""
+    head: Any = _without_wrapper(model).get_output_embeddings()
+    if type(head) is not nn.Linear or head.bias is not None:
+        return False
+    hidden = 100 * nn.functional.normalize(head.weight[:1].float(), dim=1).to(head.weight.dtype)
+    return torch.allclose(logits(model, hidden), hidden @ head.weight.T, rtol=1e-4, atol=1e-4)
+
+
+# -- keys and values ---------------------------------------------------------------------------------------------------
+
+
+def cache_of(states: Iterable[tuple[Tensor, Tensor]]) -> DynamicCache:
+    """Return a cache of these keys and values of each layer, `[batch, heads, time, head_dim]`, without copying them."""
+    cache = DynamicCache()
+    for index, (keys, values) in enumerate(states):
+        cache.update(keys[:, :, :0], values[:, :, :0], index)  # makes the layer
+        layer: Any = cache.layers[index]
+        layer.keys, layer.values = keys, values
+    return cache
+
+
+def keys_and_values(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
+    """Return each layer's keys and values, `[batch, heads, time, head_dim]`."""
+    return [(layer.keys, layer.values) for layer in cache.layers]  # type: ignore[union-attr, misc]
+
+
+class PreallocatedLayer(DynamicLayer):
+    """A layer's keys and values, with room behind them for what is read next: nothing is copied to add to them.
+
+    Every reader writes into the same room, one after the other; none may want a gradient.
+
+    Args:
+        keys, values: `[batch, heads, time + room, head_dim]`.
+        time: how many are there already.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor, time: int) -> None:
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        self._all_keys, self._all_values, self._time = keys, values, time
+        self.keys, self.values = keys[:, :, :time], values[:, :, :time]
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Write new keys and values `[batch, heads, new, head_dim]` behind the others; returns all of them."""
+        end = self._time + key_states.shape[2]
+        self._all_keys[:, :, self._time : end] = key_states
+        self._all_values[:, :, self._time : end] = value_states
+        self.keys, self.values = self._all_keys[:, :, :end], self._all_values[:, :, :end]
+        return self.keys, self.values
+
+    def again(self) -> PreallocatedLayer:
+        """Return the same for another reader."""
+        return PreallocatedLayer(self._all_keys, self._all_values, self._time)
+
+
+def preallocate(cache: DynamicCache, room: int) -> DynamicCache:
+    """Return a copy of a cache whose layers are :class:`PreallocatedLayer`."""
+    roomy = DynamicCache()
+    for states in keys_and_values(cache):
+        (batch, heads, time, width), first = states[0].shape, states[0]
+        keys, values = (first.new_empty(batch, heads, time + room, width) for _ in states)
+        keys[:, :, :time], values[:, :, :time] = states
+        roomy.layers.append(PreallocatedLayer(keys, values, time))
+    return roomy
+
+
+# -- attention ---------------------------------------------------------------------------------------------------------
+
+
+def sliding_window(model: PreTrainedModel) -> int | None:
+    """Return how far back (some of) the model's layers look, or None where all look at everything."""
+    config = model.config.get_text_config()
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None and "sliding_attention" not in kinds:
+        return None
+    return getattr(config, "sliding_window", None)
+
+
+def _attention_masks(
+    model: PreTrainedModel, visible: Tensor, positions: Tensor, key_positions: Tensor
+) -> Tensor | dict[str, Tensor]:
+    """Return what the attention scores get added, `[batch, 1, new, past + new]`; by kind of layer where there are two.
+
+    A sliding window counts positions in the text here, where the model's own masks count slots of the batch.
+    """
+    if hasattr(sys.modules[type(decoder_of(model)).__module__], "_prepare_4d_causal_attention_mask"):
+        return visible[:, None].to(model.dtype)  # XGLM before transformers 5.2 makes of it what the scores get added
+    window = sliding_window(model)
+    if window is None:
+        return _additive(visible, model.dtype)
+    near = positions[:, :, None] - key_positions[:, None, :] < window
+    windowed = _additive(visible & near, model.dtype)
+    if getattr(model.config.get_text_config(), "layer_types", None) is None:
+        return windowed
+    return {"full_attention": _additive(visible, model.dtype), "sliding_attention": windowed}
+
+
+def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
+
+
+@contextmanager
+def _alibi_of(decoder: PreTrainedModel, key_positions: Tensor) -> Iterator[None]:
+    """Within this context BLOOM's attention bias follows positions in the text, not slots of the batch."""
+    if not hasattr(decoder, "build_alibi_tensor"):
+        yield
+        return
+    build: Any = decoder.build_alibi_tensor
+
+    def alibi(_: Tensor, heads: int, dtype: torch.dtype) -> Tensor:
+        slopes = build(key_positions.new_ones(1, 2), heads, torch.float32)[:, 0, 1]
+        bias = slopes[None, :, None] * key_positions[:, None, :]
+        return bias.reshape(-1, 1, bias.shape[-1]).to(dtype)
+
+    with _replaced(decoder, "build_alibi_tensor", alibi):
+        yield
+
+
+# -- memory ------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def activation_checkpointing(model: PreTrainedModel) -> Iterator[None]:
+    """Within this context layers keep their input alone for the backward pass, and compute the rest again in it.
+
+    transformers offers the same for models in training mode only, in which a frozen model would draw dropout.
+    """
+
+    def run(layer: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        with _fast_layers(layer):  # the second time comes after hidden_states has returned
+            return forward(*args, **kwargs)
+
+    with ExitStack() as stack:
+        for layer in model.modules():
+            if isinstance(layer, GradientCheckpointingLayer):
+                again = partial(checkpoint, partial(run, layer, layer.forward), use_reentrant=False)
+                stack.enter_context(_replaced(layer, "forward", again))
+        yield
+
+
+# -- gradients ---------------------------------------------------------------------------------------------------------
+
+
+def let_gradients_through(model: PreTrainedModel) -> None:
+    """Keep bitsandbytes from packing 4-bit weights anew at their first use on a processor with AVX512-BF16.
+
+    What it multiplies them by then has no gradient with respect to its input: those of a prompt would be wrong, with no
+    more than a warning.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+
+
+# -- replacing -----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _fast_layers(part: nn.Module) -> Iterator[None]:
+    with ExitStack() as stack:
+        if onednn.better_than_mkl():
+            stack.enter_context(onednn.OneDNNProducts())
+        for module in part.modules():
+            if type(module).__name__ in SLOW_GELUS:
+                stack.enter_context(_replaced(module, "forward", partial(nn.functional.gelu, approximate="tanh")))
+        yield
+
+
+@contextmanager
+def _replaced(module: nn.Module, name: str, method: Callable[..., Any]) -> Iterator[None]:
+    """Within this context `module` has another method; one that it had of its own (accelerate's) comes back."""
+    before = vars(module).get(name)
+    vars(module)[name] = method
+    try:
+        yield
+    finally:
+        if before is None:
+            del vars(module)[name]
+        else:
+            vars(module)[name] = before
+
+
+@lru_cache(maxsize=8)
+def _has_parameter(function: Callable[..., Any], name: str) -> bool:
+    return name in inspect.signature(function).parameters

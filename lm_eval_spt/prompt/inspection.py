@@ -1,0 +1,139 @@
+"""What is in a soft prompt: its provenance, the norms of its vectors, and the vocabulary tokens nearest to them."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from typing import Any, cast
+
+import torch
+from torch.nn.functional import normalize
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from lm_eval_spt.inference.base_model import cannot_load, ensure_available
+from lm_eval_spt.prompt.soft_prompt import SoftPrompt, embedding_fingerprint
+
+VOCABULARY_CHUNK = 16384  # embedding rows held in float32 at a time
+
+
+def report(prompt: SoftPrompt, base_model: str | None, neighbours: int) -> dict[str, Any]:
+    """Return what there is to say of a prompt, as JSON takes it.
+
+    Args:
+        prompt: what to look into.
+        base_model: its base model; without it no tokens are compared.
+        neighbours: how many tokens per vector.
+
+    Raises:
+        UserError: the base model can not be loaded, or is another one.
+    """
+    norms = prompt.vectors.norm(dim=1).tolist()
+    found: dict[str, Any] = {
+        "name": prompt.name,
+        "digest": prompt.digest,
+        "length": prompt.length,
+        "hidden_size": prompt.hidden_size,
+        "placement": prompt.placement,
+        "metadata": prompt.metadata,
+        "norms": {"min": min(norms), "mean": statistics.fmean(norms), "max": max(norms), "per_vector": norms},
+    }
+    return found | _compare_with_vocabulary(prompt, base_model, neighbours) if base_model else found
+
+
+def nearest_tokens(
+    vectors: torch.Tensor, embedding: torch.nn.Embedding, count: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Find the vocabulary tokens that point in the direction of each vector.
+
+    Compared with what the embedding module puts out, not with its weight: some models scale between the two.
+
+    Args:
+        vectors: `[P, d]`.
+        embedding: the base model's input-embedding module, vocabulary V.
+        count: how many tokens per vector; no more than V are returned.
+
+    Returns:
+        Token ids `[P, count]`, nearest first; their cosine similarities `[P, count]`; the norm of every token's
+        embedding `[V]`.
+    """
+    cosines, norms = [], []
+    with torch.inference_mode():
+        for ids in torch.arange(len(embedding.weight)).split(VOCABULARY_CHUNK):
+            rows = embedding(ids).float()
+            norms.append(rows.norm(dim=1))
+            cosines.append(normalize(vectors, dim=1) @ normalize(rows, dim=1).T)
+        best = torch.cat(cosines, dim=1).topk(min(count, len(embedding.weight)), dim=1)
+    return best.indices, best.values, torch.cat(norms)
+
+
+def _compare_with_vocabulary(prompt: SoftPrompt, name: str, count: int) -> dict[str, Any]:
+    """The part of the report that needs the base model."""
+    embedding, tokenizer = _load_embedding(name)
+    prompt.check_fits(embedding.weight.shape[1], embedding_fingerprint(embedding), name)
+    ids, cosines, norms = nearest_tokens(prompt.vectors, embedding, count)
+    return {
+        "vocabulary_norms": {"mean": norms.mean().item(), "median": norms.median().item()},
+        "nearest_tokens": [
+            [
+                {"id": token_id, "token": _token_text(tokenizer, token_id), "cosine": cosine}
+                for token_id, cosine in zip(row_ids, row_cosines, strict=True)
+            ]
+            for row_ids, row_cosines in zip(ids.tolist(), cosines.tolist(), strict=True)
+        ],
+    }
+
+
+def _load_embedding(name: str) -> tuple[torch.nn.Embedding, PreTrainedTokenizerBase]:
+    """The input-embedding module and the tokenizer of base model `name`, on the CPU; UserError where there is none."""
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    path = ensure_available(name)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype="auto", trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        return cast("torch.nn.Embedding", model.get_input_embeddings()), tokenizer
+    except (OSError, ValueError) as error:
+        raise cannot_load(name, error) from error
+
+
+def _token_text(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
+    """The text of a token; where it has none of its own (a part of a character), its entry in the vocabulary in <>."""
+    text = str(tokenizer.decode([token_id]))
+    if text and "\N{REPLACEMENT CHARACTER}" not in text:
+        return text
+    # Embeddings can outnumber tokens: many models pad their vocabulary.
+    return f"<{tokenizer.convert_ids_to_tokens(token_id) or token_id}>"
+
+
+def as_text(report: dict[str, Any]) -> Iterator[str]:
+    """The report as lines in aligned columns."""
+    norms = report["norms"]
+    facts = {key: report[key] for key in ("name", "digest", "length", "hidden_size", "placement")} | {
+        key: value for key, value in _flattened(report["metadata"]) if key not in report
+    }
+    facts["norms"] = "  ".join(f"{key} {norms[key]:.4g}" for key in ("min", "mean", "max"))
+    if "vocabulary_norms" in report:
+        facts["vocabulary norms"] = "  ".join(f"{key} {value:.4g}" for key, value in report["vocabulary_norms"].items())
+    width = max(len(key) for key in facts)
+    for key, value in facts.items():
+        line = f"{key:{width}}  {value}"
+        yield line if line.isprintable() else repr(line)  # a file from elsewhere could hold control characters
+
+    yield ""
+    nearest = report.get("nearest_tokens", [[]] * report["length"])
+    yield "vector      norm" + ("  nearest tokens (cosine similarity)" if any(nearest) else "")
+    for index, (norm, tokens) in enumerate(zip(norms["per_vector"], nearest, strict=True)):
+        listing = "".join(f"  {token['token']!r} {token['cosine']:.2f}" for token in tokens)
+        yield f"{index:6d}  {norm:8.4g}{listing}"
+
+
+def _flattened(metadata: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Keys and values of nested objects, the keys joined by dots."""
+    for key, value in metadata.items():
+        if isinstance(value, dict):
+            yield from _flattened(value, f"{prefix}{key}.")
+        elif isinstance(value, list):
+            yield prefix + key, ", ".join(map(str, value))
+        else:
+            yield prefix + key, value

@@ -1,0 +1,181 @@
+"""The frozen model's keys and values of the texts, computed once for a whole training run.
+
+A suffix prompt comes after the text, attention is causal: what the model makes of the text does not depend on the
+prompt. So the text is read once, and every step reads only the prompt and the answers.
+
+The keys and values are kept where they fit: on the model's device, in host memory, or in a temporary file that is
+mapped into memory. That file has no name once it is open: it is gone with the process, whatever ends it, and no later
+run can take it for its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, get_args
+
+import psutil
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lm_eval_spt.inference.forward import KVCache, prefill
+from lm_eval_spt.inference.transformers_internals import cache_of, device_of, keys_and_values
+from lm_eval_spt.inference.virtual_tokens import pad_left
+
+logger = logging.getLogger(__name__)
+
+Context = tuple[int, ...]
+Medium = Literal["device", "host", "disk"]
+MEDIA: tuple[Medium, ...] = get_args(Medium)
+
+SHARE = 0.5  # of a medium's free room that may be taken
+
+
+class ContextCache:
+    """Keys and values of contexts, to be read on from.
+
+    Args:
+        model: the frozen causal LM.
+        max_batch_tokens: how many tokens, padding included, are read at once.
+    """
+
+    def __init__(self, model: PreTrainedModel, max_batch_tokens: int) -> None:
+        self._model = model
+        self._max_batch_tokens = max_batch_tokens
+        self._device = device_of(model)
+        # For each context the keys and values, [layers, 2, heads, time, head_dim].
+        self._states: dict[Context, Tensor] = {}
+        self._warned: set[str] = set()
+        self._batch = torch.zeros(0, dtype=model.dtype, device=self._device)
+
+    def __contains__(self, context: Context) -> bool:
+        return context in self._states
+
+    def add(self, contexts: Iterable[Context], medium: Medium | None = None) -> bool:
+        """Read the contexts (token ids, without prompt) that are not here yet, and keep what the model makes of them.
+
+        Args:
+            contexts: the texts.
+            medium: where to; default: the first that has room, of device, host and disk.
+
+        Returns:
+            Whether they are here now; False where they do not fit.
+        """
+        waiting = sorted(set(contexts) - set(self._states), key=len)
+        if not waiting:
+            return True
+        per_token = self._shape(1).numel()
+        room = self._room(per_token * sum(map(len, waiting)), medium)
+        if room is None:
+            return False
+        start = 0
+        while waiting:
+            # Small batches: while they are copied to their place, their keys and values are there twice.
+            size = max(1, self._max_batch_tokens // 4 // len(waiting[-1]))
+            batch, waiting = waiting[-size:], waiting[:-size]
+            ids, mask = (tensor.to(self._device) for tensor in pad_left(batch))
+            with torch.no_grad():
+                layers = keys_and_values(prefill(self._model, ids, mask).cache)
+            for row, context in enumerate(batch):
+                end = start + per_token * len(context)
+                state = room[start:end].view(self._shape(len(context)))
+                for layer, (keys, values) in enumerate(layers):
+                    state[layer, 0] = keys[row, :, -len(context) :]
+                    state[layer, 1] = values[row, :, -len(context) :]
+                self._states[context] = state
+                start = end
+        return True
+
+    def read(self, contexts: Sequence[Context]) -> KVCache:
+        """Return what the model has read after these contexts, one row for each; good until the next call."""
+        states = [self._states[context] for context in contexts]
+        time = max(map(len, contexts))
+        layers, two, heads, _, width = states[0].shape
+        shape = torch.Size((layers, two, len(states), heads, time, width))
+        if shape.numel() > len(self._batch):  # kept: new memory costs more than the copy into it
+            self._batch = self._batch.new_zeros(shape.numel())
+        # Padding is masked; what it holds is of an earlier batch, or zeros.
+        both = self._batch[: shape.numel()].view(shape)
+        for row, state in enumerate(states):
+            both[:, :, row, :, time - state.shape[3] :] = state
+        _, mask = pad_left(contexts)
+        return KVCache(cache_of((keys, values) for keys, values in both), mask.to(self._device))
+
+    def bytes_of(self, contexts: Sequence[Context]) -> int:
+        """Return how much the keys and values of a batch of these contexts take, padding included."""
+        return self._shape(len(contexts) * max(map(len, contexts))).numel() * self._model.dtype.itemsize
+
+    def free(self) -> int:
+        """Return the bytes that are free where batches are put together: on the model's device."""
+        return _free("host" if self._device.type == "cpu" else "device", self._device)
+
+    def _shape(self, time: int) -> torch.Size:
+        """Return the shape of a context's state, read off what the model keeps of one token."""
+        if not hasattr(self, "_of_one_token"):
+            ids = torch.ones(1, 1, dtype=torch.long, device=self._device)
+            with torch.no_grad():
+                layers = keys_and_values(prefill(self._model, ids, torch.ones_like(ids)).cache)
+            self._of_one_token = len(layers), layers[0][0].shape[1], layers[0][0].shape[3]
+        layers_, heads, width = self._of_one_token
+        return torch.Size((layers_, 2, heads, time, width))
+
+    # -- where ---------------------------------------------------------------------------------------------------------
+
+    def _room(self, values: int, wanted: Medium | None) -> Tensor | None:
+        """Return room for so many values on the medium that is wanted, or on the first that has it."""
+        size = values * self._model.dtype.itemsize
+        media = [medium for medium in MEDIA if not (medium == "device" and self._device.type == "cpu")]
+        if wanted is not None:
+            media = media[media.index("host" if wanted == "device" and wanted not in media else wanted) :]
+        for medium in media:
+            free = _free(medium, self._device)
+            if size <= SHARE * free:
+                try:
+                    return self._allocate(medium, values, size)
+                except (OSError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
+                    logger.info("no %.1f GB on the %s: %s", size / 1e9, medium, error)
+            self._warn(medium, size, free)
+        return None
+
+    def _allocate(self, medium: Medium, values: int, size: int) -> Tensor:
+        dtype = self._model.dtype
+        if medium == "device":
+            return torch.empty(values, dtype=dtype, device=self._device)
+        if medium == "host":
+            return torch.empty(values, dtype=dtype, pin_memory=self._device.type == "cuda")
+        descriptor, path = tempfile.mkstemp(prefix="lm_eval_spt-")
+        try:
+            if hasattr(os, "posix_fallocate"):  # a full disk shows now and not, as a crash, when a page is written
+                os.posix_fallocate(descriptor, 0, size)
+            return torch.from_file(path, shared=True, size=values, dtype=dtype)
+        finally:
+            os.close(descriptor)
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+
+    def _warn(self, medium: Medium, size: int, free: int) -> None:
+        """Say once for each medium that it has not enough room."""
+        if medium in self._warned:
+            return
+        self._warned.add(medium)
+        then = "the disk is tried" if medium != "disk" else "they are read anew in every step"
+        if medium == "device":
+            then = "host memory is tried"
+        logger.warning(
+            "the texts' keys and values need %.1f GB, the %s has %.1f GB of which half may be taken: %s",
+            size / 1e9, medium, free / 1e9, then,
+        )  # fmt: skip
+
+
+def _free(medium: Medium, device: Any) -> int:
+    """Return the bytes that are free."""
+    if medium == "device":
+        return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+    if medium == "host":
+        return psutil.virtual_memory().available
+    return shutil.disk_usage(tempfile.gettempdir()).free

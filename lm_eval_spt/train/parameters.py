@@ -1,0 +1,105 @@
+"""What a run learns: the prompt's vectors, perhaps through a network, and perhaps the base model or an adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lm_eval_spt.harness.lm import SPTLM
+from lm_eval_spt.train.config import TrainingConfig
+from lm_eval_spt.train.examples import Example
+from lm_eval_spt.train.initialization import embedding_scale, initial_vectors, record_of, starting_prompt
+from lm_eval_spt.train.reparameterization import Reparameterization, reparameterize
+from lm_eval_spt.train.tuning import BaseModel
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What was learned at one moment of a run, on the CPU.
+
+    Attributes:
+        vectors: the prompt as the model receives it, `[P, d]`; None where there is none.
+        model: tuned parameters of the base model, by name.
+    """
+
+    vectors: Tensor | None
+    model: dict[str, Tensor] = field(default_factory=dict)
+
+
+class TrainableParameters:
+    """The parameters of a run.
+
+    Args:
+        lm: holds the base model, which gets an adapter where the settings say so.
+        config: the settings.
+        examples: the training documents.
+
+    Raises:
+        UserError: the prompt to start from does not fit, or the model can not get an adapter.
+    """
+
+    def __init__(self, lm: SPTLM, config: TrainingConfig, examples: Sequence[Example]) -> None:
+        self._config = config
+        self.base = BaseModel(lm, config)
+        self.start: dict[str, Any] | None = None
+        self.prompt: Reparameterization | None = None
+        self._scale = 1.0
+        if config.prompt_length:
+            embedding = lm.model.get_input_embeddings()
+            start = starting_prompt(lm, config)
+            self.start = record_of(start, config.prompt_length) if start else None
+            self._scale = embedding_scale(embedding)
+            self.prompt = reparameterize(
+                initial_vectors(lm, config, examples, start),
+                config.reparameterization,
+                hidden_size=config.reparameterization_hidden_size,
+                share=config.dual_share,
+                seed=config.seed,
+            ).to(embedding.weight.device)
+
+    def vectors(self) -> Tensor | None:
+        """Return the prompt as the model receives it, `[P, d]`, differentiable; None where there is none."""
+        return None if self.prompt is None else self.prompt() * self._scale
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Return everything that is learned."""
+        return [*(self.prompt.parameters() if self.prompt else ()), *self.base.tuned.values()]
+
+    def buffers(self) -> dict[str, Tensor]:
+        """Return the rest of the state: how many masks of dropout the network has drawn."""
+        return dict(self.prompt.named_buffers()) if self.prompt else {}
+
+    def load_buffers(self, state: dict[str, Tensor]) -> None:
+        """Put back what :meth:`buffers` returned."""
+        for name, buffer in self.buffers().items():
+            buffer.copy_(state[name])
+
+    def count(self) -> int:
+        """Return how many numbers are learned."""
+        return sum(weight.numel() for weight in self.parameters())
+
+    def optimizer(self) -> torch.optim.AdamW:
+        """Return AdamW over everything, with a learning rate for each of vectors, network and model."""
+        config = self._config
+        groups = (
+            self.prompt.parameter_groups(config.lr, config.reparameterization_lr or config.lr) if self.prompt else []
+        )
+        if self.base.tuned:
+            groups.append({"params": list(self.base.tuned.values()), "lr": self.base.lr})
+        return torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+
+    def train(self, mode: bool = True) -> None:
+        """Turn dropout on for a step, or off."""
+        self.base.train(mode)
+        if self.prompt is not None:
+            self.prompt.train(mode)
+
+    def learned(self) -> Snapshot:
+        """Return a copy of what has been learned so far, the network folded into vectors."""
+        self.train(False)
+        vectors = self.vectors()
+        return Snapshot(None if vectors is None else vectors.detach().cpu().clone(), self.base.state())

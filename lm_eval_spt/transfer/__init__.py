@@ -1,1 +1,0 @@
-"""From the harness's results files to tables of cross-lingual transfer."""

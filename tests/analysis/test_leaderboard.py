@@ -1,0 +1,206 @@
+"""Sorting runs into arms, and ranking them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from lm_eval_spt.analysis.arms import Arm, comparable, curves, read_arms
+from lm_eval_spt.analysis.leaderboard import rank, stand
+from lm_eval_spt.analysis.results import read_run
+from lm_eval_spt.cli import main
+from lm_eval_spt.common.errors import UserError
+from lm_eval_spt.prompt.soft_prompt import SoftPrompt
+from tests.helpers.results import some_scores, write_prompt, write_results
+
+# -- statistics --------------------------------------------------------------------------------------------------------
+
+
+def test_two_arms_are_told_apart_where_a_paired_t_test_does() -> None:
+    random = np.random.default_rng(0)
+    decided = 0
+    for gain in np.linspace(0, 0.1, 60):
+        base = random.normal(0.5, 0.2, 40)
+        scores = np.stack([base, base + random.normal(gain, 0.1, 40)])
+        p = stats.ttest_rel(scores[1], scores[0]).pvalue
+        if 0.02 < p < 0.12:  # too close to call: the two need not agree
+            continue
+        apart = [standing.rank for standing in stand(scores)] in ([(2, 2), (1, 1)], [(1, 1), (2, 2)])
+        assert apart == (p < 0.05), (gain, p)
+        decided += 1
+    assert decided > 40
+
+
+def test_equal_arms_are_rarely_told_apart_however_many_there_are() -> None:
+    random = np.random.default_rng(1)
+    false_alarms = 0
+    for _ in range(200):
+        scores = random.normal(0.5, 0.1, (10, 50))
+        false_alarms += any(standing.rank != (1, 10) for standing in stand(scores, resamples=400))
+    # 5% are allowed; 45 comparisons one by one, each at 5%, would give about 60%.
+    assert false_alarms <= stats.binom(200, 0.06).ppf(0.999)
+
+
+def test_intervals_are_those_of_a_mean() -> None:
+    scores = np.random.default_rng(2).normal(0.6, 0.1, (1, 200))
+    (standing,) = stand(scores)
+    error = scores.std(ddof=1) / np.sqrt(200)
+    assert standing.mean == pytest.approx(scores.mean())
+    assert standing.interval == pytest.approx(stats.norm(scores.mean(), error).interval(0.95), abs=0.1 * error)
+    assert (standing.position, standing.rank) == (1, (1, 1))
+
+
+def test_ties_and_constant_differences() -> None:
+    scores = np.random.default_rng(3).normal(0.5, 0.1, 30)
+    standings = stand(np.stack([scores, scores, scores + 0.1]))
+    assert [standing.rank for standing in standings] == [(2, 3), (2, 3), (1, 1)]
+    assert [standing.position for standing in standings] == [2, 3, 1]
+
+
+def test_one_language_tells_nothing_apart() -> None:
+    assert [standing.rank for standing in stand(np.array([[0.9], [0.1]]))] == [(1, 2), (1, 2)]
+
+
+# -- arms --------------------------------------------------------------------------------------------------------------
+
+
+def test_runs_that_differ_in_the_seed_alone_are_one_arm(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        prompt = write_prompt(tmp_path / f"a{seed}.safetensors", seed=seed)
+        write_results(tmp_path / f"a{seed}", {"eng_Latn": 0.8, "deu_Latn": 0.4 + 0.2 * seed}, prompt=prompt)
+    prompt = write_prompt(tmp_path / "b.safetensors", seed=2, lr=0.1)
+    write_results(tmp_path / "b", {"eng_Latn": 0.8, "deu_Latn": 0.3}, prompt=prompt)
+    write_results(tmp_path / "none", {"eng_Latn": 0.2, "deu_Latn": 0.2})
+    write_results(tmp_path / "instruct", {"eng_Latn": 0.3, "deu_Latn": 0.3}, family="sib200_instruct")
+    arms = {arm.name: arm for arm in read_arms([(None, tmp_path)])[0]}
+    assert set(arms) == {"a0, a1", "b", "bloom-560m", "bloom-560m (sib200_instruct)"}
+    assert arms["a0, a1"].scores("acc")["deu_Latn"].value == pytest.approx(0.5)
+    assert [training["seed"] for training in arms["a0, a1"].training] == [0, 1]
+    assert (arms["b"].tuned_parameters, arms["bloom-560m"].tuned_parameters) == (32, 0)
+    assert arms["b"].training_cost == "56 documents × 20 epochs"
+
+
+def test_names_make_arms_and_a_mixed_one_is_pointed_out(tmp_path: Path) -> None:
+    for length in (4, 8):
+        prompt = write_prompt(tmp_path / f"{length}.safetensors", length=length)
+        write_results(tmp_path / f"{length}", {"eng_Latn": 0.8, "deu_Latn": length / 10}, prompt=prompt)
+    arms, notices = read_arms([("mine", tmp_path / "4"), ("mine", tmp_path / "8")])
+    assert [arm.name for arm in arms] == ["mine"]
+    assert arms[0].scores("acc")["deu_Latn"].value == pytest.approx(0.6)
+    assert notices == ["mine: the mean of runs that differ in more than their seed"]
+
+
+def test_a_prompt_that_has_changed_since_tells_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    prompt = write_prompt(tmp_path / "p.safetensors")
+    file = write_results(tmp_path / "results", {"eng_Latn": 0.8}, prompt=prompt, prompt_metadata=None)
+    assert read_arms([(None, file)])[0][0].trained_on == "sib200_eng_Latn, 8 shots"
+    write_prompt(prompt, seed=7)
+    (arm,) = read_arms([(None, file)])[0]
+    assert (arm.trained_on, arm.tuned_parameters, arm.training_cost) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("difference", "reason"),
+    [
+        ({"version": 2.0}, "task version 2.0, not 1.0"),
+        ({"num_fewshot": 5}, "few-shot number 5, not 0"),
+        ({"limit": 10}, "limit 10, not none"),
+        ({"family": "mini_topics"}, "data set mini_topics, not sib200"),
+    ],
+)
+def test_what_can_not_be_compared_is_left_out_with_the_reason(tmp_path: Path, difference: dict, reason: str) -> None:
+    same = [write_results(tmp_path / name, {"eng_Latn": 0.5}) for name in "ab"]
+    other = write_results(tmp_path / "c", {"eng_Latn": 0.5}, **difference)
+    kept, lines = comparable([read_run(path) for path in (other, *same)])
+    assert [run.path for run in kept] == same
+    assert lines == [f"left out: {other} can not be compared with the others: {reason}"]
+
+
+def test_curves_join_arms_that_differ_in_nothing_else(tmp_path: Path) -> None:
+    arms = []
+    for kind in ("none", "mlp"):
+        for length in (2, 16, 4):
+            prompt = write_prompt(tmp_path / f"{kind}{length}.safetensors", length, reparameterization=kind)
+            arms.append((f"{kind}{length}", prompt))
+    arms.append(("other lr", write_prompt(tmp_path / "lr.safetensors", 8, reparameterization="none", lr=1.0)))
+    runs = [(name, write_results(tmp_path / name, {"eng_Latn": 0.5}, prompt=prompt), prompt) for name, prompt in arms]
+    arms = [Arm(name, [read_run(path)], [SoftPrompt.load(prompt).metadata]) for name, path, prompt in runs]
+    assert curves(arms, "prompt_length") == [
+        ("reparameterization mlp", [3, 4, 5]),
+        ("reparameterization none", [0, 1, 2]),
+    ]
+    assert curves(arms, "reparameterization") == [
+        ("prompt length 2", [0, 3]),
+        ("prompt length 4", [2, 5]),
+        ("prompt length 16", [1, 4]),
+    ]
+
+
+# -- the ranking -------------------------------------------------------------------------------------------------------
+
+
+def test_the_ranking_is_over_the_targets_that_all_have_and_says_so(tmp_path: Path) -> None:
+    write_results(tmp_path / "a", {"eng_Latn": 0.1, "deu_Latn": 0.6, "swh_Latn": 0.4, "fra_Latn": 1.0}, base_model="x")
+    write_results(tmp_path / "b", {"eng_Latn": 0.9, "deu_Latn": 0.7, "swh_Latn": 0.5})
+    arms, _ = read_arms([("a", tmp_path / "a"), ("b", tmp_path / "b")])
+    board = rank(arms, "eng_Latn")
+    assert board.targets == ["deu_Latn", "swh_Latn"]
+    assert [arm.name for arm in board.arms] == ["b", "a"]
+    assert [standing.mean for standing in board.standings["acc"]] == pytest.approx([0.6, 0.5])
+    assert [standing.mean for standing in board.standings["macro_f1"]] == pytest.approx([0.55, 0.45])
+    assert "ranked over the 2 target languages that all arms have, of 3: b lacks 1" in board.notices
+
+
+def test_a_limit_that_all_share_is_pointed_out(tmp_path: Path) -> None:
+    write_results(tmp_path / "a", some_scores(0.5, 20), limit=10)
+    arms, _ = read_arms([("a", tmp_path / "a")])
+    assert rank(arms, "eng_Latn").notices == ["a: made with --limit 10"]
+
+
+def test_arms_without_a_common_target_are_refused(tmp_path: Path) -> None:
+    write_results(tmp_path / "a", {"eng_Latn": 0.1, "deu_Latn": 0.6, "swh_Latn": 0.4}, base_model="x")
+    write_results(tmp_path / "b", {"eng_Latn": 0.9, "fra_Latn": 0.7})
+    arms, _ = read_arms([("a", tmp_path / "a"), ("b", tmp_path / "b")])
+    with pytest.raises(UserError, match="no target language in common .*leave out 'b'"):
+        rank(arms, "eng_Latn")
+
+
+def test_the_command_goes_on_where_a_file_can_not_be_used(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    write_results(tmp_path / "good", some_scores(0.7, 30, seed=1), base_model="x")
+    write_results(tmp_path / "poor", some_scores(0.3, 30, seed=2))
+    whole = write_results(tmp_path / "cut", some_scores(0.9, 30))
+    whole.write_text(whole.read_text()[:1000])
+    page = tmp_path / "page.html"
+    arguments = [f"good={tmp_path / 'good'}", f"poor={tmp_path / 'poor'}", f"cut={tmp_path / 'cut'}"]
+    assert main(["leaderboard", *arguments, "--output", str(page)]) == 0
+    out, err = capsys.readouterr()
+    assert [line.split()[0] for line in out.splitlines()[:3]] == ["rank", "1", "2"]
+    assert [line.split()[-1] for line in out.splitlines()[1:3]] == ["good", "poor"]
+    assert err.startswith(f"left out: {whole}") and err.count("\n") == 1
+    assert page.read_text().startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{cut}"], "there is nothing to rank: .*is not a results file"),
+        (["{cut}", "{good}", "--metric", "bleu"], "no 'bleu' to rank by: expected one of acc, macro_f1"),
+        (["{good}", "--output", "{good}"], "can not be written"),
+        (["{missing}"], "missing holds no results"),
+    ],
+)
+def test_mistakes_are_one_line(
+    tmp_path: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture
+) -> None:
+    write_results(tmp_path / "good", some_scores(0.7, 30))
+    write_results(tmp_path / "cut", {}).write_text("{")
+    places = {name: str(tmp_path / name) for name in ("good", "cut", "missing")}
+    assert main(["leaderboard", *(argument.format(**places) for argument in arguments)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert re.search(message, error)

@@ -1,0 +1,301 @@
+"""The leaderboard's page, in a real browser: what it shows, and what a reader can do with it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lm_eval_spt.analysis.arms import read_arms
+from lm_eval_spt.analysis.html.page import contents, page
+from lm_eval_spt.analysis.languages import languages
+from lm_eval_spt.analysis.leaderboard import Leaderboard, rank
+from tests.helpers.chromium import Browser, chromium
+from tests.helpers.results import some_scores, write_prompt, write_results
+
+HOSTILE = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>"
+LENGTHS = (1, 4, 16)
+
+
+@pytest.fixture(scope="module")
+def board(tmp_path_factory: pytest.TempPathFactory) -> Leaderboard:
+    """Twenty arms in 205 languages: three curves of prompts, and others, one of them with a hostile name."""
+    folder = tmp_path_factory.mktemp("runs")
+    places: list[tuple[str | None, Path]] = []
+
+    def add(name: str, mean: float, **results: Any) -> None:
+        number = len(places)
+        places.append((name, write_results(folder / str(number), some_scores(mean, seed=number), **results)))
+
+    for offset, kind in enumerate(("none", "mlp", "residual")):
+        for length in LENGTHS:
+            file = folder / f"{kind}{length}.safetensors"
+            prompt = write_prompt(file, length, seed=offset, reparameterization=kind)
+            add(f"{kind} {length}", 0.4 + offset / 20 + length / 100, prompt=prompt)
+    second_seed = write_prompt(folder / "second_seed.safetensors", 16, seed=9, reparameterization="residual")
+    add("residual 16", 0.6, prompt=second_seed)
+    for number in range(10):
+        add(f"other {number}", 0.3, base_model=f"org/bloom-{number}")
+    add(HOSTILE, 0.2, base_model=HOSTILE)
+    arms, left_out = read_arms(places)
+    assert len(arms) == 20 and not left_out
+    return rank(arms, "eng_Latn", notices=[f"left out: {HOSTILE}"])
+
+
+@pytest.fixture(scope="module")
+def file(board: Leaderboard, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("page") / "leaderboard.html"
+    path.write_text(page(board), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def one_browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    if chromium() is None:
+        pytest.skip("no Chromium or Chrome is installed (Debian: apt-get install chromium)")
+    with Browser(tmp_path_factory.mktemp("profile")) as browser:
+        yield browser
+
+
+@pytest.fixture
+def browser(one_browser: Browser, file: Path) -> Iterator[Browser]:
+    """The page, freshly opened; afterwards the console must be clean and nothing may have been fetched."""
+    one_browser.open(file)
+    yield one_browser
+    assert one_browser.problems == []
+    assert [url for url in one_browser.requests if not url.startswith(("file:", "data:", "blob:"))] == []
+
+
+def column(browser: Browser, table: str, number: int) -> list[str]:
+    """The texts of a table's column, from the top."""
+    return browser.evaluate(
+        f"[...document.querySelectorAll('#{table} tbody tr')].map(row => row.children[{number}].textContent)"
+    )
+
+
+def choose(browser: Browser, control: str, value: str) -> None:
+    """Set a control as a reader would."""
+    browser.evaluate(
+        f"(control => {{ control.value = {json.dumps(value)};"
+        "['input', 'change'].forEach(kind => control.dispatchEvent(new Event(kind, {bubbles: true}))); })"
+        f"(document.getElementById({json.dumps(control)}))"
+    )
+
+
+def focus(browser: Browser, selector: str) -> None:
+    """Go to an element with the Tab key alone."""
+    browser.evaluate("document.activeElement.blur()")
+    for _ in range(80):
+        browser.press("Tab")
+        if browser.evaluate(f"document.activeElement.matches({json.dumps(selector)})"):
+            return
+    raise AssertionError(f"{selector} can not be reached with the keyboard")
+
+
+# -- without a browser -------------------------------------------------------------------------------------------------
+
+
+def test_the_page_is_small_and_the_same_every_time(board: Leaderboard, file: Path) -> None:
+    assert file.stat().st_size < 2_000_000
+    assert page(board) == file.read_text(encoding="utf-8")
+
+
+def test_nothing_in_the_page_points_elsewhere_but_the_links_of_its_footer(file: Path) -> None:
+    own = re.sub(r"<script>.*?</script>", "", file.read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert re.findall(r"(?:src|href)=\"([^\"]*)", own) == [
+        "data:,",
+        "https://github.com/d3/d3",
+        "https://github.com/observablehq/plot",
+    ]
+
+
+def test_the_numbers_survive_in_the_page(board: Leaderboard, file: Path) -> None:
+    text = re.search(r'<script id="board" type="application/json">(.*?)</script>', file.read_text(encoding="utf-8"))
+    assert text is not None
+    assert json.loads(text[1]) == json.loads(json.dumps(contents(board)))
+    assert json.loads(text[1])["notices"] == [f"left out: {HOSTILE}"]
+
+
+# -- in the browser ----------------------------------------------------------------------------------------------------
+
+
+def test_text_from_results_stays_text(browser: Browser) -> None:
+    assert HOSTILE in browser.evaluate("document.getElementById('notices').textContent")
+    assert HOSTILE in column(browser, "ranking", 0)
+    assert browser.evaluate("typeof window.hacked") == "undefined"
+    assert browser.evaluate("document.querySelectorAll('img').length") == 0
+
+
+def test_the_ranking_is_what_was_computed(browser: Browser, board: Leaderboard) -> None:
+    assert column(browser, "ranking", 0) == [arm.name for arm in board.arms]
+    standings = board.standings["acc"]
+    assert [float(text) for text in column(browser, "ranking", 2)] == pytest.approx(
+        [100 * standing.mean for standing in standings], abs=0.051
+    )
+    first, last = standings[0].rank
+    assert column(browser, "ranking", 1)[0] == (f"{first}–{last}" if first != last else str(first))
+
+
+def test_tables_are_sorted_with_the_keyboard(browser: Browser) -> None:
+    focus(browser, "#languages th:nth-child(3) button")
+    browser.press("Enter")
+    families = column(browser, "languages", 2)
+    assert families == sorted(families, key=str.casefold) and len(families) == 205
+    header = "document.querySelector('#languages th:nth-child(3)').getAttribute('aria-sort')"
+    assert browser.evaluate(header) == "ascending"
+    browser.press("Enter")
+    assert column(browser, "languages", 2)[0] == families[-1]
+    assert browser.evaluate(header) == "descending"
+    assert browser.evaluate("document.activeElement.matches('#languages th:nth-child(3) button')")
+
+
+def test_numbers_are_sorted_as_numbers(browser: Browser) -> None:
+    browser.evaluate("document.querySelector('#ranking th:nth-child(10) button').click()")
+    tuned = [text.replace(",", "") for text in column(browser, "ranking", 9)]
+    numbers = [int(text) for text in tuned if text != "–"]
+    assert numbers == sorted(numbers, reverse=True) and numbers[0] == 8 * max(LENGTHS)
+
+
+def test_languages_are_filtered(browser: Browser, board: Leaderboard) -> None:
+    choose(browser, "family", "Turkic")
+    turkic = {code for code, language in languages().items() if language.family == "Turkic"}
+    assert set(column(browser, "languages", 1)) == turkic
+    scores = board.arms[0].scores("acc")
+    total = browser.evaluate("document.querySelector('#languages tfoot').children[0].children[6].textContent")
+    assert float(total) == pytest.approx(100 * np.mean([scores[code].value for code in turkic]), abs=0.051)
+
+    choose(browser, "script", "Cyrillic")
+    cyrillic = {code for code in turkic if code.endswith("Cyrl")}
+    assert set(column(browser, "languages", 1)) == cyrillic
+    assert browser.evaluate("document.querySelectorAll('#heat [aria-label=\"cell\"] rect').length") == 20 * len(
+        cyrillic
+    )
+
+    choose(browser, "search", "KAZ")
+    assert column(browser, "languages", 1) == ["kaz_Cyrl"]
+    choose(browser, "search", "no such language")
+    assert browser.evaluate("document.getElementById('shown').textContent") == "0 of 205 languages shown"
+    browser.evaluate("document.querySelector('#filters [type=reset]').click()")
+    browser.evaluate("new Promise(resolve => setTimeout(resolve, 50))")
+    assert len(column(browser, "languages", 1)) == 205
+
+
+def test_seen_languages_are_those_of_the_table(browser: Browser) -> None:
+    choose(browser, "seen", "yes")
+    assert set(column(browser, "languages", 1)) == {
+        code for code, language in languages().items() if "bloom" in language.seen_by
+    }
+
+
+def test_the_other_metric_is_shown_everywhere(browser: Browser, board: Leaderboard) -> None:
+    choose(browser, "metric", "macro_f1")
+    best = board.standings["macro_f1"][0]
+    assert float(column(browser, "ranking", 2)[0]) == pytest.approx(100 * best.mean, abs=0.051)
+    expected = 100 * board.arms[0].scores("macro_f1")[sorted(languages(), key=lambda c: languages()[c].name)[0]].value
+    assert float(column(browser, "languages", 6)[0]) == pytest.approx(expected, abs=0.051)
+    assert "macro-F1" in browser.evaluate("document.getElementById('scatter').textContent")
+
+
+def test_charts_show_every_number(browser: Browser) -> None:
+    count = "document.querySelectorAll('#{} [aria-label=\"{}\"] {}').length"
+    assert browser.evaluate(count.format("heat", "cell", "rect")) == 20 * 205
+    missing = int(
+        browser.evaluate("document.getElementById('scatter-note').textContent.match(/(\\d+) of the/)?.[1] ?? '0'")
+    )
+    assert browser.evaluate(count.format("scatter", "dot", "path")) == 3 * (205 - missing)
+    assert browser.evaluate(count.format("pair", "bar", "rect")) == 205
+    assert browser.evaluate(count.format("length", "line", "path")) == 3
+    assert browser.evaluate(count.format("length", "dot", "path")) == 3 * len(LENGTHS)
+    assert browser.evaluate(count.format("reparameterization", "dot", "path")) >= 3 * len(LENGTHS)
+
+
+def test_a_tooltip_names_the_point_under_the_mouse(browser: Browser, board: Leaderboard) -> None:
+    point = (
+        "(box => [box.x + box.width / 2, box.y + box.height / 2])"
+        "((dot => (dot.scrollIntoView({block: 'center'}), dot.getBoundingClientRect()))"
+        "(document.querySelector('#scatter [aria-label=\"dot\"] path')))"
+    )
+    browser.move(*browser.evaluate(point))
+    browser.evaluate("new Promise(resolve => setTimeout(resolve, 100))")
+    tip = browser.evaluate("document.querySelector('#scatter [aria-label=\"tip\"]').textContent")
+    assert re.search(r"\(\w{3}_\w{4}\).* at distance \d\.\d\d", tip, re.DOTALL), tip
+
+
+def test_two_arms_are_compared(browser: Browser, board: Leaderboard) -> None:
+    choose(browser, "pair-first", "mlp 4")
+    choose(browser, "pair-second", "none 4")
+    by_name = {arm.name: arm.scores("acc") for arm in board.arms}
+    differences = np.array([by_name["mlp 4"][code].value - by_name["none 4"][code].value for code in languages()])
+    text = browser.evaluate("document.getElementById('pair-result').textContent")
+    mean, error, higher, lower = re.findall(r"[\d.]+", text.replace("(standard error over languages", ""))[:4]
+    assert float(mean) == pytest.approx(100 * differences.mean(), abs=0.06)
+    assert float(error) == pytest.approx(100 * differences.std(ddof=1) / np.sqrt(205), abs=0.06)
+    assert (int(higher), int(lower)) == ((differences > 0).sum(), (differences < 0).sum())
+
+
+def test_every_score_can_be_downloaded(browser: Browser, board: Leaderboard, tmp_path: Path) -> None:
+    browser.call("Page.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
+    focus(browser, "#all-csv")
+    browser.press("Enter")
+    file = tmp_path / "scores.csv"
+    for _ in range(100):
+        if file.exists():
+            break
+        browser.evaluate("new Promise(resolve => setTimeout(resolve, 50))")
+    rows = list(csv.DictReader(io.StringIO(file.read_text(encoding="utf-8-sig"))))
+    assert len(rows) == (20 + 2) * 205 * 2  # the two runs of one arm, too
+    for arm in board.arms:
+        expected = {("mean", code): score.value for code, score in arm.scores("acc").items()}
+        for run in arm.runs if len(arm.runs) > 1 else ():
+            expected |= {(run.prompt_name, code): score.value for code, score in run.scores["acc"].items()}
+        of_arm = [row for row in rows if (row["Arm"], row["Metric"]) == (arm.name, "acc")]
+        found = {(row["Run"], row["Code"]): float(row["Score"]) for row in of_arm}
+        assert found == pytest.approx(expected, abs=5.1e-5)
+
+
+def test_a_spreadsheet_runs_no_formula_from_a_csv_file(browser: Browser) -> None:
+    text = browser.evaluate("asCsv([{title: 'a', value: d => d}], ['=1+1', '@x', 'a \"b\", c', -1, null])")
+    assert list(csv.reader(io.StringIO(text))) == [["a"], ["'=1+1"], ["'@x"], ['a "b", c'], ["-1"], []]
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_text_can_be_read_in_light_and_dark(browser: Browser, file: Path, dark: bool) -> None:
+    browser.open(file, dark=dark)
+
+    def luminance(what: str) -> float:
+        """Of WCAG 2: 0 for black, 1 for white."""
+        color = browser.evaluate(f"getComputedStyle(document.body).{what}")
+        shares = np.array([int(part) / 255 for part in re.findall(r"\d+", color)[:3]])
+        linear = np.where(shares <= 0.04045, shares / 12.92, ((shares + 0.055) / 1.055) ** 2.4)
+        return float(linear @ [0.2126, 0.7152, 0.0722])
+
+    background, text = luminance("backgroundColor"), luminance("color")
+    assert (background < text) == dark
+    assert (max(background, text) + 0.05) / (min(background, text) + 0.05) > 7
+
+
+def test_a_phone_needs_no_sideways_scrolling(browser: Browser, file: Path) -> None:
+    browser.open(file, width=400)
+    assert browser.evaluate("document.documentElement.scrollWidth") <= 400
+    sizes = (
+        "[...document.querySelectorAll('td, th, p, label')].map(text => parseFloat(getComputedStyle(text).fontSize))"
+    )
+    assert min(browser.evaluate(sizes)) >= 12
+
+
+def test_without_prompts_there_are_no_curves_and_the_page_says_why(one_browser: Browser, tmp_path: Path) -> None:
+    write_results(tmp_path / "a", {"eng_Latn": 0.5, "deu_Latn": 0.4})
+    arms, _ = read_arms([("only", tmp_path / "a")])
+    (tmp_path / "page.html").write_text(page(rank(arms, "eng_Latn")), encoding="utf-8")
+    one_browser.open(tmp_path / "page.html")
+    assert "differ in nothing but their prompt length" in one_browser.evaluate(
+        "document.getElementById('length').textContent"
+    )
+    assert one_browser.problems == []

@@ -1,0 +1,309 @@
+"""The model class against the harness's own HFLM, PEFT, and a plain restatement of where the prompt goes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lm_eval_spt.harness.lm import SPTLM
+from lm_eval_spt.prompt.soft_prompt import PLACEMENTS, SoftPrompt
+from tests.conftest import build_model, random_prompt
+
+CLOSE = {"abs": 1e-4, "rel": 1e-5}
+CONTEXTS = [
+    "The river",
+    "A goalkeeper saved two penalties in the cup final of the year.",
+    "Bread",
+    "",
+    "End with space ",
+]
+CHOICES = [" sports", " science/technology", " geography", " the old town hall of the city"]
+
+
+def requests(kind: str, arguments: list[tuple]) -> list[Instance]:
+    return [Instance(kind, {}, argument, number) for number, argument in enumerate(arguments)]
+
+
+PAIRS = requests("loglikelihood", [(context, choice) for context in CONTEXTS for choice in CHOICES])
+# Not one sentence over and over: HFLM mixes up rolling windows of the same tokens when they share a batch.
+LONG = " ".join(f"On day {day} the river rose by {day * day} centimetres." for day in range(25))
+TEXTS = requests("loglikelihood_rolling", [("The river flows to the sea.",), (LONG,), ("x",)])
+
+
+def spt(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: SoftPrompt | None = None, **kwargs
+) -> SPTLM:
+    return SPTLM(pretrained=model, tokenizer=tokenizer, prompt=prompt, **{"batch_size": 4} | kwargs)
+
+
+def peft_lm(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: SoftPrompt) -> HFLM:
+    """The harness with the same prompt as a PeftModel, which PEFT itself prepends."""
+    config = PromptTuningConfig(
+        task_type="CAUSAL_LM",
+        num_virtual_tokens=prompt.length,
+        token_dim=prompt.hidden_size,
+        num_transformer_submodules=1,
+        num_layers=2,
+        num_attention_heads=4,
+    )
+    peft_model = get_peft_model(model, config)
+    with torch.no_grad():
+        peft_model.prompt_encoder["default"].embedding.weight.copy_(prompt.vectors)
+    return HFLM(pretrained=peft_model.eval(), tokenizer=tokenizer, batch_size=4)
+
+
+def around(text: torch.Tensor, prompt: SoftPrompt) -> torch.Tensor:
+    """The prompt before and after a text's embeddings `[1, time, d]`; what a prompt for both has before comes first."""
+    vectors = prompt.vectors[None]
+    if prompt.placement == "both":
+        before = prompt.metadata["num_prefix_tokens"]
+        return torch.cat([vectors[:, :before], text, vectors[:, before:]], dim=1)
+    return torch.cat([vectors, text] if prompt.placement == "prefix" else [text, vectors], dim=1)
+
+
+def restated(
+    model: PreTrainedModel, context: list[int], continuation: list[int], prompt: SoftPrompt
+) -> tuple[float, bool]:
+    """Log-likelihood of a continuation from one unpadded sequence of embeddings, put together by hand."""
+    embedding = model.get_input_embeddings()
+    parts = [
+        embedding(torch.tensor([ids])) if ids else torch.empty(1, 0, prompt.hidden_size)
+        for ids in (context, continuation)
+    ]
+    with torch.no_grad():
+        logits = model(inputs_embeds=torch.cat([around(parts[0], prompt), parts[1]], dim=1)).logits[0]
+    logprobs = logits[-len(continuation) - 1 : -1].log_softmax(-1)
+    scores = logprobs[range(len(continuation)), continuation]
+    return float(scores.sum()), bool((logprobs.argmax(-1) == torch.tensor(continuation)).all())
+
+
+def values(answers: list[tuple[float, bool]]) -> list[float]:
+    return [value for value, _ in answers]
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_without_a_prompt_it_is_the_plain_model(tiny_model, tokenizer, fast):
+    ours, theirs = spt(tiny_model, tokenizer, fast=fast), HFLM(pretrained=tiny_model, tokenizer=tokenizer, batch_size=4)
+    expected = theirs.loglikelihood(PAIRS, disable_tqdm=True)
+    found = ours.loglikelihood(PAIRS, disable_tqdm=True)
+    assert values(found) == pytest.approx(values(expected), **CLOSE)
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
+    assert ours._fast_verified is (True if fast else None)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_prefix_prompt_scores_as_with_peft(tiny_model, tokenizer, fast):
+    prompt = random_prompt(tiny_model)
+    found = spt(tiny_model, tokenizer, prompt, fast=fast).loglikelihood(PAIRS, disable_tqdm=True)
+    expected = peft_lm(tiny_model, tokenizer, prompt).loglikelihood(PAIRS, disable_tqdm=True)
+    assert values(found) == pytest.approx(values(expected), **CLOSE)
+    unprompted = spt(tiny_model, tokenizer).loglikelihood(PAIRS, disable_tqdm=True)
+    assert values(found) != pytest.approx(values(unprompted), abs=0.01)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_the_prompt_stands_where_it_should(tiny_model, tokenizer, placement, fast):
+    prompt = random_prompt(tiny_model, placement=placement)
+    pairs = [pair for pair in PAIRS if pair.args[0]]
+    found = spt(tiny_model, tokenizer, prompt, fast=fast).loglikelihood(pairs, disable_tqdm=True)
+    for pair, (value, greedy) in zip(pairs, found, strict=True):
+        context, continuation = pair.args
+        stripped = context.rstrip()
+        continuation = context[len(stripped) :] + continuation
+        context_ids = tokenizer.encode(stripped)
+        if placement == "prefix":
+            continuation_ids = tokenizer.encode(stripped + continuation)[len(context_ids) :]
+        else:
+            continuation_ids = tokenizer.encode(continuation, add_special_tokens=False)
+        expected, expected_greedy = restated(tiny_model, context_ids, continuation_ids, prompt)
+        assert value == pytest.approx(expected, **CLOSE)
+        assert greedy == expected_greedy
+
+
+def test_rolling_equals_peft_for_a_prefix_within_one_window(tiny_model, tokenizer):
+    prompt = random_prompt(tiny_model)
+    short = [TEXTS[0], TEXTS[2]]
+    found = spt(tiny_model, tokenizer, prompt).loglikelihood_rolling(short, disable_tqdm=True)
+    expected = peft_lm(tiny_model, tokenizer, prompt).loglikelihood_rolling(short, disable_tqdm=True)
+    assert found == pytest.approx(expected, **CLOSE)
+
+
+def test_rolling_without_a_prompt_equals_hflm_over_several_windows(tiny_model, tokenizer):
+    found = spt(tiny_model, tokenizer, max_length=64).loglikelihood_rolling(TEXTS, disable_tqdm=True)
+    expected = HFLM(pretrained=tiny_model, tokenizer=tokenizer, batch_size=4, max_length=64).loglikelihood_rolling(
+        TEXTS
+    )
+    assert found == pytest.approx(expected, abs=1e-3, rel=1e-5)
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_rolling_puts_the_prompt_beside_the_leading_token(tiny_model, tokenizer, placement):
+    prompt = random_prompt(tiny_model, placement=placement)
+    (found,) = spt(tiny_model, tokenizer, prompt).loglikelihood_rolling(TEXTS[:1], disable_tqdm=True)
+    ids = tokenizer.encode(TEXTS[0].args[0])
+    expected, _ = restated(tiny_model, [tokenizer.bos_token_id], ids, prompt)
+    assert found == pytest.approx(expected, **CLOSE)
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_generation_is_greedy_decoding_from_the_prompted_context(tiny_model, tokenizer, placement):
+    prompt = random_prompt(tiny_model, placement=placement)
+    options = {"until": ["\n\n\n"], "max_gen_toks": 6}
+    texts = ["The river", "A goalkeeper saved two penalties in the cup final."]
+    found = spt(tiny_model, tokenizer, prompt).generate_until(
+        requests("generate_until", [(text, options) for text in texts]), disable_tqdm=True
+    )
+    embedding = tiny_model.get_input_embeddings()
+    for text, answer in zip(texts, found, strict=True):
+        context = embedding(torch.tensor([tokenizer.encode(text)]))
+        embeds, tokens = around(context, prompt), []
+        with torch.no_grad():
+            for _ in range(6):
+                token = int(tiny_model(inputs_embeds=embeds).logits[0, -1].argmax())
+                if token == tokenizer.eos_token_id:
+                    break
+                tokens.append(token)
+                embeds = torch.cat([embeds, embedding(torch.tensor([[token]]))], dim=1)
+        assert answer == tokenizer.decode(tokens, skip_special_tokens=True).split("\n\n\n")[0]
+
+
+def test_generation_without_a_prompt_equals_hflm(tiny_model, tokenizer):
+    asked = requests("generate_until", [(text, {"until": ["."], "max_gen_toks": 8}) for text in CONTEXTS[:3]])
+    expected = HFLM(pretrained=tiny_model, tokenizer=tokenizer, batch_size=2).generate_until(asked, disable_tqdm=True)
+    assert spt(tiny_model, tokenizer).generate_until(asked, disable_tqdm=True) == expected
+
+
+@pytest.mark.parametrize("placement", [*PLACEMENTS, None])
+def test_batch_size_and_order_do_not_matter(tiny_model, tokenizer, placement):
+    prompt = random_prompt(tiny_model, placement=placement) if placement else None
+    expected = values(spt(tiny_model, tokenizer, prompt, batch_size=1).loglikelihood(PAIRS, disable_tqdm=True))
+    for size in (7, "auto"):
+        lm = spt(tiny_model, tokenizer, prompt, batch_size=size)
+        found = values(lm.loglikelihood(PAIRS[::-1], disable_tqdm=True))[::-1]
+        assert found == pytest.approx(expected, **CLOSE)
+
+
+@pytest.mark.parametrize("add_bos_token", [None, True, False])
+def test_texts_are_encoded_as_the_harness_does(tiny_models, tokenizer, add_bos_token):
+    """In batches as one by one: with a BOS token, without, and where the text brings one."""
+    texts = [
+        ("The river", " sports"),
+        ("<s>The river", " sports"),
+        ("Bread ", "and butter"),
+        ("河流", "体育"),
+        ("", " x"),
+    ]
+    ours = spt(tiny_models["llama"], tokenizer, add_bos_token=add_bos_token)
+    theirs = HFLM(tiny_models["llama"], tokenizer=tokenizer, add_bos_token=add_bos_token)
+    expected: list[tuple[list[int], list[int]]] = []
+    theirs._loglikelihood_tokens = lambda found, **_: expected.extend(pair[1:] for pair in found)
+    theirs.loglikelihood(requests("loglikelihood", texts), disable_tqdm=True)
+    assert ours.encode_pairs(texts, "prefix") == expected
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("fast", [True, False])
+def test_text_is_cut_on_the_left_and_the_prompt_never(tiny_models, tokenizer, placement, fast):
+    model = tiny_models["llama"]
+    prompt = random_prompt(model, placement=placement)
+    long = "word " * 60 + "The goalkeeper saved a penalty in the final"
+    lm = spt(model, tokenizer, prompt, fast=fast, max_length=24)
+    (found,) = lm.loglikelihood(requests("loglikelihood", [(long, " sports")]), disable_tqdm=True)
+    context, continuation = lm._encode_pair(long, " sports")
+    room = 24 - prompt.length + 1 - len(continuation)
+    assert found[0] == pytest.approx(restated(model, context[-room:], continuation, prompt)[0], **CLOSE)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "opt"])
+def test_an_adapter_and_a_prompt_together(tokenizer, family):
+    """A LoRA adapter on the base model is read the fast way too."""
+    targets = {"gpt2": ["c_attn"], "llama": ["q_proj", "v_proj"], "opt": ["q_proj", "v_proj"]}[family]
+    adapted = get_peft_model(
+        build_model(family), LoraConfig(task_type="CAUSAL_LM", target_modules=targets, init_lora_weights=False)
+    ).eval()
+    found = spt(adapted, tokenizer).loglikelihood(PAIRS, disable_tqdm=True)
+    expected = HFLM(pretrained=adapted, tokenizer=tokenizer, batch_size=4).loglikelihood(PAIRS, disable_tqdm=True)
+    assert values(found) == pytest.approx(values(expected), **CLOSE)
+    assert values(found) != pytest.approx(values(spt(build_model(family), tokenizer).loglikelihood(PAIRS)), abs=0.01)
+    prompt = random_prompt(adapted, placement="suffix")
+    lm = spt(adapted, tokenizer, prompt)
+    found = lm.loglikelihood(PAIRS, disable_tqdm=True)
+    expected = spt(adapted, tokenizer, prompt, fast=False).loglikelihood(PAIRS, disable_tqdm=True)
+    assert lm._fast_verified and values(found) == pytest.approx(values(expected), **CLOSE)
+
+
+def test_an_architecture_that_needs_the_plain_loop_gets_it(tokenizer, monkeypatch, caplog):
+    """A model that ignores which tokens are padding gives wrong answers the fast way; the check must notice."""
+    model = build_model("llama")
+    forward = type(model.model).forward
+    monkeypatch.setattr(
+        type(model.model), "forward", lambda self, *a, **k: forward(self, *a, **{**k, "attention_mask": None})
+    )
+    lm = spt(model, tokenizer)
+    found = values(lm.loglikelihood(PAIRS, disable_tqdm=True))
+    monkeypatch.undo()
+    assert lm._fast_verified is False
+    assert "using the harness's loop" in caplog.text
+    expected = values(spt(build_model("llama"), tokenizer).loglikelihood(PAIRS, disable_tqdm=True))
+    assert found == pytest.approx(expected, **CLOSE)
+
+
+def test_texts_that_fill_the_model_to_its_last_position(tiny_model, tokenizer):
+    """Padding beside a full row must not ask for positions that the model does not have."""
+    tokens = tokenizer.encode(LONG)
+    asked = [(None, tokens[:124], tokens[:length]) for length in (1, 3, 5)]
+    asked += [(None, tokens[5 : 5 + length], tokens[:6]) for length in (1, 60, 123)]
+    prompts = [random_prompt(tiny_model, length=5, placement=placement) for placement in PLACEMENTS]
+    for prompt in (None, *prompts):
+        fast = spt(tiny_model, tokenizer, prompt, max_length=128)._loglikelihood_tokens(asked, disable_tqdm=True)
+        plain = spt(tiny_model, tokenizer, prompt, max_length=128, fast=False)
+        expected = plain._loglikelihood_tokens(asked, disable_tqdm=True)
+        assert values(fast) == pytest.approx(values(expected), **CLOSE)
+
+
+def test_out_of_memory_halves_the_batch_and_goes_on(tiny_models, tokenizer, monkeypatch, caplog):
+    from lm_eval_spt.inference import scoring
+
+    lm = spt(tiny_models["llama"], tokenizer)
+    expected = values(lm.loglikelihood(PAIRS, disable_tqdm=True))
+    forward_tree, sizes = scoring.forward_tree, []
+
+    def small_memory(model, requests, vectors):
+        if len(requests) > 2:
+            raise torch.OutOfMemoryError("no memory left")
+        sizes.append(len(requests))
+        return forward_tree(model, requests, vectors)
+
+    monkeypatch.setattr(scoring, "forward_tree", small_memory)
+    assert values(lm.loglikelihood(PAIRS, disable_tqdm=True)) == pytest.approx(expected, **CLOSE)
+    assert sizes and "out of memory" in caplog.text
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_tokens_choices_lengths_and_placements(tiny_models, tokenizer, data):
+    """Fast scoring of any tokens, any number of choices of any length, is the harness's own loop's."""
+    model = tiny_models[data.draw(st.sampled_from(list(tiny_models)))]
+    token = st.integers(4, 20479)
+    placement = data.draw(st.sampled_from(PLACEMENTS))
+    prompt = random_prompt(
+        model, length=data.draw(st.integers(2 if placement == "both" else 1, 9)), placement=placement
+    )
+    asked = []
+    for _ in range(data.draw(st.integers(1, 4))):
+        context = data.draw(st.lists(token, min_size=1, max_size=30))
+        choices = data.draw(st.lists(st.lists(token, min_size=1, max_size=5), min_size=1, max_size=8))
+        asked += [(None, context, choice) for choice in choices]
+    # HFLM mixes up requests that read the same tokens but end their contexts at different ones.
+    read = {(tuple(context), tuple(choice[:-1])) for _, context, choice in asked}
+    assume(len({context + choice for context, choice in read}) == len(read))
+    fast = spt(model, tokenizer, prompt)._loglikelihood_tokens(asked, disable_tqdm=True)
+    plain = spt(model, tokenizer, prompt, fast=False)._loglikelihood_tokens(asked, disable_tqdm=True)
+    assert values(fast) == pytest.approx(values(plain), **CLOSE)

@@ -1,0 +1,105 @@
+"""Results files in the harness's schema, made up: no model is needed to test what is done with them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lm_eval_spt.analysis.languages import languages
+from lm_eval_spt.prompt.soft_prompt import SoftPrompt
+
+
+def write_results(
+    folder: Path,
+    scores: Mapping[str, float],
+    family: str = "sib200",
+    prompt: Path | None = None,
+    version: float = 1.0,
+    num_fewshot: int = 0,
+    limit: float | None = None,
+    base_model: str = "org/bloom-560m",
+    **config: Any,
+) -> Path:
+    """Write a results file as ``lm_eval --model spt`` does, with accuracy and macro-F1 in every language.
+
+    Args:
+        folder: what ``--output_path`` would be.
+        scores: language to accuracy; macro-F1 is 0.05 less.
+        family: the tasks' name without the language.
+        prompt: the prompt file that was scored.
+        version: of the tasks.
+        num_fewshot: documents shown before each scored one.
+        limit: as ``--limit``.
+        base_model: the frozen model.
+        config: further entries of the file's `config`.
+    """
+    tasks = {f"{family}_{language}": value for language, value in scores.items()}
+    model_args: dict[str, Any] = {"pretrained": base_model}
+    name = base_model
+    about_prompt: dict[str, Any] = {}
+    if prompt is not None:
+        loaded = SoftPrompt.load(prompt)
+        name += f"+{loaded.name}@{loaded.digest[:8]}"
+        model_args["prompt"] = str(prompt)
+        about_prompt = {
+            "prompt_name": loaded.name,
+            "prompt_digest": loaded.digest,
+            "prompt_length": loaded.length,
+            "prompt_placement": loaded.placement,
+            "prompt_metadata": loaded.metadata,
+        }
+    content = {
+        "results": {
+            task: {
+                "name": task,
+                "alias": task,
+                "sample_len": 204,
+                "acc,none": value,
+                "acc_stderr,none": 0.03,
+                "macro_f1,none": value - 0.05,
+                "macro_f1_stderr,none": 0.031,
+            }
+            for task, value in tasks.items()
+        },
+        "versions": dict.fromkeys(tasks, version),
+        "n-shot": dict.fromkeys(tasks, num_fewshot),
+        "n-samples": {task: {"original": 204, "effective": int(limit or 204)} for task in tasks},
+        "config": {"model": "spt", "model_args": model_args, "limit": limit, **about_prompt, **config},
+        "date": 1_750_000_000.0 + len(list(folder.glob("**/results_*.json"))),
+        "lm_eval_version": "0.4.13",
+        "model_name": name,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "results_2025-06-15T15-06-40.000000.json"
+    file.write_text(json.dumps(content), encoding="utf-8")
+    return file
+
+
+def write_prompt(file: Path, length: int = 4, seed: int = 0, placement: str = "suffix", **hyperparameters: Any) -> Path:
+    """Write a prompt of random vectors `[length, 8]` with a record of its training."""
+    vectors = torch.randn(length, 8, generator=torch.Generator().manual_seed(1000 * length + seed))
+    metadata = {
+        "base_model": "org/bloom-560m",
+        "placement": placement,
+        "tasks": ["sib200_eng_Latn"],
+        "source_languages": ["eng_Latn"],
+        "shots": 8,
+        "seed": seed,
+        "training_documents": 56,
+        "tuned_parameters": length * 8,
+        "hyperparameters": {"prompt_length": length, "seed": seed, "epochs": 20, "lr": 0.005, **hyperparameters},
+    }
+    SoftPrompt(vectors, metadata).save(file)
+    return file
+
+
+def some_scores(mean: float, count: int = 205, seed: int = 0) -> dict[str, float]:
+    """Return made-up accuracies in SIB-200's first `count` languages and English, the same noise for the same seed."""
+    codes = dict.fromkeys(["eng_Latn", *list(languages())[:count]])
+    noise = np.random.default_rng(seed).normal(0, 0.08, len(codes))
+    return {code: round(float(np.clip(mean + extra, 0, 1)), 6) for code, extra in zip(codes, noise, strict=True)}

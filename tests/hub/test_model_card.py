@@ -1,0 +1,214 @@
+"""Model cards, and repositories on the Hub: what is uploaded is what is loaded again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+import yaml
+from huggingface_hub import ModelCard
+from peft import PeftModel
+
+from lm_eval_spt.analysis.arms import read_arms
+from lm_eval_spt.cli import main
+from lm_eval_spt.common.errors import UserError
+from lm_eval_spt.hub.model_card import BEGIN, END, model_card, push
+from lm_eval_spt.prompt.soft_prompt import SoftPrompt
+from tests.conftest import build_model
+from tests.helpers.hub import Hub, running_hub
+from tests.helpers.results import write_prompt, write_results
+
+SCORES = {"eng_Latn": 0.8, "deu_Latn": 0.5, "swh_Latn": 0.3}
+
+
+@pytest.fixture
+def prompt_file(tmp_path: Path) -> Path:
+    return write_prompt(tmp_path / "suffix.safetensors")
+
+
+@pytest.fixture
+def results(tmp_path: Path, prompt_file: Path) -> Path:
+    write_results(tmp_path / "results" / "prompt", SCORES, prompt=prompt_file)
+    write_results(tmp_path / "results" / "none", dict.fromkeys(SCORES, 0.25))
+    return tmp_path / "results"
+
+
+# -- the card ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_hub_reads_the_front_matter(prompt_file: Path, results: Path) -> None:
+    arms, _ = read_arms([(None, results)])
+    card = ModelCard(model_card(SoftPrompt.load(prompt_file), str(prompt_file), arms))
+    assert card.data.base_model == "org/bloom-560m"
+    assert card.data.datasets == ["Davlan/sib200"]
+    assert card.data.language == ["deu", "eng", "swh"]
+    assert card.data.metrics == ["accuracy", "f1"]
+    found = {(result.dataset_config, result.metric_name): result.metric_value for result in card.data.eval_results}
+    assert found == {
+        ("eng_Latn", "acc"): 0.8,
+        ("mean of 2 target languages", "acc"): pytest.approx(0.4),
+        ("eng_Latn", "macro_f1"): 0.75,
+        ("mean of 2 target languages", "macro_f1"): pytest.approx(0.35),
+    }
+
+
+def test_the_table_shows_this_prompt_and_what_it_is_compared_with(prompt_file: Path, results: Path) -> None:
+    arms, _ = read_arms([("the | bar", results / "prompt"), ("no prompt", results / "none")])
+    lines = model_card(SoftPrompt.load(prompt_file), str(prompt_file), arms).splitlines()
+    assert "| language | suffix, acc | suffix, macro_f1 | no prompt, acc |" in lines
+    assert "| swh_Latn | 30.0 ± 3.0 | 25.0 ± 3.1 | 25.0 ± 3.0 |" in lines
+
+
+def test_only_this_prompt_counts_among_seeds_of_one_arm(tmp_path: Path, prompt_file: Path, results: Path) -> None:
+    other = write_prompt(tmp_path / "seed1.safetensors", seed=1)
+    write_results(tmp_path / "results" / "seed1", {code: value - 0.2 for code, value in SCORES.items()}, prompt=other)
+    arms, _ = read_arms([("arm", results / "prompt"), ("arm", results / "seed1")])
+    lines = model_card(SoftPrompt.load(prompt_file), str(prompt_file), arms).splitlines()
+    assert "| language | suffix, acc | suffix, macro_f1 | arm (mean of 2 runs), acc |" in lines
+    assert any(line.startswith("| swh_Latn | 30.0 ± 3.0 | 25.0 ± 3.1 | 20.0 ± ") for line in lines)
+
+
+def test_a_card_keeps_what_people_wrote(prompt_file: Path, results: Path) -> None:
+    prompt = SoftPrompt.load(prompt_file)
+    first = model_card(prompt, str(prompt_file))
+    edited = (
+        first.replace("---\n", "---\nlicense: mit\n", 1).replace(BEGIN, f"Mine, above.\n\n{BEGIN}") + "\nMine, below.\n"
+    )
+    arms, _ = read_arms([(None, results)])
+    second = model_card(prompt, str(prompt_file), arms, edited)
+    assert yaml.safe_load(second.split("---")[1])["license"] == "mit"
+    assert second.index("Mine, above.") < second.index(BEGIN) < second.index(END) < second.index("Mine, below.")
+    assert second.count(BEGIN) == 1 and "## Results" in second
+    assert model_card(prompt, str(prompt_file), arms, second) == second
+
+
+def test_results_of_other_prompts_are_refused(tmp_path: Path, results: Path) -> None:
+    other = SoftPrompt.load(write_prompt(tmp_path / "other.safetensors", seed=5))
+    arms, _ = read_arms([(None, results)])
+    with pytest.raises(UserError, match="none of the results are of the prompt 'other'"):
+        model_card(other, "other.safetensors", arms)
+
+
+@pytest.mark.parametrize("front_matter", ["a: [", "- a\n- b"])
+def test_a_card_that_is_not_one_is_refused(prompt_file: Path, front_matter: str) -> None:
+    with pytest.raises(UserError, match="front matter is not") as caught:
+        model_card(SoftPrompt.load(prompt_file), "x", existing=f"---\n{front_matter}\n---\ntext")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_command_writes_beside_the_prompt(prompt_file: Path, results: Path, capsys: pytest.CaptureFixture) -> None:
+    arguments = ["card", str(prompt_file), "--results", str(results / "prompt"), f"no prompt={results / 'none'}"]
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.strip() == str(prompt_file.with_suffix(".md"))
+    assert "no prompt, acc" in prompt_file.with_suffix(".md").read_text()
+
+
+# -- the Hub -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    with running_hub() as hub:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.address)
+        template = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setenv("HF_TOKEN", hub.token)
+        yield hub
+
+
+def test_what_is_pushed_is_loaded_by_the_repositorys_name(
+    hub: Hub, prompt_file: Path, results: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert main(["push", str(prompt_file), "me/topics", "--private", "--results", str(results)]) == 0
+    assert f"{hub.address}/me/topics/commit/" in capsys.readouterr().out
+    files = hub.repositories["me/topics"]
+    assert sorted(name.split("/")[0] for name in files) == ["README.md", "results", "results", "suffix.safetensors"]
+    assert hub.private == {"me/topics"} and len(hub.commits) == 1
+    uploaded = [json.loads(content) for name, content in files.items() if name.startswith("results/")]
+    assert sorted(content["config"].get("prompt_name", "") for content in uploaded) == ["", "suffix"]
+    assert "prompt=me/topics" in files["README.md"].decode()
+
+    loaded = SoftPrompt.from_pretrained("me/topics")
+    original = SoftPrompt.load(prompt_file)
+    assert loaded.digest == original.digest and loaded.metadata["tasks"] == original.metadata["tasks"]
+    assert main(["inspect", "me/topics"]) == 0
+    assert original.digest in capsys.readouterr().out
+
+
+def test_a_prefix_prompt_becomes_an_adapter_that_peft_loads(hub: Hub, tmp_path: Path) -> None:
+    model = build_model("llama")
+    vectors = torch.randn(3, model.config.hidden_size)
+    prompt = SoftPrompt(vectors, {"placement": "prefix", "base_model": "me/base"}, name="prefix")
+    push(prompt, "me/prefix")
+    loaded = PeftModel.from_pretrained(model, huggingface_hub.snapshot_download("me/prefix"))
+    assert torch.equal(loaded.get_prompt(batch_size=1)[0], vectors)
+    assert SoftPrompt.from_pretrained("me/prefix").digest == prompt.digest
+    assert 'PeftModel.from_pretrained(model, "me/prefix")' in hub.repositories["me/prefix"]["README.md"].decode()
+
+
+def test_a_second_push_keeps_the_cards_text(hub: Hub, prompt_file: Path) -> None:
+    prompt = SoftPrompt.load(prompt_file)
+    push(prompt, "me/topics")
+    hub.repositories["me/topics"]["README.md"] += b"\nMine.\n"
+    push(prompt, "me/topics")
+    assert hub.repositories["me/topics"]["README.md"].decode().endswith("Mine.\n")
+    assert len(hub.commits) == 2
+
+
+def test_a_repository_holds_one_prompt(hub: Hub, prompt_file: Path, tmp_path: Path) -> None:
+    push(SoftPrompt.load(prompt_file), "me/topics")
+    before = dict(hub.repositories["me/topics"])
+    other = SoftPrompt.load(write_prompt(tmp_path / "other.safetensors", seed=5))
+    with pytest.raises(UserError, match="me/topics already holds suffix.safetensors"):
+        push(other, "me/topics")
+    assert hub.repositories["me/topics"] == before
+
+
+def test_without_a_valid_token_one_line_says_so(
+    hub: Hub, prompt_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    assert main(["push", str(prompt_file), "me/topics"]) == 1
+    error = capsys.readouterr().err
+    assert "does not let you write to me/topics: log in" in error and error.count("\n") == 1
+
+
+def test_an_unreachable_hub_is_one_line(
+    prompt_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    assert main(["push", str(prompt_file), "me/topics"]) == 1
+    error = capsys.readouterr().err
+    assert "me/topics could not be uploaded" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["topics", "a/b/c", "me/--x..y"])
+def test_a_name_that_no_repository_can_have_is_refused(prompt_file: Path, name: str) -> None:
+    with pytest.raises(UserError, match="is not a repository on the Hub"):
+        push(SoftPrompt.load(prompt_file), name)
+
+
+def test_the_card_says_what_stands_where() -> None:
+    prompt = SoftPrompt(torch.randn(5, 4), {"placement": "both", "num_prefix_tokens": 2, "base_model": "mini"}, "both")
+    text = model_card(prompt, "me/both")
+    assert "placed 2 before and 3 after the text" in text
+    assert "PEFT can not load it" in text and "library_name: lm_eval_spt" in text
+
+
+def test_the_card_of_a_prompt_that_was_not_learned_alone() -> None:
+    record = {"placement": "prefix", "base_model": "runs/all", "tuned_from": "me/base", "tasks": ["t"]}
+    text = model_card(SoftPrompt(torch.randn(2, 4), record, "p"), "me/p")
+    assert "of the model `runs/all`, which was tuned from `me/base` together with it." in text
+    assert "--model_args pretrained=runs/all,prompt=me/p --tasks t" in text
+    record = {"placement": "prefix", "base_model": "me/base", "adapter": "runs/lora", "tasks": ["t"]}
+    text = model_card(SoftPrompt(torch.randn(2, 4), record, "p"), "me/p")
+    assert "of the model `me/base` with the LoRA adapter `runs/lora`, which was learned together with it." in text
+    assert "--model_args pretrained=me/base,peft=runs/lora,prompt=me/p --tasks t" in text
+    assert "PeftModel" not in text

@@ -1,0 +1,80 @@
+"""The vocabulary's normalizer piece by piece is torch's own, and so is its gradient."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from transformers import PreTrainedModel
+
+from lm_eval_spt.inference import lm_head
+from lm_eval_spt.inference.forward import ScoredStates, loglikelihoods, loglikelihoods_with_mean
+from lm_eval_spt.inference.transformers_internals import logits, plain_head
+from tests.conftest import build_model
+
+
+@given(
+    rows=st.integers(0, 9), size=st.integers(1, 50), piece=st.integers(1, 60), scale=st.sampled_from([1e-3, 1.0, 1e3])
+)
+def test_normalizers_and_gradients_are_those_of_the_whole(rows: int, size: int, piece: int, scale: float) -> None:
+    generator = torch.Generator().manual_seed(rows + 10 * size)
+    hidden = torch.randn(rows, 5, generator=generator, dtype=torch.float64).mul_(scale).requires_grad_()
+    weight = torch.randn(size, 5, generator=generator, dtype=torch.float64)
+    of_rows = torch.randn(rows, generator=generator, dtype=torch.float64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lm_head, "PIECE", piece)
+        found, best = lm_head.logsumexp(hidden, weight)
+    (gradient,) = torch.autograd.grad(found @ of_rows, hidden)
+    whole = hidden @ weight.T
+    expected = whole.logsumexp(dim=1)
+    (of_whole,) = torch.autograd.grad(expected @ of_rows, hidden)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(gradient, of_whole, rtol=1e-9, atol=1e-9)
+    assert torch.equal(whole[torch.arange(rows), best], whole.amax(dim=1) if rows else whole.new_zeros(0))
+
+
+def test_of_equal_logits_the_first_is_the_largest_as_for_argmax() -> None:
+    hidden, weight = torch.ones(1, 2), torch.tensor([[0.0, 0.0], [1.0, 1.0], [1.0, 1.0]]).repeat(3000, 1)
+    assert lm_head.logsumexp(hidden, weight)[1].tolist() == [1]
+
+
+@torch.no_grad()
+def test_plain_heads_are_found(tiny_model: PreTrainedModel) -> None:
+    assert plain_head(tiny_model) is not None
+
+
+def test_what_is_more_than_a_product_is_left_to_the_model() -> None:
+    """A cap on the logits, a bias, a scale, a head that learns: each would be missed."""
+    capped = build_model("gpt2").requires_grad_(False)
+    forward = capped.forward
+
+    def with_cap(*args: object, **kwargs: object) -> object:
+        output = forward(*args, **kwargs)
+        output.logits = 30 * torch.tanh(output.logits / 30)
+        return output
+
+    capped.forward = with_cap  # type: ignore[method-assign]
+    assert plain_head(capped) is None
+
+    biased = build_model("gpt2").requires_grad_(False)
+    head = biased.get_output_embeddings()
+    biased.set_output_embeddings(nn.Linear(head.in_features, head.out_features).requires_grad_(False))  # type: ignore[arg-type]
+    assert plain_head(biased) is None
+
+    assert plain_head(build_model("gpt2").requires_grad_(True)) is None
+
+
+@pytest.mark.parametrize("family", ["bloom", "gemma3_text"])
+def test_both_ways_through_the_head_agree(family: str) -> None:
+    model = build_model(family).requires_grad_(False)
+    vocabulary_size, width = model.get_output_embeddings().weight.shape  # type: ignore[union-attr]
+    hidden = torch.randn(6, width, generator=torch.Generator().manual_seed(0))
+    targets = torch.tensor([[0, 3, 0], [0, 4, 1], [5, vocabulary_size - 1, 1], [2, 9, 2]])
+    states = ScoredStates(hidden, targets, 4)
+    sums, greedy = loglikelihoods(model, states)
+    plain, of_plain, _ = loglikelihoods_with_mean(model, states, mean_logprob=True)  # needs the logits
+    logprobs = logits(model, hidden).log_softmax(dim=-1)
+    by_hand = torch.stack([logprobs[0, 3], logprobs[0, 4] + logprobs[5, -1], logprobs[2, 9], torch.tensor(0.0)])
+    torch.testing.assert_close(sums, plain, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(sums, by_hand, rtol=1e-5, atol=1e-5)
+    assert torch.equal(greedy, of_plain)
