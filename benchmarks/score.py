@@ -86,7 +86,6 @@ def many_prompts(
     prompts = [prompt(model, length, "suffix", seed) for length in lengths for seed in range(seeds)]
     together = ManyPromptsLM(prompts, pretrained=model, tokenizer=models.tokenizer(), batch_size="auto")
     together.use(prompts[0])
-    together._use_fast()
     memory = alone.Memory(device)
     _, cost = machine.measure(lambda: together.loglikelihood(asked, disable_tqdm=True), device)
     work = _least_work(model, together, asked, [length for length in lengths for _ in range(seeds)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -13,6 +14,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lm_eval_spt.inference.base_model import model_path
+from lm_eval_spt.inference.capabilities import Capabilities, set_capabilities
+from lm_eval_spt.inference.transformers_internals import prepare
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt, embedding_fingerprint
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,6 +59,13 @@ def build_model(family: str, seed: int = 0) -> PreTrainedModel:
             if weight.dim() > 1:
                 weight.normal_(std=0.3 if "embed" in name or "wte" in name or "wpe" in name else 0.2)
     return model.eval()
+
+
+def as_fast(model: PreTrainedModel, **capabilities: Any) -> PreTrainedModel:
+    """Have a model that no model class has loaded run in the fastest way, or as `capabilities` says."""
+    prepare(model)
+    set_capabilities(model, Capabilities(**{"layout": "tree", "cache": True, "split": True} | capabilities))
+    return model
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,8 @@ from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.common.files import parse_json, read_text, written_together
 from lm_eval_spt.harness.lm import SPTLM, TokenisedRequest
 from lm_eval_spt.harness.patches import MODEL_NAME, results_name, task_manager
-from lm_eval_spt.inference import scoring
+from lm_eval_spt.inference import probe, scoring
+from lm_eval_spt.inference.virtual_tokens import place
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 
 logger = logging.getLogger(__name__)
@@ -46,22 +47,17 @@ class ManyPromptsLM(SPTLM):
     def __init__(self, prompts: Sequence[SoftPrompt], **spt: Any) -> None:
         super().__init__(prompt=None, **spt)
         for prompt in prompts:
-            self._check_prompt(prompt)
+            self.use(prompt)
         self._suffixes = {prompt.digest: prompt for prompt in prompts if prompt.placement == "suffix"}
         # Answers as numbers, [suffix prompts, pairs]: as objects those of 50 prompts in 205 languages would take 3 GB.
         self._columns: dict[Pair, int] = {}
         self._loglikelihoods = np.empty((len(self._suffixes), 0))
         self._greedy = np.empty((len(self._suffixes), 0), dtype=bool)
 
-    def use(self, prompt: SoftPrompt) -> None:
-        """Make `prompt` the one in use."""
-        self.prompt = prompt
-        self._room_taken = prompt.length
-
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[scoring.Answer]:
         """Return the answers under the prompt in use."""
         assert self.prompt is not None
-        if self.prompt.placement == "suffix" and self._use_fast():
+        if self.prompt.placement == "suffix" and self.backend == "causal":
             pairs = [request.args for request in requests]
             if new := [pair for pair in dict.fromkeys(pairs) if pair not in self._columns]:
                 self._score_suffixes(new, disable_tqdm)
@@ -84,11 +80,15 @@ class ManyPromptsLM(SPTLM):
         greedy = np.full((len(prompts), len(pairs)), False)
         requests = [encoded[index] for index in fitting]
         vectors = [prompt.vectors for prompt in prompts]
+        longest = max(vectors, key=len)
+        self.try_out([(place(context, 0, len(longest)), rest) for context, rest in requests], longest)
         scored = scoring.score_suffixes(self.model, requests, vectors, self._max_batch_tokens())
         with self._progress(len(requests), disable_tqdm) as bar, self._autocast():
             for number, answers in scored:
                 index = fitting[number]
                 loglikelihoods[:, index], greedy[:, index] = zip(*answers, strict=True)
+                if not np.isfinite(loglikelihoods[:, index]).all():
+                    raise probe.not_finite(self.model)
                 bar.update()
 
         in_use = self.prompt
@@ -160,12 +160,13 @@ def evaluate_prompts(
     if not waiting:
         return [path for path in done.values() if path]
 
-    arguments = _loading(loaded.values(), shared) | shared | {"pretrained": base_models.pop()}
-    if base is not None:
-        arguments |= {"pretrained": base.model, "tokenizer": base.tokenizer}
-    lm = ManyPromptsLM(list(waiting.values()), **arguments, batch_size=batch_size, device=device)
-    if base is not None:
-        lm.pretrained = base.pretrained  # by this name the harness looks up the model's revision
+    arguments = _loading(loaded.values(), shared) | shared
+    arguments |= {"prompts": list(waiting.values()), "batch_size": batch_size, "device": device}
+    if base is None:
+        lm = ManyPromptsLM(**arguments | {"pretrained": base_models.pop()})
+    else:
+        arguments.pop("pretrained", None)
+        lm = ManyPromptsLM.from_loaded(base, **arguments)
     options = {"batch_size": batch_size, "device": device, "limit": limit, "num_fewshot": num_fewshot}
     for name, prompt in waiting.items():
         lm.use(prompt)

@@ -11,11 +11,11 @@ unchanged, and only :meth:`SPTLM._model_call` and :meth:`SPTLM._model_generate` 
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lm_eval.api.instance import Instance
@@ -27,23 +27,24 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lm_eval_spt.common.errors import UserError
-from lm_eval_spt.inference import scoring
+from lm_eval_spt.harness.encoding import PairEncoder, whole_characters
+from lm_eval_spt.inference import probe, scoring, transformers_internals
 from lm_eval_spt.inference.base_model import bitsandbytes_config, cannot_load, ensure_available
+from lm_eval_spt.inference.capabilities import Capabilities
 from lm_eval_spt.inference.virtual_tokens import model_inputs, pad_left, place
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt, embedding_fingerprint
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from typing_extensions import Self
 
 logger = logging.getLogger(__name__)
 
 TokenisedRequest = tuple[tuple[str, str] | None, list[int], list[int]]
 """A request's (context, continuation) text, if it has one, and their token ids: what HFLM calls a request."""
 
-SURROGATE = re.compile("[\ud800-\udfff]")
-
 QUANTISATION = ("load_in_4bit", "load_in_8bit", "bnb_4bit_", "llm_int8_")
 """How the names of bitsandbytes' settings begin."""
-
-TEXTS_AT_ONCE = 1000
-"""How many texts the tokenizer gets in one call."""
 
 CACHE_OWNER = "lm_eval_spt: written with"
 
@@ -53,11 +54,6 @@ def _available(device: str | None) -> str:
     if device not in (None, "cuda") or torch.cuda.is_available():
         return device or "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def _whole_characters(text: str) -> str:
-    """Return a text without halves of surrogate pairs, which tokenizers do not take: U+FFFD stands for them."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if SURROGATE.search(text) else text
 
 
 @register_model("spt")
@@ -111,11 +107,38 @@ class SPTLM(HFLM):
             raise cannot_load(pretrained, error) from error
         self.base_model_name = pretrained if isinstance(pretrained, str) else self.model.name_or_path
         self._fast = fast
-        self._fast_verified: bool | None = None
+        if self.backend == "causal":
+            transformers_internals.prepare(self.model)
         self._take_place_among_processes()
         if self.prompt is not None:
-            self._check_prompt(self.prompt)
-            self._room_taken = self.prompt.length
+            self.use(self.prompt)
+
+    @classmethod
+    def from_loaded(cls, loaded: SPTLM, **settings: Any) -> Self:
+        """Return a model of this class around a base model that is loaded already.
+
+        Args:
+            loaded: holds the base model and the tokenizer.
+            **settings: as for the class; `revision` names the one that was loaded.
+        """
+        lm = cls(pretrained=loaded.model, tokenizer=loaded.tokenizer, **settings)
+        lm.pretrained = loaded.pretrained  # by this name the harness looks up the model's revision
+        lm.base_model_name, lm.peft, lm.delta = loaded.base_model_name, loaded.peft, loaded.delta
+        return lm
+
+    def attach_adapter(self, settings: LoraConfig) -> None:
+        """Wrap the base model with a new adapter.
+
+        Args:
+            settings: PEFT's.
+
+        Raises:
+            ValueError: the modules to adapt are not in the model.
+        """
+        from peft import get_peft_model  # takes a second, which most runs need not wait
+
+        self._model: Any = get_peft_model(self.model, settings)
+        probe.forget(self.model)
 
     def _create_model(self, pretrained: str, *, peft: str | None = None, **options: Any) -> None:
         """Load the base model, quantised if that was asked for, and the PEFT adapter if there is one.
@@ -139,7 +162,7 @@ class SPTLM(HFLM):
         if len(self.tokenizer) > model.get_input_embeddings().weight.shape[0]:
             model.resize_token_embeddings(len(self.tokenizer))
         try:
-            self._model: Any = PeftModel.from_pretrained(model, peft)
+            self._model = PeftModel.from_pretrained(model, peft)
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"peft={peft} can not be loaded ({reason}): expected a PEFT adapter's folder") from error
@@ -155,6 +178,15 @@ class SPTLM(HFLM):
     def fingerprint(self) -> str:
         """The base model's identity: see :func:`lm_eval_spt.prompt.soft_prompt.embedding_fingerprint`."""
         return embedding_fingerprint(self.model.get_input_embeddings())
+
+    def use(self, prompt: SoftPrompt) -> None:
+        """Make `prompt` the one that contexts get.
+
+        Raises:
+            UserError: it does not fit the base model, or leaves no room for text.
+        """
+        self._check_prompt(prompt)
+        self.prompt, self._room_taken = prompt, prompt.length
 
     def _check_prompt(self, prompt: SoftPrompt) -> None:
         if self.backend != "causal" and prompt.placement != "prefix":
@@ -172,10 +204,16 @@ class SPTLM(HFLM):
                 prompt.name,
                 prompt.metadata["adapter"],
             )
-        if prompt.length >= self.max_length:
+        if prompt.length >= self.whole_length:
             raise UserError(
                 f"the prompt {prompt.name!r} has {prompt.length} virtual tokens, but {self.base_model_name!r} reads "
-                f"at most {self.max_length} tokens: nothing is left for the text; use a shorter prompt"
+                f"at most {self.whole_length} tokens: nothing is left for the text; use a shorter prompt"
+            )
+        if not prompt.vectors.to(embedding.weight.dtype).isfinite().all():
+            dtype = str(embedding.weight.dtype).removeprefix("torch.")
+            raise UserError(
+                f"the prompt {prompt.name!r} holds numbers up to {float(prompt.vectors.abs().max()):.3g}, which is too "
+                f"much for {dtype}: load the model with dtype=bfloat16 or float32"
             )
 
     def get_model_info(self) -> dict[str, Any]:
@@ -227,71 +265,23 @@ class SPTLM(HFLM):
         return self.whole_length - self._room_taken
 
     def encode_pairs(self, pairs: Sequence[tuple[str, str]], placement: str) -> list[tuple[list[int], list[int]]]:
-        """Return the token ids of (context, continuation) pairs.
-
-        As the harness encodes them: both together, an empty context becoming the BOS token, white space at the
-        context's end going to the continuation. A prompt with a part after the text comes between the two, so that
-        they are encoded separately and nothing merges across it; so are an encoder's and a decoder's tokens. Texts
-        that occur again are encoded once.
-        """
-        parts = []
-        for context, continuation in pairs:
-            text = context.rstrip()
-            parts.append((text, context[len(text) :] + continuation))
-        together = placement == "prefix" and self.backend == "causal"
-        contexts = self._encode_texts(text for text, _ in parts)
-        wholes = self._encode_texts(text + continuation for text, continuation in parts if together and text)
-        alone = self._encode_texts((rest for text, rest in parts if not together or not text), special=False)
-
-        encoded = []
-        for text, continuation in parts:
-            if not text:
-                start, rest = [self.prefix_token_id], alone[continuation]
-                if rest[:1] == start:
-                    rest = rest[1:]
-            elif together:
-                start = contexts[text]
-                rest = wholes[text + continuation][len(start) :]
-            else:
-                start, rest = contexts[text], alone[continuation]
-            encoded.append((start, rest))
-
-        # A continuation that merges into the context's last token would leave nothing to score.
-        merged = [index for index, (_, rest) in enumerate(encoded) if not rest and parts[index][1]]
-        alone = self._encode_texts((parts[index][1] for index in merged), special=False)
-        for index in merged:
-            encoded[index] = (encoded[index][0], alone[parts[index][1]])
-        return encoded
+        """Return the token ids of (context, continuation) pairs: see :class:`PairEncoder`."""
+        causal = self.backend == "causal"
+        encoder = PairEncoder(self.tokenizer, self.prefix_token_id, self.add_bos_token, causal)
+        return encoder.encode(pairs, placement)
 
     def tok_encode(self, string: str, *args: Any, **options: Any) -> list[int]:
         """Return the token ids of a text, as HFLM does; halves of surrogate pairs are read as U+FFFD."""
-        return super().tok_encode(_whole_characters(string), *args, **options)
+        return super().tok_encode(whole_characters(string), *args, **options)
 
     def tok_batch_encode(self, strings: list[str], *args: Any, **options: Any) -> tuple[Tensor, Tensor]:
         """Return ids and mask `[batch, time]` of texts to go on from; an empty one becomes the BOS token."""
-        ids, mask = super().tok_batch_encode([_whole_characters(string) for string in strings], *args, **options)
+        ids, mask = super().tok_batch_encode([whole_characters(string) for string in strings], *args, **options)
         if not ids.shape[1]:
             ids, mask = (torch.zeros(len(strings), 1, dtype=torch.long) for _ in range(2))
         empty = mask.sum(dim=1) == 0
         ids[empty, -1], mask[empty, -1] = self.prefix_token_id, 1
         return ids, mask
-
-    def _encode_texts(self, texts: Iterable[str], special: bool | None = None) -> dict[str, list[int]]:
-        """Return what `tok_encode` makes of every text, encoded in batches: of all at once it keeps too much."""
-        bos = self.tokenizer.decode(self.prefix_token_id)
-        ordinary: list[str] = []
-        begun: list[str] = []
-        for text in dict.fromkeys(texts):
-            (begun if special is None and text.startswith(bos) else ordinary).append(text)
-        encoded: dict[str, list[int]] = {}
-        for group, wanted in ((ordinary, self.add_bos_token if special is None else special), (begun, False)):
-            options = {} if wanted is None else {"add_special_tokens": wanted}
-            for start in range(0, len(group), TEXTS_AT_ONCE):
-                part = group[start : start + TEXTS_AT_ONCE]
-                whole = [_whole_characters(text) for text in part]
-                ids = self.tokenizer(whole, return_attention_mask=False, **options)["input_ids"]
-                encoded |= zip(part, ids, strict=True)
-        return encoded
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Return the log-likelihood of every request's continuation, and whether greedy decoding would produce it."""
@@ -332,32 +322,34 @@ class SPTLM(HFLM):
                 cut,
                 len(requests),
             )
-        if not self._use_fast():
+        if not self._fast:
             with self._prompt_in_requests():
                 return super()._loglikelihood_tokens(prompted, disable_tqdm, override_bs)
 
         pairs = [(context, continuation) for _, context, continuation in prompted]
+        self.try_out(pairs, self.vectors)
         answers: list[scoring.Answer] = [(0.0, True)] * len(prompted)
         with self._autocast():
             scored = scoring.score(self.model, pairs, self.vectors, self._max_batch_tokens())
         with self._progress(len(prompted), disable_tqdm) as bar, self._autocast():
             for number, answer in scored:
+                if not math.isfinite(answer[0]):
+                    raise probe.not_finite(self.model)
                 answers[number] = answer
                 if (text := prompted[number][0]) is not None:
                     self.cache_hook.add_partial("loglikelihood", text, answer)
                 bar.update()
         return answers
 
+    def try_out(
+        self, pairs: Sequence[scoring.TokenPair], vectors: Tensor | None, *, gradient: bool = False
+    ) -> Capabilities:
+        """Find out what the model can do with these texts: see :func:`lm_eval_spt.inference.probe.probe`."""
+        with self._autocast():
+            return probe.probe(self.model, pairs, vectors, gradient=gradient)
+
     def _progress(self, requests: int, disable: bool = False) -> tqdm:
         return tqdm(total=requests, disable=disable or self.rank != 0, desc="Running loglikelihood requests")
-
-    def _use_fast(self) -> bool:
-        if self._fast and self._fast_verified is None:
-            with self._autocast():
-                self._fast_verified = scoring.agrees_with_plain_pass(self.model, self.vectors, self.with_prompt)
-            if not self._fast_verified:
-                logger.warning("%s can not be scored the fast way: using the harness's loop", self.base_model_name)
-        return self._fast and bool(self._fast_verified)
 
     def _max_batch_tokens(self) -> int:
         if self.batch_size == "auto":
@@ -400,18 +392,23 @@ class SPTLM(HFLM):
         if greedy:
             generation.pop("temperature", None)
             generation["do_sample"] = False
+        causal = self.backend == "causal"
+        # Beside the embeddings `generate` takes the text's ids, for all that looks at the text: penalties for what was
+        # said already, stopping criteria. It returns the new tokens behind them.
+        text = {"input_ids": context} if causal else {}
+        seen = context.shape[1] if causal else 0
         with self._autocast():
-            new = self.model.generate(
+            tokens: Tensor = self.model.generate(
+                **text,
                 **model_inputs(self.model, ids, self.vectors),
                 attention_mask=mask,
                 max_new_tokens=max_length - context.shape[1],
-                # Given embeddings instead of ids, `generate` returns (and shows to the criteria) new tokens only.
-                stopping_criteria=stop_sequences_criteria(self.tokenizer, stop, 0, len(rows)),
+                stopping_criteria=stop_sequences_criteria(self.tokenizer, stop, seen, len(rows)),
                 pad_token_id=self.tokenizer.pad_token_id,
                 use_cache=True,
                 **generation,
             )
-        return torch.cat([context, new], dim=1) if self.backend == "causal" else new
+        return tokens
 
     # -- processes ---------------------------------------------------------------------------------------------------
 

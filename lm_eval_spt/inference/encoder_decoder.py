@@ -15,7 +15,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from lm_eval_spt.inference.token_tree import ScoringRequest
 from lm_eval_spt.inference.transformers_internals import device_of
-from lm_eval_spt.inference.virtual_tokens import model_inputs
+from lm_eval_spt.inference.virtual_tokens import model_inputs, pad_right
 
 # Logits of one call of the decoder: 2**27 values are half a gigabyte in fp32.
 MAX_LOGITS = 2**27
@@ -62,11 +62,3 @@ def loglikelihoods(
         mean_logprobs.append((logprobs.mean(dim=-1) * scored).sum(dim=1))
         greedy.append(((logits.argmax(dim=-1) == targets) | (scored == 0)).all(dim=1))
     return torch.cat(sums), torch.cat(greedy), torch.cat(mean_logprobs)
-
-
-def pad_right(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Return ids and mask, both `[batch, time]`, of rows padded on the right: the decoder's first token comes first."""
-    time = max(1, max(map(len, rows)))
-    ids = torch.tensor([[*row, *[0] * (time - len(row))] for row in rows])
-    mask = torch.tensor([[1] * len(row) + [0] * (time - len(row)) for row in rows])
-    return ids, mask

@@ -1,34 +1,36 @@
 """Read a text once, then score any number of continuations of it.
 
 The one way in which this package runs a causal LM, shared by scoring and training. :func:`prefill` fills a KV cache
-with texts; :func:`forward_tree` runs the model over requests, each a tree whose every token is read once, and returns
-the hidden states where something is scored; :func:`loglikelihoods` runs the vocabulary head on these. Everything is
-differentiable in the prompt.
+with texts; :func:`forward_tree` runs the model over requests and returns the hidden states where something is scored;
+:func:`loglikelihoods` runs the vocabulary head on these. Everything is differentiable in the prompt.
+
+How requests are laid out depends on what the model can do (:mod:`lm_eval_spt.inference.capabilities`): as trees whose
+every token is read once where it can read these, else in plainer and slower ways, down to one unpadded sequence for
+each continuation.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
-from weakref import WeakKeyDictionary
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from lm_eval_spt.inference import lm_head, transformers_internals
-from lm_eval_spt.inference.token_tree import ScoringRequest, TreeBatch, causal, collate, text_positions
-from lm_eval_spt.inference.transformers_internals import (
-    PreallocatedLayer,
-    cache_of,
-    device_of,
-    keys_and_values,
-    preallocate,
+from lm_eval_spt.inference.capabilities import capabilities
+from lm_eval_spt.inference.kv_cache import KVCache
+from lm_eval_spt.inference.token_tree import (
+    ScoringRequest,
+    TreeBatch,
+    causal_mask,
+    collate,
+    text_length,
+    text_positions,
 )
+from lm_eval_spt.inference.transformers_internals import device_of
 from lm_eval_spt.inference.virtual_tokens import model_inputs, pad_left
-
-logger = logging.getLogger(__name__)
 
 # Logits of one call: 2**27 values are half a gigabyte in fp32.
 MAX_LOGITS = 2**27
@@ -39,42 +41,21 @@ ROWS_IN_CACHE = 8
 
 
 @dataclass
-class KVCache:
-    """What the model has read so far: texts, without branches.
+class ScoredStates:
+    """What the model makes of the places where something is scored.
 
     Attributes:
-        cache: keys and values of all layers, `[batch, heads, time, head_dim]` each.
-        mask: `[batch, time]`, 1 for a token and 0 for padding.
+        hidden: hidden states `[nodes, d]` that wait for the vocabulary head; of a model whose head can not be run by
+            itself its logits `[nodes, vocabulary]`.
+        targets: (node, token, continuation) `[targets, 3]`: whose log-probability counts for which continuation.
+        continuations: how many there are.
+        are_logits: whether `hidden` holds logits.
     """
 
-    cache: DynamicCache
-    mask: Tensor
-
-    def select(self, rows: Tensor) -> KVCache:
-        """Return the batch of `rows` `[new batch]`, repetitions allowed."""
-        states = [(keys.index_select(0, rows), values.index_select(0, rows)) for keys, values in self._states()]
-        return KVCache(cache_of(states), self.mask.index_select(0, rows))
-
-    def fork(self, batch: int | None = None) -> KVCache:
-        """Return the same to read on from, leaving this as it is; or its only row for each of a new batch.
-
-        Nothing is copied: a cache that grows makes new tensors.
-        """
-        if batch is None:
-            if isinstance(self.cache.layers[0], PreallocatedLayer):
-                cache = DynamicCache()
-                cache.layers = [layer.again() for layer in self.cache.layers]  # type: ignore[union-attr]
-                return KVCache(cache, self.mask)
-            return KVCache(cache_of(self._states()), self.mask)
-        states = [(keys.expand(batch, -1, -1, -1), values.expand(batch, -1, -1, -1)) for keys, values in self._states()]
-        return KVCache(cache_of(states), self.mask.expand(batch, -1))
-
-    def preallocate(self, room: int) -> KVCache:
-        """Return the same with room for so many tokens, so that branches, read one after the other, copy nothing."""
-        return KVCache(preallocate(self.cache, room), self.mask)
-
-    def _states(self) -> list[tuple[Tensor, Tensor]]:
-        return keys_and_values(self.cache)
+    hidden: Tensor
+    targets: Tensor
+    continuations: int
+    are_logits: bool = False
 
 
 def prefill(
@@ -83,7 +64,7 @@ def prefill(
     """Run the model over texts, to read on from them.
 
     Args:
-        model: a causal LM.
+        model: a causal LM that can read on from a cache.
         ids: `[batch, time]`, padded on the left, virtual tokens marked (:mod:`lm_eval_spt.inference.virtual_tokens`).
         mask: `[batch, time]`, 1 for a token and 0 for padding.
         vectors: the soft prompt, as for :func:`forward_tree`, needed where `ids` holds virtual tokens.
@@ -95,21 +76,6 @@ def prefill(
     return KVCache(cache, step.whole_mask)
 
 
-@dataclass
-class ScoredStates:
-    """Hidden states that wait for the vocabulary head.
-
-    Attributes:
-        hidden: `[nodes, d]`.
-        targets: (node, token, continuation) `[targets, 3]`: whose log-probability counts for which continuation.
-        continuations: how many there are.
-    """
-
-    hidden: Tensor
-    targets: Tensor
-    continuations: int
-
-
 def forward_tree(
     model: PreTrainedModel,
     requests: Sequence[ScoringRequest],
@@ -117,42 +83,64 @@ def forward_tree(
     *,
     past: KVCache | None = None,
 ) -> ScoredStates:
-    """Run the model over contexts and the branches of their continuations, every distinct token once.
+    """Run the model over contexts and the branches of their continuations.
 
     Args:
         model: a causal LM.
         requests: contexts with their continuations.
         vectors: the soft prompt, `[P, d]`, or one for each request, `[requests, P, d]`.
-        past: what has been read before the contexts, one row for each request; it is used up.
+        past: what has been read before the contexts, one row for each request; it is used up. Only for models that
+            read on from a cache, and texts that they read fast.
     """
-    if not takes_trees(model):
-        alone = [ScoringRequest(request.context, [one]) for request in requests for one in request.continuations]
-        of = [row for row, request in enumerate(requests) for _ in request.continuations]
-        rows = torch.tensor(of, device=device_of(model))
-        past = past.select(rows) if past is not None else None
-        vectors = (
-            vectors.index_select(0, rows.to(vectors.device)) if vectors is not None and vectors.dim() == 3 else vectors
-        )
-        requests = alone
-    return _forward_tree(model, requests, vectors, past)
+    known = capabilities(model)
+    slow = [number for number, request in enumerate(requests) if known.reads_plainly(text_length(request))]
+    if slow and past is None:
+        fast = [number for number in range(len(requests)) if number not in set(slow)]
+        groups = [(fast, forward_tree), (slow, _forward_equal)]
+        return _forward_groups(model, requests, vectors, [group for group in groups if group[0]])
+    if known.layout != "tree":
+        requests, vectors, past = _chains(model, requests, vectors, past)
+    if known.layout == "rows" and past is None:
+        return _forward_rows(model, requests, vectors)
+    return _forward_padded(model, requests, vectors, past)
 
 
-def _forward_tree(
+def _chains(
+    model: PreTrainedModel, requests: Sequence[ScoringRequest], vectors: Tensor | None, past: KVCache | None
+) -> tuple[list[ScoringRequest], Tensor | None, KVCache | None]:
+    """Return a request for each continuation alone, with the vectors and the cache that belong to each."""
+    chains = [ScoringRequest(request.context, [chosen]) for request in requests for chosen in request.continuations]
+    numbers = [row for row, request in enumerate(requests) for _ in request.continuations]
+    rows = torch.tensor(numbers, dtype=torch.long, device=device_of(model))
+    if vectors is not None and vectors.dim() == 3:
+        vectors = vectors.index_select(0, rows.to(vectors.device))
+    return chains, vectors, past.select(rows) if past is not None else None
+
+
+# -- with padding, masks and positions -------------------------------------------------------------------------------
+
+
+def _forward_padded(
     model: PreTrainedModel, requests: Sequence[ScoringRequest], vectors: Tensor | None, past: KVCache | None
 ) -> ScoredStates:
     device = device_of(model)
-    rows = collate(requests)
-    if rows.visible is not None and rows.ids.shape[1] > LONG and any(len(request.context) > 1 for request in requests):
-        requests, past = _read_most(model, requests, vectors, past)
-        rows = collate(requests)
-    step = _Step(model, rows.mask.to(device), rows, past)
-    inputs = model_inputs(model, rows.ids.to(device), vectors)
+    # Without masks of its own a model may count slots: behind a cache there must be no padding before the new tokens.
+    known = capabilities(model)
+    batch = collate(requests, padding="right" if past is not None and known.layout == "padded" else "left")
+    if batch.visible is not None and batch.ids.shape[1] > LONG and any(len(row.context) > 1 for row in requests):
+        if past is None and not known.cache:
+            requests, vectors, past = _chains(model, requests, vectors, past)  # no mask of everything by everything
+        else:
+            requests, past = _prefill_contexts(model, requests, vectors, past)
+        batch = collate(requests)
+    step = _Step(model, batch.mask.to(device), batch, past)
+    inputs = model_inputs(model, batch.ids.to(device), vectors)
     hidden = step.hidden_states(inputs, past.cache if past is not None else None)
-    row, slot = rows.scored.to(hidden.device)
-    return ScoredStates(hidden[row, slot], rows.targets.to(hidden.device), rows.continuations)
+    row, slot = batch.scored.to(hidden.device)
+    return ScoredStates(hidden[row, slot], batch.targets.to(hidden.device), batch.continuations)
 
 
-def _read_most(
+def _prefill_contexts(
     model: PreTrainedModel, requests: Sequence[ScoringRequest], vectors: Tensor | None, past: KVCache | None
 ) -> tuple[list[ScoringRequest], KVCache]:
     """Read all but the last token of every context: a mask of everything by everything would be too large."""
@@ -164,19 +152,19 @@ def _read_most(
 class _Step:
     """Masks and positions of new tokens behind a KV cache, as `transformers_internals.hidden_states` takes them."""
 
-    def __init__(self, model: PreTrainedModel, mask: Tensor, rows: TreeBatch | None, past: KVCache | None) -> None:
+    def __init__(self, model: PreTrainedModel, mask: Tensor, batch: TreeBatch | None, past: KVCache | None) -> None:
         self._model = model
         self.whole_mask = mask
-        self._positions = rows.positions.to(mask.device) if rows is not None else text_positions(mask)
+        self._positions = batch.positions.to(mask.device) if batch is not None else text_positions(mask)
         self._key_positions = self._positions
-        self._visible = rows.visible.to(mask.device) if rows is not None and rows.visible is not None else None
+        self._visible = batch.visible.to(mask.device) if batch is not None and batch.visible is not None else None
         if past is None:
             return
         self.whole_mask = torch.cat([past.mask, mask], dim=1)
         self._positions = self._positions + past.mask.sum(dim=1, keepdim=True)
         self._key_positions = torch.cat([text_positions(past.mask), self._positions], dim=1)
         if self._visible is None and transformers_internals.sliding_window(model) is not None:
-            self._visible = causal(mask)  # a window must not count the padding between past and present
+            self._visible = causal_mask(mask)  # a window must not count the padding between past and present
         if self._visible is not None:
             before = past.mask.bool()[:, None, :].expand(-1, mask.shape[1], -1)
             self._visible = torch.cat([before, self._visible], dim=2)
@@ -194,14 +182,67 @@ class _Step:
         )
 
 
+# -- as plain sequences ------------------------------------------------------------------------------------------------
+
+
+def _forward_groups(
+    model: PreTrainedModel,
+    requests: Sequence[ScoringRequest],
+    vectors: Tensor | None,
+    groups: Sequence[tuple[list[int], Callable[..., ScoredStates]]],
+) -> ScoredStates:
+    """Run groups of requests apart, each in its way, and number their continuations as if they had been run together.
+
+    Args:
+        groups: the requests' numbers, and the function that runs them.
+    """
+    sizes = [len(request.continuations) for request in requests]
+    firsts = [sum(sizes[:number]) for number in range(len(sizes))]
+    parts, numbers = [], []
+    for members, run in groups:
+        own = vectors[members] if vectors is not None and vectors.dim() == 3 else vectors
+        parts.append(run(model, [requests[number] for number in members], own))
+        numbers += [firsts[number] + choice for number in members for choice in range(sizes[number])]
+    joined = join(parts)
+    nodes, tokens, continuations = joined.targets.unbind(dim=1)
+    order = torch.tensor(numbers, dtype=torch.long, device=nodes.device)
+    return replace(joined, targets=torch.stack([nodes, tokens, order[continuations]], dim=1))
+
+
+def _forward_equal(model: PreTrainedModel, requests: Sequence[ScoringRequest], vectors: Tensor | None) -> ScoredStates:
+    """Run each continuation behind its context, rows of one length together: nothing is padded."""
+    chains, vectors, _ = _chains(model, requests, vectors, None)
+    by_length: dict[int, list[int]] = {}
+    for number, chain in enumerate(chains):
+        by_length.setdefault(text_length(chain), []).append(number)
+    return _forward_groups(model, chains, vectors, [(members, _forward_rows) for members in by_length.values()])
+
+
+def _forward_rows(model: PreTrainedModel, requests: Sequence[ScoringRequest], vectors: Tensor | None) -> ScoredStates:
+    """Run requests of one continuation each as rows padded on the right, and nothing but tokens given to the model."""
+    split = capabilities(model).split
+    transformers_internals.forget_longer_texts(model)
+    batch = collate(requests, padding="right")
+    inputs = model_inputs(model, batch.ids.to(device_of(model)), vectors)
+    run = transformers_internals.plain_hidden_states if split else transformers_internals.plain_logits
+    states = run(model, inputs)
+    row, slot = batch.scored.to(states.device)
+    chosen = states[row, slot]
+    return ScoredStates(chosen, batch.targets.to(chosen.device), batch.continuations, are_logits=not split)
+
+
+# -- log-likelihoods ---------------------------------------------------------------------------------------------------
+
+
 def join(parts: Sequence[ScoredStates]) -> ScoredStates:
-    """Put what was asked in several calls together."""
+    """Put the states of several calls together."""
     nodes = continuations = 0
     targets = []
     for part in parts:
         targets.append(part.targets + part.targets.new_tensor([nodes, 0, continuations]))
         nodes, continuations = nodes + len(part.hidden), continuations + part.continuations
-    return ScoredStates(torch.cat([part.hidden for part in parts]), torch.cat(targets), continuations)
+    hidden = torch.cat([part.hidden for part in parts])
+    return ScoredStates(hidden, torch.cat(targets), continuations, parts[0].are_logits)
 
 
 def loglikelihoods(model: PreTrainedModel, states: ScoredStates) -> tuple[Tensor, Tensor]:
@@ -210,12 +251,12 @@ def loglikelihoods(model: PreTrainedModel, states: ScoredStates) -> tuple[Tensor
     Returns:
         Two tensors `[continuations]`: fp32 log-likelihoods, and booleans. A continuation without tokens is certain.
     """
-    sums, greedy, _ = loglikelihoods_with_mean(model, states, mean_logprob=False)
+    sums, greedy, _ = loglikelihoods_with_mean(model, states, mean=False)
     return sums, greedy
 
 
 def loglikelihoods_with_mean(
-    model: PreTrainedModel, states: ScoredStates, mean_logprob: bool = True
+    model: PreTrainedModel, states: ScoredStates, mean: bool = True
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return what :func:`loglikelihoods` does, and what label smoothing mixes in.
 
@@ -224,36 +265,45 @@ def loglikelihoods_with_mean(
         places where the continuation's tokens are scored; zeros if it is not wanted.
     """
     sums = torch.zeros(states.continuations, device=states.hidden.device)
-    mean_logprobs = torch.zeros_like(sums)
+    means = torch.zeros_like(sums)
     greedy = torch.ones(states.continuations, dtype=torch.bool, device=states.hidden.device)
     nodes, tokens, numbers = states.targets.unbind(dim=1)
-    if not mean_logprob and (weight := _weights_to_read_once(model, states.hidden)) is not None:
+    weight = None if mean or states.are_logits else _head_to_read_once(model, states.hidden)
+    if weight is not None:
         normalizers, best = lm_head.logsumexp(states.hidden, weight)
         scored = (states.hidden[nodes] * weight[tokens]).sum(dim=-1)
         sums = sums.index_add(0, numbers, scored - normalizers[nodes])
         greedy[numbers[best[nodes] != tokens]] = False
-        return sums, greedy, mean_logprobs
-    size = max(1, MAX_LOGITS // model.config.get_text_config().vocab_size)
-    for start in range(0, len(states.hidden), size):
-        logits = transformers_internals.logits(model, states.hidden[start : start + size])
+        return sums, greedy, means
+    for start, logits in _logits(model, states):
         normalizers, best = _normalize(logits)
-        here = (nodes >= start) & (nodes < start + size)
+        here = (nodes >= start) & (nodes < start + len(logits))
         row, token, number = nodes[here] - start, tokens[here], numbers[here]
         sums = sums.index_add(0, number, logits[row, token].float() - normalizers[row])
-        if mean_logprob:
-            mean_logprobs = mean_logprobs.index_add(0, number, (logits.float().mean(dim=-1) - normalizers)[row])
+        if mean:
+            means = means.index_add(0, number, (logits.float().mean(dim=-1) - normalizers)[row])
         greedy[number[best[row] != token]] = False
-    return sums, greedy, mean_logprobs
+    return sums, greedy, means
 
 
-def _weights_to_read_once(model: PreTrainedModel, hidden: Tensor) -> Tensor | None:
+def _logits(model: PreTrainedModel, states: ScoredStates) -> Iterator[tuple[int, Tensor]]:
+    """Yield the first node's number and the logits `[nodes, vocabulary]` of some nodes after the other."""
+    if states.are_logits:
+        yield 0, states.hidden
+        return
+    size = max(1, MAX_LOGITS // model.config.get_text_config().vocab_size)
+    for start in range(0, len(states.hidden), size):
+        yield start, transformers_internals.logits(model, states.hidden[start : start + size])
+
+
+def _head_to_read_once(model: PreTrainedModel, hidden: Tensor) -> Tensor | None:
     """Return the head's weights where :mod:`~lm_eval_spt.inference.lm_head` is right and pays: in float32, on a CPU.
 
     In half precision a model rounds its logits, and so does the harness's loop.
     """
-    if hidden.device.type != "cpu" or hidden.dtype != torch.float32:
+    if hidden.device.type != "cpu" or hidden.dtype != torch.float32 or not capabilities(model).plain_head:
         return None
-    weight = transformers_internals.plain_head(model)
+    weight = transformers_internals.head_weight(model)
     return weight if weight is not None and weight.device == hidden.device and weight.dtype == hidden.dtype else None
 
 
@@ -264,58 +314,3 @@ def _normalize(logits: Tensor) -> tuple[Tensor, Tensor]:
     normalizers = [piece.float().logsumexp(dim=-1) for piece in pieces]
     # `max` finds the index that `argmax` finds, the first of equals, in half of the time on CPUs.
     return torch.cat(normalizers), torch.cat([piece.max(dim=-1).indices for piece in pieces])
-
-
-def score_requests(
-    model: PreTrainedModel,
-    requests: Sequence[ScoringRequest],
-    vectors: Tensor | None = None,
-    *,
-    past: KVCache | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Ask and resolve at once; arguments as for :func:`forward_tree`, results as of :func:`loglikelihoods`."""
-    return loglikelihoods(model, forward_tree(model, requests, vectors, past=past))
-
-
-# -- what a model can do -----------------------------------------------------------------------------------------------
-
-_takes_trees: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
-
-
-def takes_trees(model: PreTrainedModel) -> bool:
-    """Tell whether the model reads a tree as it would read its branches one by one: a few tokens show it, once.
-
-    Not every architecture keeps to a mask that says which token may look at which; those read each continuation by
-    itself.
-    """
-    if model not in _takes_trees:
-        _takes_trees[model] = _reads_trees_right(model)
-    return _takes_trees[model]
-
-
-@torch.no_grad()
-def _reads_trees_right(model: PreTrainedModel) -> bool:
-    vocabulary = model.config.get_text_config().vocab_size
-    tokens = torch.randint(4, vocabulary, (12,), generator=torch.Generator().manual_seed(0)).tolist()
-    first, second, third = tokens[4:6], tokens[6:9], tokens[9:11]
-    requests = [
-        ScoringRequest(tokens[:4], [first, second, [*second[:2], third[0]]]),
-        ScoringRequest(tokens[1:3], [third, second]),
-    ]
-    alone = [ScoringRequest(request.context, [one]) for request in requests for one in request.continuations]
-    try:
-        together, apart = _forward_tree(model, requests, None, None), _forward_tree(model, alone, None, None)
-        found, expected = (loglikelihoods(model, states)[0] for states in (together, apart))
-        past_ids = torch.tensor([tokens[8:12]], device=device_of(model))
-        past = prefill(model, past_ids, torch.ones_like(past_ids))
-        after = _forward_tree(model, requests, None, past.fork(len(requests)))
-        after_alone = _forward_tree(model, alone, None, past.fork(len(alone)))
-        found_after, expected_after = (loglikelihoods(model, states)[0] for states in (after, after_alone))
-    except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-        logger.info("%s does not read trees: %r", type(model).__name__, error)
-        return False
-    tolerance = 0.05 if model.dtype in (torch.float16, torch.bfloat16) else 1e-3
-    return all(
-        torch.allclose(one, other, rtol=tolerance, atol=tolerance)
-        for one, other in ((found, expected), (found_after, expected_after))
-    )

@@ -8,16 +8,15 @@ with 512 rows, and 263 instead of 99 with the 40 rows of a training step. Where 
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn.functional import linear
-from torch.overrides import TorchFunctionMode
+from transformers.pytorch_utils import Conv1D
 
 # Multiplications below which oneDNN's 10 microseconds for a call do not pay.
 SMALLEST = 2**21
@@ -40,16 +39,34 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return _onednn(x, weight, bias)
 
 
-class OneDNNProducts(TorchFunctionMode):
-    """Within this context every linear layer multiplies by :func:`product`, GPT-2's, which hold `[in, out]`, too."""
+class OneDNNLinear(nn.Linear):
+    """A linear layer that multiplies by :func:`product`."""
 
-    def __torch_function__(
-        self, func: Callable[..., Any], _: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        if func is torch.addmm and len(args) == 3 and not kwargs and args[0].shape == args[2].shape[1:]:
-            bias, x, weight = args
-            return product(x, weight.T, bias)
-        return (product if func is linear else func)(*args, **(kwargs or {}))
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what the layer makes of `x` `[..., in]`."""
+        return product(x, self.weight, self.bias)
+
+
+class OneDNNConv1D(Conv1D):
+    """GPT-2's linear layer, which holds its weights `[in, out]`, multiplying by :func:`product`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what the layer makes of `x` `[..., in]`."""
+        return product(x, self.weight.T, self.bias)
+
+
+def use_onednn(model: nn.Module) -> None:
+    """Have a model's linear layers multiply by :func:`product`, where that can be faster on this processor.
+
+    They keep their parameters and stay instances of their class. Quantised layers and other subclasses are left alone.
+    """
+    if not better_than_mkl():
+        return
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = OneDNNLinear
+        elif type(module) is Conv1D:
+            module.__class__ = OneDNNConv1D
 
 
 class _Product(torch.autograd.Function):

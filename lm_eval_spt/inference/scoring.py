@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 
 import psutil
@@ -18,23 +19,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lm_eval_spt.common.errors import UserError
-from lm_eval_spt.inference.forward import (
-    LONG,
-    KVCache,
-    ScoredStates,
-    forward_tree,
-    join,
-    loglikelihoods,
-    prefill,
-    takes_trees,
-)
-from lm_eval_spt.inference.token_tree import ScoringRequest, row_length
+from lm_eval_spt.inference.capabilities import capabilities
+from lm_eval_spt.inference.forward import LONG, ScoredStates, forward_tree, join, loglikelihoods, prefill
+from lm_eval_spt.inference.kv_cache import KVCache
+from lm_eval_spt.inference.token_tree import ScoringRequest, row_length, text_length
 from lm_eval_spt.inference.transformers_internals import device_of
-from lm_eval_spt.inference.virtual_tokens import is_virtual, model_inputs, pad_left, place, virtual_tokens
+from lm_eval_spt.inference.virtual_tokens import is_virtual, pad_left, place, virtual_tokens
 
 logger = logging.getLogger(__name__)
 
-Request = tuple[list[int], list[int]]
+TokenPair = tuple[list[int], list[int]]
 """The token ids of a context and a continuation."""
 
 # Hidden states that wait for the vocabulary head before it runs.
@@ -62,7 +56,7 @@ def truncate(context: list[int], continuation: list[int], max_length: int) -> li
 
 
 def score(
-    model: PreTrainedModel, requests: Sequence[Request], vectors: Tensor | None, max_batch_tokens: int
+    model: PreTrainedModel, requests: Sequence[TokenPair], vectors: Tensor | None, max_batch_tokens: int
 ) -> Iterator[tuple[int, Answer]]:
     """Sort continuations of contexts, and return what yields a request's number and answer as soon as it is known.
 
@@ -72,27 +66,27 @@ def score(
         vectors: `[P, d]`, the soft prompt, if any.
         max_batch_tokens: how many tokens, padding included, the model reads at once; halved when memory runs out.
     """
-    before = _virtual_tokens_before(requests)
-    shared = _read_prefix(model, before, vectors)
+    before = _virtual_tokens_before(requests) if capabilities(model).cache else 0
+    shared = _prefill_prefix(model, before, vectors)
 
-    def answer(requests: Sequence[ScoringRequest]) -> Iterator[ScoredStates]:
-        if shared is None:
-            yield forward_tree(model, requests, vectors)
+    def answer(batch: Sequence[ScoringRequest]) -> Iterator[ScoredStates]:
+        if shared is None or _is_slow(model, batch):
+            yield forward_tree(model, batch, vectors)
         else:
-            rest = [ScoringRequest(request.context[before:], request.continuations) for request in requests]
-            yield forward_tree(model, rest, vectors, past=shared.fork(len(requests)))
+            rest = [ScoringRequest(request.context[before:], request.continuations) for request in batch]
+            yield forward_tree(model, rest, vectors, past=shared.fork(len(batch)))
 
-    found = _score_in_batches(model, requests, answer, max_batch_tokens)
-    return ((number, of_prompt) for number, (of_prompt,) in found)
+    answers = _score_in_batches(model, requests, answer, max_batch_tokens)
+    return ((number, answer_of_prompt) for number, (answer_of_prompt,) in answers)
 
 
-def _virtual_tokens_before(requests: Sequence[Request]) -> int:
+def _virtual_tokens_before(requests: Sequence[TokenPair]) -> int:
     """Return with how many virtual tokens the contexts begin."""
     context = requests[0][0] if requests else []
     return next((index for index, token in enumerate(context) if not is_virtual(token)), len(context))
 
 
-def _read_prefix(model: PreTrainedModel, before: int, vectors: Tensor | None) -> KVCache | None:
+def _prefill_prefix(model: PreTrainedModel, before: int, vectors: Tensor | None) -> KVCache | None:
     """Return what the model makes of the virtual tokens before all texts, which they share; None without any."""
     if not before:
         return None
@@ -101,13 +95,19 @@ def _read_prefix(model: PreTrainedModel, before: int, vectors: Tensor | None) ->
         return prefill(model, ids, mask, vectors)
 
 
+def _is_slow(model: PreTrainedModel, batch: Sequence[ScoringRequest], more: int = 0) -> bool:
+    """Tell whether a batch, which holds texts of one kind, is to be read plainly, without a cache."""
+    return capabilities(model).reads_plainly(text_length(batch[0]) + more)
+
+
 def score_suffixes(
-    model: PreTrainedModel, requests: Sequence[Request], prompts: Sequence[Tensor], max_batch_tokens: int
+    model: PreTrainedModel, requests: Sequence[TokenPair], prompts: Sequence[Tensor], max_batch_tokens: int
 ) -> Iterator[tuple[int, list[Answer]]]:
     """Score continuations of contexts with every one of several suffix prompts, reading each context once for all.
 
     What the model makes of a text does not depend on what follows it, so that the prompts share its keys and values;
-    as many as fit are branches of one tree, so that short prompts do not make small batches.
+    as many as fit are branches of one tree, so that short prompts do not make small batches. A model that can not read
+    on from a cache reads the context with each prompt.
 
     Args:
         model: a causal LM in evaluation mode.
@@ -118,24 +118,33 @@ def score_suffixes(
     Yields:
         A request's number, and its answers prompt by prompt.
     """
+    known = capabilities(model)
+    longest_prompt = max(map(len, prompts))
 
-    def answer(requests: Sequence[ScoringRequest]) -> Iterator[ScoredStates]:
-        ids, mask = (tensor.to(device_of(model)) for tensor in pad_left([request.context for request in requests]))
-        branches = max(row_length(ScoringRequest([], request.continuations)) for request in requests)
-        most = min(LONG, max_batch_tokens // len(requests)) if takes_trees(model) else 0
+    def answer(batch: Sequence[ScoringRequest]) -> Iterator[ScoredStates]:
+        if not known.cache or _is_slow(model, batch, longest_prompt):
+            for vectors in prompts:
+                prompted = [
+                    ScoringRequest(place(request.context, 0, len(vectors)), request.continuations) for request in batch
+                ]
+                yield forward_tree(model, prompted, vectors)
+            return
+        ids, mask = (tensor.to(device_of(model)) for tensor in pad_left([request.context for request in batch]))
+        branches = max(row_length(ScoringRequest([], request.continuations)) for request in batch)
+        most = min(LONG, max_batch_tokens // len(batch)) if known.layout == "tree" else 0
         groups = list(_groups(prompts, branches, most))
-        past = prefill(model, ids, mask).preallocate(
-            max(sum(map(len, group)) + len(group) * branches for group in groups)
-        )
+        most_tokens = max(sum(map(len, group)) + len(group) * branches for group in groups)
+        past = prefill(model, ids, mask).preallocate(most_tokens)
         for group in groups:
             lengths = [len(vectors) for vectors in group]
             marks = [virtual_tokens(length, sum(lengths[:which])) for which, length in enumerate(lengths)]
             prompted = [
-                ScoringRequest([], [[*m, *c] for c in request.continuations for m in marks]) for request in requests
+                ScoringRequest([], [[*mark, *chosen] for chosen in request.continuations for mark in marks])
+                for request in batch
             ]
             yield forward_tree(model, prompted, torch.cat(group), past=past.fork())
 
-    return _score_in_batches(model, requests, answer, max_batch_tokens)
+    return _score_in_batches(model, requests, answer, max_batch_tokens, longest_prompt)
 
 
 def _groups(prompts: Sequence[Tensor], branches: int, most: int) -> Iterator[list[Tensor]]:
@@ -153,61 +162,76 @@ def _groups(prompts: Sequence[Tensor], branches: int, most: int) -> Iterator[lis
 
 def _score_in_batches(
     model: PreTrainedModel,
-    requests: Sequence[Request],
+    requests: Sequence[TokenPair],
     answer: Callable[[Sequence[ScoringRequest]], Iterable[ScoredStates]],
     max_batch_tokens: int,
+    more: int = 0,
 ) -> Iterator[tuple[int, list[Answer]]]:
     """Put requests of one context together at once, and return what batches the contexts and yields every answer.
 
-    What takes no part in the time that a document needs is done before the first is asked for: the time left is told
-    from the time that those before have taken.
+    All sorting is done before the first answer is asked for, so that a progress bar times the model alone.
+
+    Args:
+        answer: runs the model over a batch: states for some of the prompts, then for others.
+        more: tokens that `answer` adds to each text.
     """
     numbers: dict[tuple[int, ...], list[int]] = {}
     for number, (context, _) in enumerate(requests):
         numbers.setdefault(tuple(context), []).append(number)
-    by_context = [
-        ScoringRequest(list(context), [requests[number][1] for number in members])
-        for context, members in numbers.items()
-    ]
+    rows = []
+    for tokens, members in numbers.items():
+        request = ScoringRequest(list(tokens), [requests[number][1] for number in members])
+        slow = capabilities(model).reads_plainly(text_length(request) + more)
+        rows.append(_Row(row_length(request), slow, request, members))
     # Longest first: if memory does not suffice, it shows at once, and the time left is not underestimated.
-    by_length = sorted(
-        zip(map(row_length, by_context), by_context, numbers.values(), strict=True), key=lambda row: -row[0]
-    )
-    return _in_batches(model, by_length, answer, max_batch_tokens)
+    return _in_batches(model, sorted(rows, key=lambda row: (not row.slow, -row.length)), answer, max_batch_tokens)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A context with its continuations: its length, whether it is read plainly, and its requests' numbers."""
+
+    length: int
+    slow: bool
+    request: ScoringRequest
+    numbers: list[int]
 
 
 @torch.inference_mode()
 def _in_batches(
     model: PreTrainedModel,
-    by_length: Sequence[tuple[int, ScoringRequest, list[int]]],
+    rows: Sequence[_Row],
     answer: Callable[[Sequence[ScoringRequest]], Iterable[ScoredStates]],
     max_batch_tokens: int,
 ) -> Iterator[tuple[int, list[Answer]]]:
-    """Yield the answers to requests, given as (length, request, the requests' numbers) from the longest on.
+    """Yield the answers to rows, which are sorted: those read plainly first, and the longest of each kind.
 
     The vocabulary head runs when enough hidden states wait for it: its weights are read once for all of them.
     """
     waiting: list[tuple[list[int], list[ScoredStates]]] = []
     start = 0
-    while start < len(by_length):
-        size = _batch_size([length for length, _, _ in by_length[start : start + max_batch_tokens]], max_batch_tokens)
-        batch = by_length[start : start + size]
+    while start < len(rows):
+        following = rows[start : start + max_batch_tokens]
+        lengths = [row.length for row in following if row.slow == following[0].slow]
+        size = _batch_size(lengths, max_batch_tokens)
+        batch = following[:size]
         try:
-            states = list(answer([request for _, request, _ in batch]))
+            states = list(answer([row.request for row in batch]))
         except torch.OutOfMemoryError:
             if size == 1:
                 raise UserError(
-                    f"a text and its answers, {batch[0][0]} tokens, do not fit into the memory of {device_of(model)}: "
-                    "load the model in half precision (dtype=bfloat16), give max_length, or use a larger device"
+                    f"a text and its answers, {batch[0].length} tokens, do not fit into the memory of "
+                    f"{device_of(model)}: load the model in half precision (dtype=bfloat16), give max_length, or use a "
+                    "larger device"
                 ) from None
             max_batch_tokens //= 2
             torch.cuda.empty_cache()
             logger.warning("out of memory with %d contexts: going on with %d tokens", size, max_batch_tokens)
             continue
         start += size
-        waiting.append(([number for _, _, of in batch for number in of], states))
-        if start == len(by_length) or sum(len(part.hidden) for _, of in waiting for part in of) >= NODES_AT_ONCE:
-            yield from _resolve(model, waiting)
+        waiting.append(([number for row in batch for number in row.numbers], states))
+        if start == len(rows) or sum(len(part.hidden) for _, parts in waiting for part in parts) >= NODES_AT_ONCE:
+            yield from _answers(model, waiting)
             waiting = []
 
 
@@ -224,24 +248,24 @@ def _batch_size(lengths: Sequence[int], max_tokens: int) -> int:
     return len(lengths)
 
 
-def _resolve(
+def _answers(
     model: PreTrainedModel, waiting: Sequence[tuple[Sequence[int], Sequence[ScoredStates]]]
 ) -> Iterator[tuple[int, list[Answer]]]:
     """Yield the numbers of requests with their answers, prompt by prompt.
 
     Args:
         model: a causal LM.
-        waiting: batch by batch the requests' numbers, and what was asked for some of the prompts, then for others; in
-            each the answers to a request stand together.
+        waiting: batch by batch the requests' numbers, and the states for some of the prompts, then for others; in each
+            the answers to a request stand together.
     """
-    sums, greedy = loglikelihoods(model, join([states for _, of_batch in waiting for states in of_batch]))
-    found = iter(zip(sums.tolist(), greedy.tolist(), strict=True))
-    for numbers, of_batch in waiting:
-        answers: list[list[Answer]] = [[] for _ in numbers]
-        for states in of_batch:
-            for of_request in answers:
-                of_request += islice(found, states.continuations // len(numbers))
-        yield from zip(numbers, answers, strict=True)
+    sums, greedy = loglikelihoods(model, join([states for _, parts in waiting for states in parts]))
+    answers = iter(zip(sums.tolist(), greedy.tolist(), strict=True))
+    for numbers, parts in waiting:
+        by_request: list[list[Answer]] = [[] for _ in numbers]
+        for states in parts:
+            for answers_of_request in by_request:
+                answers_of_request += islice(answers, states.continuations // len(numbers))
+        yield from zip(numbers, by_request, strict=True)
 
 
 def tokens_that_fit(model: PreTrainedModel, device: torch.device) -> int:
@@ -257,37 +281,3 @@ def tokens_that_fit(model: PreTrainedModel, device: torch.device) -> int:
     hidden = 32 * config.hidden_size * max(size, 4)
     ceiling = 65536 if device.type == "cuda" else 2048  # beyond, a batch gains nothing
     return int(max(256, min(ceiling, free / 2 / (16 * cache + hidden))))
-
-
-def agrees_with_plain_pass(
-    model: PreTrainedModel, vectors: Tensor | None, make_context: Callable[[list[int]], list[int]]
-) -> bool:
-    """Tell whether reading in steps gives the log-likelihoods that one pass over the whole sequence gives.
-
-    Some architectures have no key-value cache that can be branched (recurrent ones, for example), or treat padding in
-    ways of their own. A few tokens show it, once, before anything is scored.
-    """
-    vocabulary = model.config.get_text_config().vocab_size
-    tokens = torch.randint(4, vocabulary, (16,), generator=torch.Generator().manual_seed(0)).tolist()
-    short, long = make_context(tokens[:3]), make_context(tokens[3:8])
-    requests = [(short, tokens[8:11]), (short, tokens[8:9]), (long, tokens[11:13])]
-    try:
-        fast = dict(score(model, requests, vectors, 64))
-        with torch.inference_mode():
-            plain = [plain_loglikelihood(model, context, continuation, vectors) for context, continuation in requests]
-    except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-        logger.info("the fast scorer does not work with %s: %r", type(model).__name__, error)
-        return False
-    half_precision = next(model.parameters()).dtype in (torch.float16, torch.bfloat16)
-    tolerance = 0.05 if half_precision else 1e-3
-    return all(abs(fast[index][0] - value) <= tolerance * max(1.0, abs(value)) for index, value in enumerate(plain))
-
-
-def plain_loglikelihood(
-    model: PreTrainedModel, context: list[int], continuation: list[int], vectors: Tensor | None
-) -> float:
-    """Return a continuation's log-likelihood from one pass over one sequence: no cache, padding, mask or positions."""
-    ids = torch.tensor([context + continuation[:-1]], device=device_of(model))
-    logits = model(**model_inputs(model, ids, vectors), use_cache=False).logits[0, -len(continuation) :]
-    logprobs = logits.float().log_softmax(dim=-1)
-    return float(logprobs[range(len(continuation)), continuation].sum())

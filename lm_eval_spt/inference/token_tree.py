@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from lm_eval_spt.inference.virtual_tokens import is_virtual, pad_left
+from lm_eval_spt.inference.virtual_tokens import is_virtual, pad_left, pad_right
 
 
 @dataclass
@@ -84,12 +85,17 @@ def row_length(request: ScoringRequest) -> int:
     return len(request.context) + len(build_tree(tuple(map(tuple, request.continuations))).tokens)
 
 
+def text_length(request: ScoringRequest) -> int:
+    """Return how many tokens the model reads of the longest of a request's texts: all but its last, which is scored."""
+    return len(request.context) + max((len(chosen) - 1 for chosen in request.continuations if chosen), default=0)
+
+
 @dataclass
 class TreeBatch:
     """Questions laid out for the model, one in each row, padded on the left.
 
     Attributes:
-        ids, mask: `[batch, time]`.
+        ids, mask: `[batch, time]`, padded on either side.
         positions: `[batch, time]`, counted from the row's first token.
         visible: boolean `[batch, time, time]`, or None where each token may look at everything before it.
         scored: the (row, slot) of every node that has targets, `[2, nodes]`.
@@ -106,25 +112,27 @@ class TreeBatch:
     continuations: int
 
 
-def collate(requests: Sequence[ScoringRequest]) -> TreeBatch:
+def collate(requests: Sequence[ScoringRequest], padding: Literal["left", "right"] = "left") -> TreeBatch:
     """Return requests as the rows of a batch."""
     trees = [build_tree(tuple(map(tuple, request.continuations))) for request in requests]
-    ids, mask = pad_left([[*request.context, *tree.tokens] for request, tree in zip(requests, trees, strict=True)])
+    pad = pad_left if padding == "left" else pad_right
+    ids, mask = pad([[*request.context, *tree.tokens] for request, tree in zip(requests, trees, strict=True)])
     time = ids.shape[1]
     positions = text_positions(mask)
     visible = None
     if not all(tree.is_chain for tree in trees):
-        visible = causal(mask)
+        visible = causal_mask(mask)
     slots: list[tuple[int, int]] = []
     targets: list[tuple[int, int, int]] = []
     number = 0
     for row, (request, tree) in enumerate(zip(requests, trees, strict=True)):
-        size = len(tree.tokens)
+        first = len(request.context) + (time - len(request.context) - len(tree.tokens) if padding == "left" else 0)
+        last = first + len(tree.tokens)
         if visible is not None and not tree.is_chain:
-            visible[row, time - size :, time - size :] = tree.ancestors
-            positions[row, time - size :] = len(request.context) - 1 + tree.depths
+            visible[row, first:last, first:last] = tree.ancestors
+            positions[row, first:last] = len(request.context) - 1 + tree.depths
         targets += [(len(slots) + node, token, number + which) for node, token, which in tree.targets]
-        slots += [(row, time - size - 1 + node) for node in tree.scored]
+        slots += [(row, first - 1 + node) for node in tree.scored]
         number += len(request.continuations)
     scored = torch.tensor(slots, dtype=torch.long).view(-1, 2).T
     return TreeBatch(ids, mask, positions, visible, scored, torch.tensor(targets, dtype=torch.long).view(-1, 3), number)
@@ -135,7 +143,7 @@ def text_positions(mask: Tensor) -> Tensor:
     return (mask.cumsum(dim=1) - 1).clamp(min=0)
 
 
-def causal(mask: Tensor) -> Tensor:
+def causal_mask(mask: Tensor) -> Tensor:
     """Return what tokens may look at in rows without branches, boolean `[batch, time, time]`, from their `mask`.
 
     Padding looks at itself: looking at nothing is not defined.

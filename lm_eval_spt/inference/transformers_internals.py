@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache, partial
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +24,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 
 from lm_eval_spt.inference import onednn
 
-# Spelled out in Python, these cost four passes over the widest tensor of a layer; one kernel computes the same.
 SLOW_GELUS = ("BloomGelu", "NewGELUActivation")
+"""transformers' classes that :class:`FastGELU` takes the place of."""
 
 
 def device_of(model: PreTrainedModel) -> torch.device:
@@ -79,7 +78,6 @@ def hidden_states(
             assert key_positions is not None
             arguments["attention_mask"] = _attention_masks(model, visible, positions, key_positions)
             stack.enter_context(_alibi_of(decoder, key_positions))
-        stack.enter_context(_fast_layers(decoder))
         output = decoder(**arguments, past_key_values=cache, use_cache=cache is not None, return_dict=True)
     return output.last_hidden_state
 
@@ -91,39 +89,127 @@ def logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     (scales, caps) is done.
     """
     decoder, causal = decoder_of(model), _without_wrapper(model)
-    with _replaced(
-        decoder, "forward", lambda *_, **__: BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden[None])
-    ):
+    with _replaced(decoder, "forward", lambda *_, **__: _DecoderOutput(last_hidden_state=hidden[None])):
         ids = torch.zeros(1, 1, dtype=torch.long, device=device_of(model))
-        found: Tensor = causal(input_ids=ids, use_cache=False, return_dict=True).logits[0]
-    if len(found) != len(hidden):
+        computed: Tensor = causal(input_ids=ids, use_cache=False, return_dict=True).logits[0]
+    if len(computed) != len(hidden):
         raise RuntimeError(f"{type(causal).__name__} does not take its hidden states from {type(decoder).__name__}")
-    return found
+    return computed
 
 
-def plain_head(model: PreTrainedModel) -> Tensor | None:
-    """Return the head's weights `[vocabulary, d]` where logits are hidden states times these, and nothing else.
+class _DecoderOutput(BaseModelOutputWithPastAndCrossAttentions):
+    """A decoder's output with nothing in it but hidden states, whatever an architecture asks it for.
 
-    None for heads with a bias, an adapter or quantized weights, for architectures that scale or cap their logits, and
-    where the head's weights want a gradient.
+    Mixture-of-experts models look for the router's logits, recurrent ones for their state.
     """
-    if model not in _plain_heads:
-        _plain_heads[model] = _is_plain_product(model)
-    weight = _without_wrapper(model).get_output_embeddings().weight if _plain_heads[model] else None
-    return None if weight is None or weight.requires_grad and torch.is_grad_enabled() else weight.detach()
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return None
 
 
-_plain_heads: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
+def plain_hidden_states(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
+    """Return the decoder's output `[batch, time, d]`, with nothing given to it but the tokens."""
+    output: Tensor = decoder_of(model)(**inputs, use_cache=False, return_dict=True).last_hidden_state
+    return output
 
 
-@torch.no_grad()
-def _is_plain_product(model: PreTrainedModel) -> bool:
-    """Tell by the model's own logits of a hidden state whose logits are large, so that a cap would show."""
+def plain_logits(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
+    """Return the logits `[batch, time, vocabulary]` of the model's own `forward`, given nothing but the tokens."""
+    output: Tensor = model(**inputs, use_cache=False, return_dict=True).logits
+    return output
+
+
+def head_weight(model: PreTrainedModel) -> Tensor | None:
+    """Return the weights `[vocabulary, d]` of the vocabulary head where it is one frozen linear layer without a bias.
+
+    Whether logits are hidden states times these, and nothing else, is for :mod:`lm_eval_spt.inference.probe` to find
+    out: some architectures scale or cap them.
+    """
     head: Any = _without_wrapper(model).get_output_embeddings()
-    if type(head) is not nn.Linear or head.bias is not None:
-        return False
-    hidden = 100 * nn.functional.normalize(head.weight[:1].float(), dim=1).to(head.weight.dtype)
-    return torch.allclose(logits(model, hidden), hidden @ head.weight.T, rtol=1e-4, atol=1e-4)
+    if type(head) not in (nn.Linear, onednn.OneDNNLinear) or head.bias is not None:
+        return None
+    return None if head.weight.requires_grad and torch.is_grad_enabled() else head.weight.detach()
+
+
+# -- what depends on ids -----------------------------------------------------------------------------------------------
+
+
+def per_layer_inputs(model: PreTrainedModel, ids: Tensor, embeds: Tensor) -> dict[str, Tensor]:
+    """Return what a decoder needs beside the embeddings of its tokens: in Gemma 3n and 4 an input for every layer.
+
+    Args:
+        model: a language model.
+        ids: `[batch, time]`, 0 for virtual tokens: what those models take for everything that is not text.
+        embeds: `[batch, time, d]`.
+    """
+    decoder: Any = decoder_of(model) if not model.config.is_encoder_decoder else None
+    if not hasattr(decoder, "get_per_layer_inputs") or not getattr(decoder, "hidden_size_per_layer_input", 0):
+        return {}
+    takes_embeds = _has_parameter(type(decoder).get_per_layer_inputs, "inputs_embeds")
+    found: Tensor = decoder.get_per_layer_inputs(ids, embeds) if takes_embeds else decoder.get_per_layer_inputs(ids)
+    return {"per_layer_inputs": found}
+
+
+# -- lengths at which a model changes ----------------------------------------------------------------------------------
+
+
+def named_lengths(model: PreTrainedModel) -> list[int]:
+    """Return the lengths that the configuration names: of windows, of chunks, of the texts that RoPE was made for."""
+    found: set[int] = set()
+
+    def look(settings: Mapping[str, Any]) -> None:
+        for name, value in settings.items():
+            if isinstance(value, Mapping):
+                look(value)
+            elif type(value) is int and any(word in name for word in ("window", "chunk", "original_max_position")):
+                found.add(value)
+
+    look(model.config.get_text_config().to_dict())
+    return sorted(length for length in (*found, *filter(None, [rope_length(model)])) if length > 0)
+
+
+def rope_length(model: PreTrainedModel) -> int | None:
+    """Return the length beyond which RoPE depends on the longest text of a batch; None where it never does.
+
+    ``longrope`` (Phi-3) then takes other frequencies, ``dynamic`` NTK scaling computes them anew.
+    """
+    lengths = [length for module in _ropes(model) if (length := _length_of_rope(module)) is not None]
+    return min(lengths, default=None)
+
+
+def forget_longer_texts(model: PreTrainedModel) -> None:
+    """Have dynamic NTK scaling forget the longest text that it has met: its frequencies would stay for shorter ones."""
+    for rope in _ropes(model):
+        if not any("dynamic" in kind for kind in _kinds_of_rope(rope)):
+            continue
+        rope.max_seq_len_cached = rope.original_max_seq_len
+        for prefix in ("", *(f"{layer_type}_" for layer_type in getattr(rope, "layer_types", ()))):
+            if hasattr(rope, f"{prefix}original_inv_freq"):
+                original = getattr(rope, f"{prefix}original_inv_freq").to(getattr(rope, f"{prefix}inv_freq").device)
+                rope.register_buffer(f"{prefix}inv_freq", original, persistent=False)
+            if prefix and hasattr(rope, f"{prefix}max_seq_len_cached"):
+                setattr(rope, f"{prefix}max_seq_len_cached", rope.original_max_seq_len)
+
+
+def _ropes(model: PreTrainedModel) -> list[Any]:
+    return [module for module in model.modules() if hasattr(module, "rope_type")]
+
+
+def _kinds_of_rope(rope: Any) -> list[str]:
+    kinds = rope.rope_type.values() if isinstance(rope.rope_type, Mapping) else [rope.rope_type]
+    return [str(kind) for kind in kinds]
+
+
+def _length_of_rope(rope: Any) -> int | None:
+    kinds = _kinds_of_rope(rope)
+    lengths = [int(rope.original_max_seq_len)] if any("dynamic" in kind for kind in kinds) else []
+    if "longrope" in kinds:
+        parameters = rope.config.rope_parameters
+        each = [parameters, *(value for value in parameters.values() if isinstance(value, Mapping))]
+        lengths += [int(one[key]) for one in each if (key := "original_max_position_embeddings") in one]
+    return min(lengths, default=None)
 
 
 # -- keys and values ---------------------------------------------------------------------------------------------------
@@ -145,12 +231,12 @@ def keys_and_values(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
 
 
 class PreallocatedLayer(DynamicLayer):
-    """A layer's keys and values, with room behind them for what is read next: nothing is copied to add to them.
+    """A layer's keys and values, with space behind them for what is read next: nothing is copied to add to them.
 
-    Every reader writes into the same room, one after the other; none may want a gradient.
+    Every reader writes into the same space, one after the other; none may want a gradient.
 
     Args:
-        keys, values: `[batch, heads, time + room, head_dim]`.
+        keys, values: `[batch, heads, time + space, head_dim]`.
         time: how many are there already.
     """
 
@@ -168,20 +254,20 @@ class PreallocatedLayer(DynamicLayer):
         self.keys, self.values = self._all_keys[:, :, :end], self._all_values[:, :, :end]
         return self.keys, self.values
 
-    def again(self) -> PreallocatedLayer:
+    def fork(self) -> PreallocatedLayer:
         """Return the same for another reader."""
         return PreallocatedLayer(self._all_keys, self._all_values, self._time)
 
 
-def preallocate(cache: DynamicCache, room: int) -> DynamicCache:
-    """Return a copy of a cache whose layers are :class:`PreallocatedLayer`."""
-    roomy = DynamicCache()
+def preallocate(cache: DynamicCache, tokens: int) -> DynamicCache:
+    """Return a copy of a cache with space for so many more tokens: its layers are :class:`PreallocatedLayer`."""
+    grown = DynamicCache()
     for states in keys_and_values(cache):
         (batch, heads, time, width), first = states[0].shape, states[0]
-        keys, values = (first.new_empty(batch, heads, time + room, width) for _ in states)
+        keys, values = (first.new_empty(batch, heads, time + tokens, width) for _ in states)
         keys[:, :, :time], values[:, :, :time] = states
-        roomy.layers.append(PreallocatedLayer(keys, values, time))
-    return roomy
+        grown.layers.append(PreallocatedLayer(keys, values, time))
+    return grown
 
 
 # -- attention ---------------------------------------------------------------------------------------------------------
@@ -247,22 +333,35 @@ def activation_checkpointing(model: PreTrainedModel) -> Iterator[None]:
     transformers offers the same for models in training mode only, in which a frozen model would draw dropout.
     """
 
-    def run(layer: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        with _fast_layers(layer):  # the second time comes after hidden_states has returned
-            return forward(*args, **kwargs)
-
     with ExitStack() as stack:
         for layer in model.modules():
             if isinstance(layer, GradientCheckpointingLayer):
-                again = partial(checkpoint, partial(run, layer, layer.forward), use_reentrant=False)
+                again = partial(checkpoint, layer.forward, use_reentrant=False)
                 stack.enter_context(_replaced(layer, "forward", again))
         yield
 
 
-# -- gradients ---------------------------------------------------------------------------------------------------------
+# -- what is changed in a model, once, when it is loaded ---------------------------------------------------------------
 
 
-def let_gradients_through(model: PreTrainedModel) -> None:
+def prepare(model: PreTrainedModel) -> None:
+    """Give a model faster layers that compute the same, and gradients where bitsandbytes would lose them."""
+    onednn.use_onednn(model)
+    for module in model.modules():
+        if type(module).__name__ in SLOW_GELUS:
+            module.__class__ = FastGELU
+    _let_gradients_through(model)
+
+
+class FastGELU(nn.Module):
+    """The tanh form of GELU in one kernel; spelled out in Python it passes four times over a layer's widest tensor."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return GELU of `inputs`, of any shape."""
+        return nn.functional.gelu(inputs, approximate="tanh")
+
+
+def _let_gradients_through(model: PreTrainedModel) -> None:
     """Keep bitsandbytes from packing 4-bit weights anew at their first use on a processor with AVX512-BF16.
 
     What it multiplies them by then has no gradient with respect to its input: those of a prompt would be wrong, with no
@@ -274,17 +373,6 @@ def let_gradients_through(model: PreTrainedModel) -> None:
 
 
 # -- replacing -----------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _fast_layers(part: nn.Module) -> Iterator[None]:
-    with ExitStack() as stack:
-        if onednn.better_than_mkl():
-            stack.enter_context(onednn.OneDNNProducts())
-        for module in part.modules():
-            if type(module).__name__ in SLOW_GELUS:
-                stack.enter_context(_replaced(module, "forward", partial(nn.functional.gelu, approximate="tanh")))
-        yield
 
 
 @contextmanager

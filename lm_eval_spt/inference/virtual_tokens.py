@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lm_eval_spt.inference.transformers_internals import per_layer_inputs
+
 
 def is_virtual(token: int) -> bool:
     """Tell a virtual token's mark from a token's id."""
@@ -45,6 +47,14 @@ def pad_left(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
+def pad_right(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Return ids and attention mask, both `[batch, time]`, of rows padded on the right."""
+    time = max(1, max(map(len, rows)))
+    ids = torch.tensor([[*row, *[0] * (time - len(row))] for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (time - len(row)) for row in rows])
+    return ids, mask
+
+
 def model_inputs(model: PreTrainedModel, ids: Tensor, vectors: Tensor | None) -> dict[str, Any]:
     """Return the arguments with which `model` reads `ids`.
 
@@ -55,7 +65,8 @@ def model_inputs(model: PreTrainedModel, ids: Tensor, vectors: Tensor | None) ->
             Gradients flow back to it.
 
     Returns:
-        `input_ids` where no virtual token occurs, else `inputs_embeds` `[batch, time, d]`.
+        `input_ids` where no virtual token occurs, else `inputs_embeds` `[batch, time, d]`, and what else a model makes
+        of ids.
 
     Raises:
         ValueError: a virtual token that `vectors` does not have.
@@ -65,9 +76,11 @@ def model_inputs(model: PreTrainedModel, ids: Tensor, vectors: Tensor | None) ->
         return {"input_ids": ids}
     if vectors is None or -int(ids.min()) > vectors.shape[-2]:
         raise ValueError(f"the ids hold virtual token {-int(ids.min())}: the prompt has no such vector")
-    embeds: Tensor = model.get_input_embeddings()(ids.clamp(min=0))
+    text = ids.clamp(min=0)
+    embeds: Tensor = model.get_input_embeddings()(text)
     row, time = virtual.nonzero(as_tuple=True)
     number = -1 - ids[row, time]
     vectors = vectors.to(embeds.device, embeds.dtype)
     chosen = vectors[row, number] if vectors.dim() == 3 else vectors[number]
-    return {"inputs_embeds": embeds.index_put((row, time), chosen)}
+    embeds = embeds.index_put((row, time), chosen)
+    return {"inputs_embeds": embeds, **per_layer_inputs(model, text, embeds)}

@@ -170,16 +170,13 @@ class Worker:
         started = time.perf_counter()
         options = dict(self.plan.evaluate)
         config = run.config
-        loaded = {"pretrained": lm.model, "tokenizer": lm.tokenizer} if lm else arguments | {"dtype": config.dtype}
-        model = SPTLM(
-            **loaded,
-            revision=config.revision,
-            add_bos_token=config.add_bos_token,
-            device=config.device,
-            batch_size=options.pop("batch_size", "auto"),
-        )
-        if lm is not None:
-            model.pretrained = lm.pretrained  # by this name the harness looks up the model's revision
+        settings: dict[str, Any] = {
+            "revision": config.revision,
+            "add_bos_token": config.add_bos_token,
+            "device": config.device,
+            "batch_size": options.pop("batch_size", "auto"),
+        }
+        model = SPTLM.from_loaded(lm, **settings) if lm else SPTLM(**settings | arguments, dtype=config.dtype)
         folder = str(self._scoring_folder / run.name)
         path = evaluate_model(model, arguments, run.targets, folder, include_path=self.plan.include_path, **options)
         self._keep_results(run, path, time.perf_counter() - started)

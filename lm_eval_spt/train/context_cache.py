@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lm_eval_spt.inference.forward import KVCache, prefill
+from lm_eval_spt.inference.forward import prefill
+from lm_eval_spt.inference.kv_cache import KVCache
 from lm_eval_spt.inference.transformers_internals import cache_of, device_of, keys_and_values
 from lm_eval_spt.inference.virtual_tokens import pad_left
 

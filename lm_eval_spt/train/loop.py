@@ -15,8 +15,10 @@ from tqdm import tqdm
 
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.harness.lm import SPTLM
+from lm_eval_spt.inference.capabilities import capabilities
 from lm_eval_spt.inference.scoring import tokens_that_fit
-from lm_eval_spt.inference.transformers_internals import activation_checkpointing, let_gradients_through
+from lm_eval_spt.inference.transformers_internals import activation_checkpointing
+from lm_eval_spt.inference.virtual_tokens import place
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from lm_eval_spt.train import checkpoint, trackers
 from lm_eval_spt.train.config import TrainingConfig
@@ -69,7 +71,6 @@ def load_base(config: TrainingConfig) -> Base:
 
 def base_of(lm: SPTLM) -> Base:
     """Return a loaded model as a base for runs."""
-    let_gradients_through(lm.model)
     return Base(lm, ContextCache(lm.model, tokens_that_fit(lm.model, lm.device)), ExampleReader(lm))
 
 
@@ -145,7 +146,16 @@ def _run(config: TrainingConfig, base: Base) -> TrainingRun:
             f"--placement {config.placement} does not work with {config.model!r}, an encoder-decoder model: its "
             "prompts stand before the text, use --placement prefix"
         )
-    run = TrainingRun(config, lm, base.reader.read(config), base.processes)
+    examples = base.reader.read(config)
+    run = TrainingRun(config, lm, examples, base.processes)
+    if lm.backend == "causal":
+        before, after = config.vectors_before, config.prompt_length - config.vectors_before
+        pairs = [
+            (place(context, before, after), list(answer))
+            for example in (*examples.training, *examples.validation)
+            for context, answer in example.pairs
+        ]
+        lm.try_out(pairs, run.learner.vectors(), gradient=True)
     _say(run, run.summary())
     path = checkpoint.path_of(run.output)
     if config.resume and path.is_file():
@@ -264,7 +274,11 @@ def _cache_of(base: Base, run: TrainingRun) -> ContextCache | None:
         return None
     if base.lm.backend != "causal":
         return None
-    texts = [context for example in (*run.examples.training, *run.examples.validation) for context, _ in example.pairs]
+    pairs = [pair for example in (*run.examples.training, *run.examples.validation) for pair in example.pairs]
+    texts = [context for context, _ in pairs]
+    longest = config.prompt_length + max(len(context) + len(answer) for context, answer in pairs)
+    if not capabilities(base.lm.model).reads_on(longest):
+        return None
     medium = None if config.context_cache == "auto" else config.context_cache
     return base.cache if base.cache.add(texts, medium) else None
 

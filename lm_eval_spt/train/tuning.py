@@ -117,7 +117,7 @@ def _make_durable(file: Path) -> None:
 
 def _add_adapter(lm: SPTLM, config: TrainingConfig) -> None:
     """Wrap the model with a LoRA adapter whose initial weights depend on the seed alone."""
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
 
     targets: str | list[str] | None = None
@@ -135,7 +135,7 @@ def _add_adapter(lm: SPTLM, config: TrainingConfig) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         try:
-            lm._model = get_peft_model(lm.model, settings)
+            lm.attach_adapter(settings)
         except ValueError as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"--tune lora does not work with {config.model!r}: {reason}") from None

@@ -12,6 +12,7 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lm_eval_spt.harness.lm import SPTLM
+from lm_eval_spt.inference.capabilities import capabilities
 from lm_eval_spt.prompt.soft_prompt import PLACEMENTS, SoftPrompt
 from tests.conftest import build_model, random_prompt
 
@@ -94,7 +95,8 @@ def test_without_a_prompt_it_is_the_plain_model(tiny_model, tokenizer, fast):
     found = ours.loglikelihood(PAIRS, disable_tqdm=True)
     assert values(found) == pytest.approx(values(expected), **CLOSE)
     assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
-    assert ours._fast_verified is (True if fast else None)
+    if fast:
+        assert capabilities(tiny_model).layout == "tree"
 
 
 @pytest.mark.parametrize("fast", [True, False])
@@ -236,10 +238,11 @@ def test_an_adapter_and_a_prompt_together(tokenizer, family):
     lm = spt(adapted, tokenizer, prompt)
     found = lm.loglikelihood(PAIRS, disable_tqdm=True)
     expected = spt(adapted, tokenizer, prompt, fast=False).loglikelihood(PAIRS, disable_tqdm=True)
-    assert lm._fast_verified and values(found) == pytest.approx(values(expected), **CLOSE)
+    assert capabilities(lm.model).layout == "tree"
+    assert values(found) == pytest.approx(values(expected), **CLOSE)
 
 
-def test_an_architecture_that_needs_the_plain_loop_gets_it(tokenizer, monkeypatch, caplog):
+def test_an_architecture_that_needs_a_slower_way_gets_it(tokenizer, monkeypatch, caplog):
     """A model that ignores which tokens are padding gives wrong answers the fast way; the check must notice."""
     model = build_model("llama")
     forward = type(model.model).forward
@@ -249,8 +252,8 @@ def test_an_architecture_that_needs_the_plain_loop_gets_it(tokenizer, monkeypatc
     lm = spt(model, tokenizer)
     found = values(lm.loglikelihood(PAIRS, disable_tqdm=True))
     monkeypatch.undo()
-    assert lm._fast_verified is False
-    assert "using the harness's loop" in caplog.text
+    assert capabilities(model).layout == "rows"
+    assert "LlamaForCausalLM is read in a slower way" in caplog.text
     expected = values(spt(build_model("llama"), tokenizer).loglikelihood(PAIRS, disable_tqdm=True))
     assert found == pytest.approx(expected, **CLOSE)
 

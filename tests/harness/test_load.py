@@ -126,7 +126,6 @@ def test_an_answer_that_the_model_can_not_read_is_a_mistake_in_one_line(lm):
 
 
 def test_memory_that_does_not_suffice_for_one_text_is_a_mistake_in_one_line(lm, monkeypatch):
-    assert lm._use_fast()
 
     forward = type(lm.model.model).forward
 

@@ -1,5 +1,9 @@
 """The vocabulary's normalizer piece by piece is torch's own, and so is its gradient."""
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,8 +13,9 @@ from transformers import PreTrainedModel
 
 from lm_eval_spt.inference import lm_head
 from lm_eval_spt.inference.forward import ScoredStates, loglikelihoods, loglikelihoods_with_mean
-from lm_eval_spt.inference.transformers_internals import logits, plain_head
-from tests.conftest import build_model
+from lm_eval_spt.inference.probe import _is_plain_product
+from lm_eval_spt.inference.transformers_internals import head_weight, logits
+from tests.conftest import as_fast, build_model
 
 
 @given(
@@ -40,39 +45,43 @@ def test_of_equal_logits_the_first_is_the_largest_as_for_argmax() -> None:
 
 @torch.no_grad()
 def test_plain_heads_are_found(tiny_model: PreTrainedModel) -> None:
-    assert plain_head(tiny_model) is not None
+    assert _is_plain_product(tiny_model)
 
 
 def test_what_is_more_than_a_product_is_left_to_the_model() -> None:
     """A cap on the logits, a bias, a scale, a head that learns: each would be missed."""
     capped = build_model("gpt2").requires_grad_(False)
-    forward = capped.forward
 
-    def with_cap(*args: object, **kwargs: object) -> object:
+    def with_cap(forward: Callable[..., Any], *args: object, **kwargs: object) -> object:
         output = forward(*args, **kwargs)
         output.logits = 30 * torch.tanh(output.logits / 30)
         return output
 
-    capped.forward = with_cap  # type: ignore[method-assign]
-    assert plain_head(capped) is None
+    capped.forward = partial(with_cap, capped.forward)  # type: ignore[method-assign]
+    assert not _is_plain_product(capped)
+
+    zero_row = build_model("gpt2").requires_grad_(False)
+    zero_row.get_output_embeddings().weight.data[:8] = 0  # type: ignore[union-attr, operator]
+    zero_row.forward = partial(with_cap, zero_row.forward)  # type: ignore[method-assign]
+    assert not _is_plain_product(zero_row)
 
     biased = build_model("gpt2").requires_grad_(False)
     head = biased.get_output_embeddings()
     biased.set_output_embeddings(nn.Linear(head.in_features, head.out_features).requires_grad_(False))  # type: ignore[arg-type]
-    assert plain_head(biased) is None
+    assert not _is_plain_product(biased)
 
-    assert plain_head(build_model("gpt2").requires_grad_(True)) is None
+    assert head_weight(build_model("gpt2").requires_grad_(True)) is None
 
 
 @pytest.mark.parametrize("family", ["bloom", "gemma3_text"])
 def test_both_ways_through_the_head_agree(family: str) -> None:
-    model = build_model(family).requires_grad_(False)
+    model = as_fast(build_model(family).requires_grad_(False), plain_head=True)
     vocabulary_size, width = model.get_output_embeddings().weight.shape  # type: ignore[union-attr]
     hidden = torch.randn(6, width, generator=torch.Generator().manual_seed(0))
     targets = torch.tensor([[0, 3, 0], [0, 4, 1], [5, vocabulary_size - 1, 1], [2, 9, 2]])
     states = ScoredStates(hidden, targets, 4)
     sums, greedy = loglikelihoods(model, states)
-    plain, of_plain, _ = loglikelihoods_with_mean(model, states, mean_logprob=True)  # needs the logits
+    plain, of_plain, _ = loglikelihoods_with_mean(model, states, mean=True)  # needs the logits
     logprobs = logits(model, hidden).log_softmax(dim=-1)
     by_hand = torch.stack([logprobs[0, 3], logprobs[0, 4] + logprobs[5, -1], logprobs[2, 9], torch.tensor(0.0)])
     torch.testing.assert_close(sums, plain, rtol=1e-5, atol=1e-5)

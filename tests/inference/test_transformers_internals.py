@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from lm_eval_spt.inference import forward, transformers_internals
+from lm_eval_spt.inference.kv_cache import KVCache
 from lm_eval_spt.inference.scoring import score, score_suffixes
 from lm_eval_spt.inference.token_tree import ScoringRequest, build_tree
 from lm_eval_spt.inference.transformers_internals import SLOW_GELUS, decoder_of, keys_and_values, logits
 from lm_eval_spt.inference.virtual_tokens import place
-from tests.conftest import VOCABULARY, build_model, random_prompt
+from tests.conftest import VOCABULARY, as_fast, build_model, random_prompt
 
 
 def test_the_names_that_are_relied_on(tiny_model):
@@ -35,16 +36,15 @@ def test_bloom_has_its_bias_where_it_is_replaced(tiny_models):
 
 
 @pytest.mark.parametrize("family", ["bloom", "gpt2"])
-def test_slow_gelus_are_found_and_come_back(family):
+def test_slow_gelus_are_found_and_give_way(family):
     model = build_model(family)
     slow = [module for module in model.modules() if type(module).__name__ in SLOW_GELUS]
     assert slow
     values = torch.linspace(-6, 6, 1001)
     expected = slow[0](values)
-    with transformers_internals._fast_layers(model):
-        assert "forward" in vars(slow[0])
-        torch.testing.assert_close(slow[0](values), expected)
-    assert "forward" not in vars(slow[0])
+    transformers_internals.prepare(model)
+    assert isinstance(slow[0], transformers_internals.FastGELU)
+    torch.testing.assert_close(slow[0](values), expected)
 
 
 def test_the_head_by_itself_gives_the_models_logits(tiny_model):
@@ -68,7 +68,6 @@ def test_caps_and_scales_of_logits_are_kept():
         with torch.no_grad():
             expected = model(input_ids=ids).logits[0]
             torch.testing.assert_close(logits(model, decoder_of(model)(input_ids=ids).last_hidden_state[0]), expected)
-        assert forward.takes_trees(model), family
 
 
 def test_an_architecture_whose_head_looks_elsewhere_is_noticed(tiny_models, monkeypatch):
@@ -78,35 +77,37 @@ def test_an_architecture_whose_head_looks_elsewhere_is_noticed(tiny_models, monk
         logits(model, torch.zeros(2, 32))
 
 
-def test_all_tested_families_read_trees(tiny_model):
-    assert forward.takes_trees(tiny_model)
-
-
-def test_a_model_without_trees_reads_each_continuation_by_itself(tiny_models, monkeypatch):
-    model = tiny_models["qwen3"]
+@pytest.mark.parametrize("layout", ["padded", "rows", "equal"])
+def test_a_model_without_trees_reads_each_continuation_by_itself(layout):
+    model = as_fast(build_model("qwen3"))
     requests = [ScoringRequest([5, 6, 7], [[8, 9], [8, 10, 11], [12]]), ScoringRequest([9], [[5, 6, 7], [5]])]
     with torch.no_grad():
-        expected = forward.score_requests(model, requests)[0]
-        monkeypatch.setattr(forward, "takes_trees", lambda model: False)
-        torch.testing.assert_close(forward.score_requests(model, requests)[0], expected, atol=1e-4, rtol=1e-5)
+        expected = _scored(model, requests)
+        as_fast(model, layout=layout, cache=False)
+        torch.testing.assert_close(_scored(model, requests), expected, atol=1e-4, rtol=1e-5)
+
+
+def _scored(model, requests, past=None):
+    return forward.loglikelihoods(model, forward.forward_tree(model, requests, past=past))[0]
 
 
 @pytest.mark.parametrize("past", [False, True])
 def test_long_contexts_are_read_before_their_branches(tiny_model, monkeypatch, past):
     """Where a mask of everything by everything would be too large."""
+    as_fast(tiny_model)
     requests = [
         ScoringRequest(list(range(5, 45)), [[8, 9], [8, 10, 11], [12]]),
         ScoringRequest([9, 4], [[5, 6, 7], [5]]),
     ]
 
-    def read() -> forward.KVCache | None:
+    def read() -> KVCache | None:
         ids = torch.tensor([[3, 30, 31], [0, 40, 41]])
         return forward.prefill(tiny_model, ids, (ids > 0).long()) if past else None
 
     with torch.no_grad():
-        expected = forward.score_requests(tiny_model, requests, past=read())[0]
+        expected = _scored(tiny_model, requests, past=read())
         monkeypatch.setattr(forward, "LONG", 16)
-        found = forward.score_requests(tiny_model, requests, past=read())[0]
+        found = _scored(tiny_model, requests, past=read())
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)
 
 
@@ -139,6 +140,7 @@ def test_a_tree_holds_every_continuation_once(data):
 @pytest.mark.parametrize("budget", [64, 300, 4096])
 def test_many_suffix_prompts_share_the_room_behind_a_context(tiny_model, budget):
     """Prompts of other lengths over the same keys and values: one by one, in groups, as one tree."""
+    as_fast(tiny_model)
     requests = [(list(range(5, 5 + length)), answer) for length in (3, 9, 4) for answer in ([7, 8, 9], [7, 10], [11])]
     prompts = [random_prompt(tiny_model, length=length, seed=length).vectors for length in (3, 1, 5)]
     together = dict(score_suffixes(tiny_model, requests, prompts, budget))

@@ -1,0 +1,371 @@
+"""Finding out what a model can do, by trying it on a few of the run's own texts.
+
+Every way that will give answers is compared with the plain pass: one text, one call of the model's own `forward`, no
+cache, padding, mask or positions. What differs is not used, and the next slower way is tried. The texts are the
+longest of the run, the shortest and one between them, in one batch: windows, chunks, RoPE that changes with length and
+states that drift show at the lengths that occur, and not before.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lm_eval_spt.common.errors import UserError
+from lm_eval_spt.inference import transformers_internals
+from lm_eval_spt.inference.capabilities import Capabilities, Layout, capabilities, set_capabilities
+from lm_eval_spt.inference.forward import forward_tree, loglikelihoods, prefill
+from lm_eval_spt.inference.scoring import TokenPair, score
+from lm_eval_spt.inference.token_tree import ScoringRequest
+from lm_eval_spt.inference.transformers_internals import device_of
+from lm_eval_spt.inference.virtual_tokens import is_virtual, model_inputs, pad_left
+
+logger = logging.getLogger(__name__)
+
+ABSOLUTE, RELATIVE = 1e-4, 1e-5
+"""How far a log-likelihood in float32 may be from that of the plain pass, the latter times its own size."""
+
+GRADIENT = 1e-3
+"""How far a gradient in float32 may be from that of the plain pass, as a share of its largest entry."""
+
+FAILURES = (
+    AttributeError,
+    AssertionError,
+    IndexError,
+    KeyError,
+    NotImplementedError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+LAYOUTS: tuple[Layout, ...] = ("tree", "padded", "rows")
+
+_KEY = "lm_eval_spt_probed"
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """What a model has been tried on: texts of up to so many tokens; gradients as well."""
+
+    tokens: int
+    gradient: bool
+
+
+def probe(
+    model: PreTrainedModel, requests: Sequence[TokenPair], vectors: Tensor | None = None, *, gradient: bool = False
+) -> Capabilities:
+    """Return what a model can do with the texts of a run, and store it with the model.
+
+    A model that has been tried on texts of that length is not tried again.
+
+    Args:
+        model: a causal LM in evaluation mode.
+        requests: the run's (context, continuation) as token ids, the prompt's virtual tokens marked.
+        vectors: `[P, d]`, the soft prompt, if any.
+        gradient: whether gradients of the vectors are wanted.
+
+    Raises:
+        UserError: the model can not be run at all, or its log-likelihoods are not numbers.
+    """
+    samples = _samples(model, requests)
+    if not samples:
+        return capabilities(model)
+    tokens = max(len(context) + len(continuation) for context, continuation in samples)
+    tried: _Tried = vars(model).get(_KEY, _Tried(0, False))
+    if tokens <= tried.tokens and gradient <= tried.gradient:
+        return capabilities(model)
+    was_training = model.training
+    model.eval()
+    try:
+        known = _Probe(model, samples, vectors, gradient).find()
+    finally:
+        model.train(was_training)
+    set_capabilities(model, known)
+    vars(model)[_KEY] = _Tried(tokens, gradient)
+    return known
+
+
+def forget(model: PreTrainedModel) -> None:
+    """Forget what is known of a model, because it was changed."""
+    set_capabilities(model, Capabilities())
+    vars(model).pop(_KEY, None)
+
+
+def plain_loglikelihood(
+    model: PreTrainedModel, context: list[int], continuation: list[int], vectors: Tensor | None
+) -> Tensor:
+    """Return a continuation's log-likelihood from one pass over one sequence: no cache, padding, mask or positions."""
+    transformers_internals.forget_longer_texts(model)
+    ids = torch.tensor([context + continuation[:-1]], device=device_of(model))
+    logits = transformers_internals.plain_logits(model, model_inputs(model, ids, vectors))[0, -len(continuation) :]
+    logprobs = logits.float().log_softmax(dim=-1)
+    return logprobs[range(len(continuation)), continuation].sum()
+
+
+def _samples(model: PreTrainedModel, requests: Sequence[TokenPair]) -> list[TokenPair]:
+    """Return the longest, the shortest and the middle context of a run, each with some continuations.
+
+    A context that goes beyond every length that the model's configuration names is cut to two tokens more than these:
+    longer texts show nothing else.
+    """
+    continuations: dict[tuple[int, ...], list[list[int]]] = {}
+    for context, continuation in requests:
+        if continuation:
+            continuations.setdefault(tuple(context), []).append(continuation)
+    by_length = sorted(continuations, key=len)
+    if not by_length:
+        return []
+    longest = max(transformers_internals.named_lengths(model), default=0) + 2
+    samples = []
+    for tokens in dict.fromkeys([by_length[-1], by_length[len(by_length) // 2], by_length[0]]):
+        chosen = _branching(tokens, continuations[tokens])
+        longer = max(map(len, chosen)) - max(
+            map(len, continuations[tokens])
+        )  # the model may read no more than the run's
+        surplus = max(longer, len(tokens) + max(map(len, chosen)) - longest if longest > 2 else 0)
+        samples += [(_cut(list(tokens), surplus), continuation) for continuation in chosen]
+    return samples
+
+
+def _branching(context: Sequence[int], continuations: Sequence[list[int]]) -> list[list[int]]:
+    """Return a context's first continuation, its longest, and one that branches off from that at once."""
+    first, longest = continuations[0], max(continuations, key=len)
+    other = next((token for token in (*context, *first) if not is_virtual(token) and token != longest[0]), None)
+    if len(longest) < 2:
+        longest = [*longest, longest[0]]
+    branch = [] if other is None else [[other, *longest[1:]]]
+    return [list(chosen) for chosen in dict.fromkeys(map(tuple, (first, longest, *branch)))]
+
+
+def _cut(context: list[int], surplus: int) -> list[int]:
+    """Leave out the first `surplus` tokens of the text, but no virtual token and not the text's last."""
+    before = next((place for place, token in enumerate(context) if not is_virtual(token)), len(context))
+    text = sum(not is_virtual(token) for token in context)
+    return context[:before] + context[before + max(0, min(surplus, text - 1)) :]
+
+
+class _Probe:
+    """The comparison of a model with itself.
+
+    Args:
+        model, vectors, gradient: as for :func:`probe`.
+        samples: what to try it on.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, samples: Sequence[TokenPair], vectors: Tensor | None, gradient: bool
+    ) -> None:
+        self._model, self._samples = model, samples
+        self._vectors = None if vectors is None else vectors.detach().to(device_of(model))
+        self._has_virtual = any(is_virtual(token) for context, _ in samples for token in context)
+        self._gradient = gradient and self._has_virtual
+        self._problems: list[str] = []
+        self._by_context: dict[tuple[int, ...], list[list[int]]] = {}
+        for context, continuation in samples:
+            self._by_context.setdefault(tuple(context), []).append(continuation)
+        self._expected, self._expected_gradient = self._plain()
+        half = next(model.parameters()).dtype in (torch.float16, torch.bfloat16)
+        self._rounding = self._measured_rounding() if half else None
+
+    def find(self) -> Capabilities:
+        """Return the fastest way that agrees with the plain pass."""
+        known = Capabilities(longest=transformers_internals.rope_length(self._model))
+        for split, layout in product((True, False), LAYOUTS):
+            # Masks and positions are given to decoders alone.
+            if (split or layout == "rows") and self._agrees(replace(known, layout=layout, split=split), self._scored):
+                known = replace(known, layout=layout, split=split)
+                break
+        else:
+            split = self._agrees(replace(known, split=True), self._scored)
+            known = replace(known, split=split)
+        if known.layout in ("tree", "padded"):
+            ways = [self._scored, self._read_on]
+            cache = all(self._agrees(replace(known, cache=True), way) for way in ways)
+            known = replace(known, cache=cache)
+        if known.split:
+            set_capabilities(self._model, known)
+            known = replace(known, plain_head=_is_plain_product(self._model))
+        if known.layout != "tree" or not known.cache:
+            logger.warning("%s is read in a slower way: %s", type(self._model).__name__, _in_words(known))
+            logger.info("why: %s", "; ".join(self._problems))
+        return known
+
+    # -- the plain pass ------------------------------------------------------------------------------------------------
+
+    def _plain(self) -> tuple[Tensor, Tensor | None]:
+        """Return the log-likelihoods `[samples]` of the plain pass, and the gradient of their sum `[P, d]`."""
+        vectors = self._leaf()
+        try:
+            with torch.set_grad_enabled(self._gradient):
+                values = torch.stack([plain_loglikelihood(self._model, *sample, vectors) for sample in self._samples])
+            gradient = None
+            if self._gradient and vectors is not None:
+                (gradient,) = torch.autograd.grad(values.sum(), [vectors])
+        except torch.OutOfMemoryError:
+            raise
+        except FAILURES as error:
+            name, reason = type(self._model).__name__, (str(error).strip() or type(error).__name__).splitlines()[0]
+            needed = " with a soft prompt, which it has to take as inputs_embeds," if self._has_virtual else ""
+            raise UserError(f"{name} can not be run{needed} on a text ({reason}): use another base model") from error
+        if not values.isfinite().all():
+            raise not_finite(self._model)
+        return values.detach(), gradient
+
+    def _leaf(self) -> Tensor | None:
+        if self._vectors is None or not self._gradient:
+            return self._vectors
+        return self._vectors.clone().requires_grad_()
+
+    @torch.no_grad()
+    def _measured_rounding(self) -> float:
+        """Return twice how far a log-likelihood moves when every embedding moves by half of its last binary digit."""
+        model, device = self._model, device_of(self._model)
+        generator = torch.Generator().manual_seed(0)
+        moved = []
+        for (context, continuation), expected in zip(self._samples, self._expected, strict=True):
+            ids = torch.tensor([context + continuation[:-1]], device=device)
+            inputs = model_inputs(model, ids, self._vectors)
+            embeds = inputs.get("inputs_embeds")
+            if embeds is None:
+                embeds = model.get_input_embeddings()(ids)
+                inputs = {"inputs_embeds": embeds, **transformers_internals.per_layer_inputs(model, ids, embeds)}
+            signs = (torch.randint(0, 2, embeds.shape, generator=generator) * 2 - 1).to(device)
+            step = torch.finfo(embeds.dtype).eps / 2
+            try:
+                logits = transformers_internals.plain_logits(
+                    model, {**inputs, "inputs_embeds": (embeds.float() * (1 + step * signs)).to(embeds.dtype)}
+                )
+            except FAILURES:
+                return 0.05 * float(self._expected.abs().max())
+            logprobs = logits[0, -len(continuation) :].float().log_softmax(dim=-1)
+            moved.append(float((logprobs[range(len(continuation)), continuation].sum() - expected).abs()))
+        return 2 * max(moved)
+
+    # -- the ways ------------------------------------------------------------------------------------------------------
+
+    def _agrees(self, candidate: Capabilities, way: Callable[[], tuple[Tensor, Tensor | None]]) -> bool:
+        """Tell whether the model, taken to be able to do what `candidate` says, gives the numbers of the plain pass."""
+        before = capabilities(self._model)
+        set_capabilities(self._model, candidate)
+        try:
+            values, gradient = way()
+            problem = self._difference(values, gradient)
+        except FAILURES as error:
+            problem = f"{type(error).__name__}: {error}".splitlines()[0]
+        finally:
+            set_capabilities(self._model, before)
+        if problem:
+            self._problems.append(f"{candidate.layout}{' with a cache' if candidate.cache else ''}: {problem}")
+        return not problem
+
+    def _difference(self, values: Tensor, gradient: Tensor | None) -> str:
+        """Return in words how the numbers differ from those of the plain pass, or '' where they do not."""
+        differences = (values.to(self._expected) - self._expected).abs()
+        allowed = ABSOLUTE + RELATIVE * self._expected.abs()
+        if self._rounding is not None:
+            allowed = allowed + self._rounding
+        if not (differences <= allowed).all():
+            return f"log-likelihoods differ by up to {float(differences.max()):.2g}"
+        if self._expected_gradient is not None and gradient is not None:
+            size = float(self._expected_gradient.abs().max())
+            error = float((gradient - self._expected_gradient).abs().max())
+            if not error <= (GRADIENT if self._rounding is None else 0.2) * size + 1e-7:
+                return f"gradients differ by {error / max(size, 1e-30):.1%}"
+        return ""
+
+    def _scored(self) -> tuple[Tensor, Tensor | None]:
+        """Score the samples as a run does; where gradients are wanted, with the gradient of a training step."""
+        if self._gradient:
+            requests = [ScoringRequest(list(context), chosen) for context, chosen in self._by_context.items()]
+            return self._learned(lambda vectors: forward_tree(self._model, requests, vectors))
+        answers = dict(score(self._model, self._samples, self._vectors, 2**20))
+        return torch.tensor([answers[number][0] for number in range(len(self._samples))]), None
+
+    def _read_on(self) -> tuple[Tensor, Tensor | None]:
+        """Read the texts into one cache, and the prompt behind them and the answers from there.
+
+        Both kinds of cache are tried: one with space for what follows, as many suffix prompts share it, and one that
+        gradients can go through.
+        """
+        known = capabilities(self._model)
+        texts, requests, short = [], [], []
+        for context, chosen in self._by_context.items():
+            fits = known.reads_on(len(context) + max(map(len, chosen)))
+            short += [fits] * len(chosen)
+            if not fits:
+                continue
+            text = len(context)
+            while text > 1 and is_virtual(context[text - 1]):
+                text -= 1
+            text = min(text, len(context) - 1)
+            texts.append(list(context[:text]))
+            requests.append(ScoringRequest(list(context[text:]), chosen))
+        if not texts or not all(texts):
+            return self._expected, None  # contexts of one token: there is nothing to read on from
+        ids, mask = (tensor.to(device_of(self._model)) for tensor in pad_left(texts))
+        with torch.no_grad():
+            past = prefill(self._model, ids, mask, self._vectors)
+            space = past.preallocate(sum(len(r.context) + sum(map(len, r.continuations)) for r in requests))
+            states = forward_tree(self._model, requests, self._vectors, past=space.fork())
+            values, _ = loglikelihoods(self._model, states)
+        behind = any(is_virtual(token) for request in requests for token in request.context)
+        if self._gradient and behind and not any(is_virtual(token) for text in texts for token in text):
+            learned, gradient = self._learned(
+                lambda vectors: forward_tree(self._model, requests, vectors, past=past.fork())
+            )
+            expected = self._expected[short]
+            values = torch.where((learned - expected).abs() > (values - expected).abs(), learned, values)
+            return self._expected.masked_scatter(torch.tensor(short), values), gradient if all(short) else None
+        return self._expected.masked_scatter(torch.tensor(short), values), None
+
+    def _learned(self, run: Callable[[Tensor | None], Any]) -> tuple[Tensor, Tensor | None]:
+        """Return log-likelihoods and the gradient of their sum."""
+        vectors = self._leaf()
+        with torch.enable_grad():
+            values, _ = loglikelihoods(self._model, run(vectors))
+            (gradient,) = torch.autograd.grad(values.sum(), [vectors] if vectors is not None else [])
+        return values.detach(), gradient
+
+
+@torch.no_grad()
+def _is_plain_product(model: PreTrainedModel) -> bool:
+    """Tell whether the model's own logits are hidden states times the head's weights, and nothing else.
+
+    Hidden states that point along the head's largest rows make the largest logits: a cap would show there.
+    """
+    weight = transformers_internals.head_weight(model)
+    if weight is None or weight.dtype != torch.float32 or weight.device.type != "cpu":
+        return False  # elsewhere the head's product is not used by itself
+    norms = weight.norm(dim=1)
+    evenly = torch.arange(8) * len(weight) // 8
+    rows = weight[torch.cat([norms.topk(min(8, len(norms))).indices, evenly])]
+    hidden = torch.cat([100 * torch.nn.functional.normalize(rows, dim=1), rows])
+    try:
+        return torch.allclose(transformers_internals.logits(model, hidden), hidden @ weight.T, rtol=1e-4, atol=1e-4)
+    except FAILURES:
+        return False
+
+
+def not_finite(model: PreTrainedModel) -> UserError:
+    """Return the error to raise where log-likelihoods are not numbers."""
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    advice = "load the model with dtype=bfloat16 or float32" if dtype == "float16" else "check the model's weights"
+    return UserError(f"{type(model).__name__} in {dtype} gives log-likelihoods that are not numbers: {advice}")
+
+
+def _in_words(known: Capabilities) -> str:
+    layouts = {
+        "tree": "continuations share their context",
+        "padded": "each continuation with its context",
+        "rows": "each continuation with its context, padded on the right",
+        "equal": "each continuation with its context, without padding",
+    }
+    return layouts[known.layout] + (", without reading on from a cache" if not known.cache else "")

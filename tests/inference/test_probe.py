@@ -1,0 +1,253 @@
+"""What a model can do is found out: every architecture gets the numbers of its own plain pass, fast where it can."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from lm_eval_spt.common.errors import UserError
+from lm_eval_spt.inference import probe as probe_module
+from lm_eval_spt.inference.capabilities import Capabilities, capabilities
+from lm_eval_spt.inference.forward import forward_tree, loglikelihoods
+from lm_eval_spt.inference.kv_cache import KVCache
+from lm_eval_spt.inference.probe import forget, probe
+from lm_eval_spt.inference.scoring import score, score_suffixes
+from lm_eval_spt.inference.token_tree import ScoringRequest
+from lm_eval_spt.inference.transformers_internals import keys_and_values, named_lengths, prepare, rope_length
+from lm_eval_spt.inference.virtual_tokens import place
+
+VOCABULARY = 512
+SMALL = {
+    "num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 32, "intermediate_size": 48,
+    "vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+GROUPED = {**SMALL, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 128}
+LONGROPE = {
+    "rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4,
+    "original_max_position_embeddings": 32,
+}  # fmt: skip
+
+ARCHITECTURES: dict[str, tuple[str, dict, Capabilities]] = {
+    "local windows": (
+        "gpt_neo",
+        {"num_layers": 2, "num_heads": 4, "hidden_size": 32, "window_size": 16, "vocab_size": VOCABULARY,
+         "attention_types": [[["global", "local"], 1]]},
+        Capabilities("padded", cache=True, split=True),
+    ),
+    "ALiBi by slots": (
+        "mpt",
+        {"d_model": 32, "n_heads": 4, "n_layers": 2, "vocab_size": VOCABULARY, "max_seq_len": 128},
+        Capabilities("padded", cache=True, split=True),
+    ),
+    "no cache": (
+        "openai-gpt",
+        {"n_embd": 32, "n_head": 4, "n_layer": 2, "vocab_size": VOCABULARY, "n_positions": 128},
+        Capabilities("padded", cache=False, split=True),
+    ),
+    "experts": ("mixtral", {**GROUPED, "num_local_experts": 4}, Capabilities("tree", cache=True, split=True)),
+    "experts and sinks": (
+        "gpt_oss",
+        {**GROUPED, "num_local_experts": 4, "sliding_window": 16},
+        Capabilities("tree", cache=True, split=True),
+    ),
+    "long and short RoPE": (
+        "phi3",
+        {**SMALL, "num_key_value_heads": 2, "max_position_embeddings": 128, "original_max_position_embeddings": 32,
+         "rope_parameters": LONGROPE},
+        Capabilities("tree", cache=True, split=True, longest=32),
+    ),
+    "dynamic RoPE": (
+        "llama",
+        {**GROUPED, "max_position_embeddings": 32,
+         "rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}},
+        Capabilities("tree", cache=True, split=True, longest=32),
+    ),
+    "state": (
+        "mamba",
+        {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": VOCABULARY, "state_size": 8},
+        Capabilities("padded", cache=False, split=True),
+    ),
+    "state that ignores padding": (
+        "rwkv",
+        {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": VOCABULARY, "attention_hidden_size": 32,
+         "intermediate_size": 64},
+        Capabilities("rows", cache=False, split=True),
+    ),
+    "state and windows": (
+        "recurrent_gemma",
+        {**SMALL, "num_hidden_layers": 3, "num_key_value_heads": 1, "lru_width": 32, "attention_window_size": 16},
+        Capabilities("rows", cache=False, split=True),
+    ),
+    "inputs for every layer": (
+        "gemma3n_text",
+        {**GROUPED, "num_hidden_layers": 4, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCABULARY,
+         "sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"] * 2, "num_kv_shared_layers": 0,
+         "laurel_rank": 4, "intermediate_size": [48] * 4, "activation_sparsity_pattern": [0.0] * 4},
+        Capabilities("tree", cache=True, split=True),
+    ),
+}  # fmt: skip
+
+
+def build(family: str, settings: dict) -> PreTrainedModel:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **settings), dtype=torch.float32)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() == 2:
+                weight.normal_(std=0.2)
+    prepare(model.eval().requires_grad_(False))
+    return model
+
+
+def some_requests() -> list[tuple[list[int], list[int]]]:
+    """Contexts of 3, 17 and 60 tokens, each with three continuations of which two begin alike."""
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for length in (3, 17, 60):
+        context, *answers = (
+            torch.randint(4, VOCABULARY, (size,), generator=generator).tolist() for size in (length, 3, 1, 2)
+        )
+        found += [(context, answer) for answer in (*answers, [*answers[0][:2], answers[1][0]])]
+    return found
+
+
+def restated(model: PreTrainedModel, before, context, after, continuation) -> torch.Tensor:
+    """One unpadded sequence of embeddings through a fresh copy of the model's own forward."""
+    ids = torch.tensor([context + continuation[:-1]])
+    embeds = model.get_input_embeddings()(ids)
+    text, rest = embeds[:, : len(context)], embeds[:, len(context) :]
+    inputs = {"inputs_embeds": torch.cat([before[None], text, after[None], rest], dim=1)}
+    decoder = model.get_decoder()
+    if hasattr(decoder, "get_per_layer_inputs"):  # virtual tokens are not text: what images get, id 0
+        of_ids = torch.cat(
+            [torch.zeros(1, len(before)).long(), ids[:, : len(context)], torch.zeros(1, len(after)).long(),
+             ids[:, len(context) :]], dim=1
+        )  # fmt: skip
+        inputs["per_layer_inputs"] = decoder.get_per_layer_inputs(of_ids)
+    logits = model(**inputs, use_cache=False).logits[0, -len(continuation) :]
+    return logits.log_softmax(-1)[range(len(continuation)), continuation].sum()
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_way_gives_the_numbers_of_the_plain_pass(name):
+    """Scored without a prompt, with one before and one after the text, many together, and learned from a gradient."""
+    family, settings, expected_capabilities = ARCHITECTURES[name]
+    model, requests = build(family, settings), some_requests()
+    width = model.get_input_embeddings().weight.shape[1]
+    vectors = torch.randn(5, width, generator=torch.Generator().manual_seed(1)) * 0.3
+    nothing = vectors[:0]
+
+    for before, after in ((nothing, nothing), (vectors, nothing), (nothing, vectors)):
+        placed = [(place(context, len(before), len(after)), answer) for context, answer in requests]
+        prompt = torch.cat([before, after]) if len(before) + len(after) else None
+        forget(model)
+        known = probe(model, placed, prompt)
+        assert (known.layout, known.cache, known.split, known.longest) == (
+            expected_capabilities.layout, expected_capabilities.cache, expected_capabilities.split,
+            expected_capabilities.longest,
+        )  # fmt: skip
+        answers = dict(score(model, placed, prompt, 512))
+        for number, (context, answer) in enumerate(requests):
+            with torch.no_grad():
+                expected = float(restated(build(family, settings), before, context, after, answer))
+            assert answers[number][0] == pytest.approx(expected, abs=1e-4, rel=1e-5)
+
+    together = dict(score_suffixes(model, requests, [vectors, vectors[:2]], 512))
+    for number, (context, answer) in enumerate(requests):
+        for which, prompt in enumerate((vectors, vectors[:2])):
+            with torch.no_grad():
+                expected = float(restated(build(family, settings), nothing, context, prompt, answer))
+            assert together[number][which][0] == pytest.approx(expected, abs=1e-4, rel=1e-5)
+
+    learned, exact = (vectors.clone().requires_grad_() for _ in range(2))
+    known = probe(model, [(place(context, 0, 5), answer) for context, answer in requests], vectors, gradient=True)
+    rows = [ScoringRequest(place(context, 0, 5), [answer]) for context, answer in requests]
+    loglikelihoods(model, forward_tree(model, rows, learned))[0].sum().backward()
+    fresh = build(family, settings)
+    sum(restated(build(family, settings), nothing, context, exact, answer) for context, answer in requests).backward()
+    del fresh
+    torch.testing.assert_close(learned.grad, exact.grad, rtol=1e-3, atol=1e-3 * float(exact.grad.abs().max()))
+
+
+def test_the_lengths_that_a_configuration_names_are_read():
+    family, settings, _ = ARCHITECTURES["local windows"]
+    assert named_lengths(build(family, settings)) == [16]
+    family, settings, _ = ARCHITECTURES["long and short RoPE"]
+    model = build(family, settings)
+    assert 32 in named_lengths(model) and rope_length(model) == 32
+
+
+def test_longer_texts_are_tried_when_they_come():
+    """A window shows only in texts that are longer than it."""
+    family, settings, _ = ARCHITECTURES["local windows"]
+    model, requests = build(family, settings), some_requests()
+    assert probe(model, requests[:3]).layout == "tree"
+    assert probe(model, requests[:3]).layout == "tree"
+    assert probe(model, requests).layout == "padded"
+
+
+def test_a_window_that_a_configuration_names_and_the_model_ignores_does_no_harm():
+    model = build("llama", GROUPED)
+    model.config.sliding_window = 16
+    requests = some_requests()
+    probe(model, requests)
+    answers = dict(score(model, requests, None, 512))
+    plain = build("llama", GROUPED)
+    nothing = torch.zeros(0, 32)
+    with torch.no_grad():
+        for number, (context, answer) in enumerate(requests):
+            expected = float(restated(plain, nothing, context, nothing, answer))
+            assert answers[number][0] == pytest.approx(expected, abs=1e-4, rel=1e-5)
+
+
+def test_a_model_that_has_been_tried_is_not_tried_again(monkeypatch):
+    model, requests = build("llama", GROUPED), some_requests()
+    known = probe(model, requests)
+    monkeypatch.setattr(probe_module, "_Probe", None)
+    assert probe(model, requests) == known
+    forget(model)
+    assert capabilities(model) == Capabilities()
+
+
+def test_a_cache_that_forgets_is_noticed(monkeypatch):
+    """The probe is no formality: with keys that were read wrongly it takes no cache."""
+    model, requests = build("llama", GROUPED), some_requests()
+    prefill = probe_module.prefill
+
+    def wrong(*args: object) -> KVCache:
+        read = prefill(*args)  # type: ignore[arg-type]
+        for keys, _ in keys_and_values(read.cache):
+            keys *= 0.9
+        return read
+
+    monkeypatch.setattr(probe_module, "prefill", wrong)
+    assert not probe(model, requests).cache
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_allowed_its_rounding_and_no_more(dtype):
+    model, requests = build("llama", GROUPED).to(dtype), some_requests()
+    assert probe(model, requests).layout == "tree"
+    family, settings, expected = ARCHITECTURES["local windows"]
+    assert probe(build(family, settings).to(dtype), requests).layout == expected.layout
+
+
+def test_numbers_that_are_none_are_named():
+    model = build("llama", GROUPED)
+    model.get_output_embeddings().weight.data[7] = torch.nan  # type: ignore[union-attr, operator]
+    with pytest.raises(UserError, match="LlamaForCausalLM in float32 gives log-likelihoods that are not numbers"):
+        probe(model, some_requests())
+
+
+def test_a_model_that_takes_no_embeddings_is_named(monkeypatch):
+    model = build("llama", GROUPED)
+    forward = model.forward
+
+    def without_embeds(input_ids: torch.Tensor | None = None, **options: object) -> object:
+        return forward(input_ids=input_ids, **{name: options[name] for name in options if name != "inputs_embeds"})
+
+    monkeypatch.setattr(model, "forward", without_embeds)
+    requests = [(place(context, 2, 0), answer) for context, answer in some_requests()]
+    with pytest.raises(UserError, match="can not be run with a soft prompt, which it has to take as inputs_embeds"):
+        probe(model, requests, torch.zeros(2, 32))
