@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from lm_eval_spt.inference import lm_head
 from lm_eval_spt.inference.forward import ScoredStates, loglikelihoods, loglikelihoods_with_mean
 from lm_eval_spt.inference.transformers_internals import logits, plain_head
-from tests.conftest import build_model
+from tests.helpers.models import build_model
 
 
 @given(

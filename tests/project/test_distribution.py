@@ -13,7 +13,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.harness.test_discovery import BUILT_FROM, IS_REGISTERED, ROOT, content, make_environment, run
+from tests.helpers.environments import BUILT_FROM, IS_REGISTERED, content, make_environment, run
+from tests.helpers.paths import ROOT
 
 BUILD = "from setuptools import build_meta; print(build_meta.build_{kind}({folder!r}))"
 LARGEST = 25 * 2**20  # bytes of a wheel; most of it is the embedded model
