@@ -95,7 +95,9 @@ def test_the_metadata_names_the_dependencies_and_the_extras(published: SimpleNam
     assert {"torch", "transformers", "lm-eval", "peft", "safetensors"} <= {
         line.replace("[", ">").replace(";", ">").partition(">")[0].strip() for line in needed
     }
-    assert {"test", "plot", "uriel", "dev", "fuzz"} <= set(metadata.get_all("Provides-Extra", []))
+    assert {"test", "plot", "quantization", "recipe", "tracking", "uriel", "dev", "fuzz"} <= set(
+        metadata.get_all("Provides-Extra", [])
+    )
     assert (
         "Apache-2.0" in (metadata["License-Expression"], metadata["License"])
         and metadata["Requires-Python"] == ">=3.10"
