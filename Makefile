@@ -23,7 +23,7 @@ $(INSTALLED): setup.cfg setup.py pyproject.toml $(CONSTRAINTS) lm_eval_spt.pth
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
 		echo "error: $(PYTHON) is $$($(PYTHON) --version 2>&1), Python 3.10 or later is needed; name one: $(NAMED_BY)=python3.11"; exit 1; } >&2
 	test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --constraint $(CONSTRAINTS) --editable '.[test,plot,ray]'
+	$(VENV)/bin/python -m pip install --constraint $(CONSTRAINTS) --editable '.[dev]'
 	@touch $@
 
 demo: install  ## train a prompt on English, score it in 21 languages, print and save the table
@@ -58,7 +58,6 @@ DEVICE ?= cpu
 PRETRAINING ?=  # further settings of recipes.mini_model.pretrain, such as --compile
 
 mini-model: install  ## make the embedded model anew from the public sources in SOURCES, and score it (an hour on a CPU)
-	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[recipe]'
 	$(VENV)/bin/python -m recipes.mini_model.prepare --sources $(SOURCES) --output $(MINI_MODEL)/corpus
 	$(VENV)/bin/python -m recipes.mini_model.tokenizer --corpus $(MINI_MODEL)/corpus --output $(MINI_MODEL)/tokenizer
 	$(VENV)/bin/python -m recipes.mini_model.embeddings --corpus $(MINI_MODEL)/corpus --tokenizer $(MINI_MODEL)/tokenizer \

@@ -1,71 +1,16 @@
-"""Tiny random models of every supported family, with the embedded model's tokenizer, made once for all tests."""
+"""Fixtures for all tests: tiny models and a tokenizer, made once, and data that lies beside the checkout."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lm_eval_spt.inference.base_model import model_path
-from lm_eval_spt.inference.capabilities import Capabilities, set_capabilities
-from lm_eval_spt.inference.transformers_internals import prepare
-from lm_eval_spt.prompt.soft_prompt import SoftPrompt, embedding_fingerprint
-
-ROOT = Path(__file__).resolve().parents[1]
-VOCABULARY = 20480
-HIDDEN = 32
-
-_small = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": HIDDEN, "intermediate_size": 48}
-_grouped = {"num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 128}
-FAMILIES = {
-    "bloom": {"n_layer": 2, "n_head": 4, "hidden_size": HIDDEN},
-    "xglm": {
-        "num_layers": 2, "attention_heads": 4, "d_model": HIDDEN, "ffn_dim": 48,
-        "scale_embedding": True, "max_position_embeddings": 128,
-    },
-    "gpt2": {"n_layer": 2, "n_head": 4, "n_embd": HIDDEN, "n_positions": 128},
-    "gpt_neox": {**_small, "max_position_embeddings": 128},
-    "opt": {
-        "num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": HIDDEN, "ffn_dim": 48,
-        "word_embed_proj_dim": HIDDEN, "max_position_embeddings": 128,
-    },
-    "llama": {**_small, **_grouped},
-    "mistral": {**_small, **_grouped, "sliding_window": 12},
-    "qwen3": {**_small, **_grouped},
-    "gemma3_text": {
-        **_small, **_grouped, "query_pre_attn_scalar": 8, "sliding_window": 12,
-        "layer_types": ["sliding_attention", "full_attention"],
-    },
-    "phi3": {**_small, "num_key_value_heads": 2, "max_position_embeddings": 128},
-}  # fmt: skip
-
-
-def build_model(family: str, seed: int = 0) -> PreTrainedModel:
-    """Return a tiny random model in fp32 and evaluation mode, with weights large enough that answers differ."""
-    config = AutoConfig.for_model(
-        family, vocab_size=VOCABULARY, pad_token_id=0, bos_token_id=1, eos_token_id=2, **FAMILIES[family]
-    )
-    torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if weight.dim() > 1:
-                weight.normal_(std=0.3 if "embed" in name or "wte" in name or "wpe" in name else 0.2)
-    return model.eval()
-
-
-def as_fast(model: PreTrainedModel, **capabilities: Any) -> PreTrainedModel:
-    """Have a model that no model class has loaded run in the fastest way, or as `capabilities` says."""
-    prepare(model)
-    set_capabilities(model, Capabilities(**{"layout": "tree", "cache": True, "split": True} | capabilities))
-    return model
+from tests.helpers.models import FAMILIES, build_model
+from tests.helpers.paths import ROOT
 
 
 @pytest.fixture(scope="session")
@@ -81,18 +26,6 @@ def tiny_models() -> dict[str, PreTrainedModel]:
 @pytest.fixture(params=list(FAMILIES))
 def tiny_model(request: pytest.FixtureRequest, tiny_models: dict[str, PreTrainedModel]) -> PreTrainedModel:
     return tiny_models[request.param]
-
-
-def random_prompt(model: PreTrainedModel, length: int = 4, placement: str = "prefix", seed: int = 0) -> SoftPrompt:
-    """Return a random prompt that fits `model`, of the size of its embeddings."""
-    embedding = model.get_input_embeddings()
-    tokens = torch.arange(10, 10 + length)
-    spread = embedding(tokens).detach().std()
-    vectors = torch.randn(length, embedding.weight.shape[1], generator=torch.Generator().manual_seed(seed)) * spread
-    metadata = {"placement": placement, "embedding_fingerprint": embedding_fingerprint(embedding)}
-    if placement == "both":
-        metadata["num_prefix_tokens"] = (length + 1) // 2
-    return SoftPrompt(vectors, metadata, name=f"random-{placement}-{length}")
 
 
 @pytest.fixture(scope="session")

@@ -1,13 +1,14 @@
-"""Write the tables that docs/findings.md reads out, from the results of the sweeps: python results/findings/tables.py
+"""Write the tables that docs/findings.md reads out: python -m results.findings.tables
 
-The results lie beside this script, one folder for each run, as `lm-eval-spt sweep configs/findings/<name>.yaml` left
-them under `sweeps/findings-<name>/results`.
+The results of each sweep lie beside this script in one archive, `<name>.json.gz`: one folder for each run, as
+`lm-eval-spt sweep configs/findings/<name>.yaml` left them under `sweeps/findings-<name>/results`.
 """
 
 from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -17,8 +18,10 @@ from lm_eval_spt.analysis.distances import distances
 from lm_eval_spt.analysis.results import read_run, results_files
 from lm_eval_spt.analysis.statistics import halving_threshold
 from lm_eval_spt.common.files import write
+from results.archive import unpack
 
 HERE = Path(__file__).parent
+SWEEPS = ("arms", "lengths", "reparameterization")
 ARMS = ("frozen", "all", "model", "lora")
 KINDS = ("none", "mlp", "residual", "xpe", "dual")
 LENGTHS = (10, 1, 2, 5, 20, 50)  # the first is what the others are compared with
@@ -43,13 +46,13 @@ Seeds = dict[str, dict[str, float]]
 """Accuracies in percent by language, seed by seed."""
 
 
-def by_seed(pattern: str) -> Seeds:
-    """Return the scores of the runs in the folders that match."""
+def by_seed(results: Path, pattern: str) -> Seeds:
+    """Return the scores of the runs in the folders of `results` that match."""
     return {
         folder.name.rpartition("seed")[2]: {
             language: 100 * score.value for language, score in read_run(results_files(folder)[0]).scores["acc"].items()
         }
-        for folder in sorted(HERE.glob(pattern))
+        for folder in sorted(results.glob(pattern))
     }
 
 
@@ -64,7 +67,7 @@ def gains(runs: Seeds, reference: Seeds, languages: list[str]) -> list[float]:
     return [mean(runs[seed][code] - reference[seed][code] for code in languages) for seed in runs if seed in reference]
 
 
-def summary() -> str:
+def summary(results: Path) -> str:
     """Return a table of all arms: scores, and differences from the reference seed by seed.
 
     The last column is how much more the arm gains (or loses less) over the reference in the half of the target
@@ -75,7 +78,7 @@ def summary() -> str:
         "|---|---|---:|---:|---:|---:|",
     ]
     for table, arms in TABLES.items():
-        (first, reference), *rest = [(arm, by_seed(pattern)) for arm, pattern in arms.items()]
+        (first, reference), *rest = [(arm, by_seed(results, pattern)) for arm, pattern in arms.items()]
         targets = sorted({code for scores in reference.values() for code in scores} - {SOURCE})
         far = distances(SOURCE, targets)
         threshold = halving_threshold(far.vector(DISTANCE, targets))
@@ -95,14 +98,18 @@ def summary() -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    """Write ``summary.md``, and a Markdown report for each comparison."""
-    write(HERE / "summary.md", summary().encode())
-    for table, arms in TABLES.items():
-        runs = [f"{arm}={folder}" for arm, pattern in arms.items() for folder in sorted(HERE.glob(pattern))]
-        command = [sys.executable, "-m", "lm_eval_spt.cli", "transfer", *runs, "--output", str(HERE / f"{table}.md")]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+def write_tables(output: Path) -> None:
+    """Write ``summary.md``, and a Markdown report for each comparison, into the folder `output`."""
+    with tempfile.TemporaryDirectory() as folder:
+        results = Path(folder)
+        for sweep in SWEEPS:
+            unpack(HERE / f"{sweep}.json.gz", results / sweep)
+        write(output / "summary.md", summary(results).encode())
+        for table, arms in TABLES.items():
+            runs = [f"{arm}={run}" for arm, pattern in arms.items() for run in sorted(results.glob(pattern))]
+            command = [sys.executable, "-m", "lm_eval_spt.cli", "transfer", *runs, "--output"]
+            subprocess.run([*command, output / f"{table}.md"], check=True, stdout=subprocess.DEVNULL)
 
 
 if __name__ == "__main__":
-    main()
+    write_tables(HERE)

@@ -17,7 +17,8 @@ from lm_eval_spt import cli
 from lm_eval_spt.inference.base_model import model_path
 from lm_eval_spt.prompt import inspection
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt, embedding_fingerprint
-from tests.conftest import ROOT, build_model
+from tests.helpers.models import build_model
+from tests.helpers.paths import ROOT
 
 TOKENS = [100, 5000, 20000]
 

@@ -47,8 +47,7 @@ from lm_eval_spt.train.examples import Example
 from lm_eval_spt.train.loop import _has_ended
 from lm_eval_spt.train.objective import Outcome
 from lm_eval_spt.train.tuning import RECORD
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.helpers.paths import ROOT
 
 
 @dataclass(frozen=True)

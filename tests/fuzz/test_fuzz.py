@@ -18,9 +18,9 @@ from lm_eval_spt.inference.base_model import model_path
 from lm_eval_spt.prompt.inspection import report
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from lm_eval_spt.train.config import TrainingConfig
-from tests.conftest import random_prompt
 from tests.fuzz.readers import READERS
 from tests.fuzz.run import FAILURES, Failure, Outcome, give, run, workplace
+from tests.helpers.models import random_prompt
 from tests.helpers.results import write_prompt, write_results
 
 KEPT = [(folder.name, file.name) for folder in sorted(FAILURES.glob("*")) for file in sorted(folder.iterdir())]

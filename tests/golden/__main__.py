@@ -15,8 +15,8 @@ from transformers import AutoTokenizer
 
 from lm_eval_spt.common.files import write
 from lm_eval_spt.inference.base_model import model_path
-from tests.conftest import FAMILIES
 from tests.golden.numbers import mini_numbers, tiny_numbers
+from tests.helpers.models import FAMILIES
 
 
 def main(which: list[str]) -> int:

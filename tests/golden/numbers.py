@@ -17,7 +17,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from lm_eval_spt.common.paths import tasks_folder
 from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
-from tests.conftest import FAMILIES, ROOT
+from tests.helpers.models import FAMILIES
+from tests.helpers.paths import ROOT
 
 VOCABULARY = 512
 PROMPTS: dict[str, tuple[str, int] | None] = {"none": None, "prefix": ("prefix", 5), "suffix": ("suffix", 3)}

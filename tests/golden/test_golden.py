@@ -6,8 +6,9 @@ import json
 
 import pytest
 
-from tests.conftest import FAMILIES, ROOT
 from tests.golden.numbers import mini_numbers, tiny_numbers
+from tests.helpers.models import FAMILIES
+from tests.helpers.paths import ROOT
 
 CLOSE = {"abs": 1e-4, "rel": 1e-5}
 

@@ -20,7 +20,7 @@ from transformers import AutoTokenizer
 from lm_eval_spt.common.paths import tasks_folder
 from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.inference.base_model import model_path
-from tests.harness.test_lm import CLOSE, LONG, requests, values
+from tests.helpers.scoring import CLOSE, LONG, requests, values
 
 FAMILIES = ("llama", "bloom")
 TEXTS = ["foo bar", "", " ", "The river flows to the sea.", "<s>begun", "河流\nx\ty", LONG]

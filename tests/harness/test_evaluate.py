@@ -15,7 +15,7 @@ from lm_eval_spt.harness.evaluate import ManyPromptsLM, evaluate_prompts
 from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.harness.patches import task_manager
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
-from tests.conftest import random_prompt
+from tests.helpers.models import random_prompt
 
 TASKS = ["mini_topics_eng_Latn", "mini_topics_hin_Deva"]
 

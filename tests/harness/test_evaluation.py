@@ -21,8 +21,8 @@ from lm_eval_spt.common.paths import tasks_folder
 from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.inference.base_model import model_path
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
-from tests.conftest import build_model, random_prompt
-from tests.harness.test_lm import peft_lm
+from tests.helpers.models import build_model, random_prompt
+from tests.helpers.scoring import peft_lm
 
 TASKS = ["mini_topics_eng_Latn", "mini_topics_deu_Latn"]
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}

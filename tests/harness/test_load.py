@@ -13,8 +13,8 @@ import torch
 from lm_eval.models.huggingface import HFLM
 
 from lm_eval_spt.common.errors import UserError
-from tests.conftest import random_prompt
-from tests.harness.test_lm import CLOSE, requests, restated, spt, values
+from tests.helpers.models import random_prompt
+from tests.helpers.scoring import CLOSE, requests, restated, spt, values
 
 ODD = {
     "control characters": "\x00\x01\x1b[2J\x7f\r\n\t",

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
-from tests.conftest import random_prompt
-from tests.harness.test_lm import CLOSE, restated, values
+from tests.helpers.models import random_prompt
+from tests.helpers.scoring import CLOSE, restated, values
 
 TOKENS = st.integers(4, 20479)
 WAYS = ("as it is", "through a file", "through a PEFT folder")

@@ -18,8 +18,8 @@ from lm_eval_spt.cli import main
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.hub.model_card import BEGIN, END, model_card, push
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
-from tests.conftest import build_model
 from tests.helpers.hub import Hub, running_hub
+from tests.helpers.models import build_model
 from tests.helpers.results import write_prompt, write_results
 
 SCORES = {"eng_Latn": 0.8, "deu_Latn": 0.5, "swh_Latn": 0.3}

@@ -8,19 +8,17 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from lm_eval_spt.common.errors import UserError
-from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.inference.encoder_decoder import loglikelihoods
 from lm_eval_spt.inference.token_tree import ScoringRequest
 from lm_eval_spt.inference.virtual_tokens import place
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
-from tests.conftest import VOCABULARY, random_prompt
+from tests.helpers.models import VOCABULARY, build_encoder_decoder, random_prompt
+from tests.helpers.scoring import CLOSE, requests, spt, values
 
-CLOSE = {"abs": 1e-4, "rel": 1e-5}
 PAIRS = [
     (context, choice)
     for context in ("The river", "A goalkeeper saved two penalties in the cup final of the year.", "", "Space ")
@@ -28,23 +26,9 @@ PAIRS = [
 ]
 
 
-def build(family: str) -> PreTrainedModel:
-    config = AutoConfig.for_model(
-        family, vocab_size=VOCABULARY, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_decoder_layers=2, num_heads=4,
-        pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=0, n_positions=64,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32)
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.dim() > 1:
-                weight.normal_(std=0.3)
-    return model.eval()
-
-
 @pytest.fixture(scope="module", params=["t5", "mt5"])
 def model(request) -> PreTrainedModel:
-    return build(request.param)
+    return build_encoder_decoder(request.param)
 
 
 def restated(model: PreTrainedModel, context: list[int], continuation: list[int], prompt: SoftPrompt) -> float:
@@ -54,18 +38,6 @@ def restated(model: PreTrainedModel, context: list[int], continuation: list[int]
     with torch.no_grad():
         logits = model(inputs_embeds=embeds, decoder_input_ids=torch.tensor([[0, *continuation[:-1]]])).logits[0]
     return float(logits.log_softmax(-1)[range(len(continuation)), continuation].sum())
-
-
-def requests(kind: str, arguments: list[tuple]) -> list[Instance]:
-    return [Instance(kind, {}, argument, number) for number, argument in enumerate(arguments)]
-
-
-def values(answers: list[tuple[float, bool]]) -> list[float]:
-    return [value for value, _ in answers]
-
-
-def spt(model: PreTrainedModel, tokenizer, prompt: SoftPrompt | None = None, **options) -> SPTLM:
-    return SPTLM(pretrained=model, tokenizer=tokenizer, prompt=prompt, batch_size=4, **options)
 
 
 def test_without_a_prompt_it_is_the_plain_model(model, tokenizer):

@@ -15,7 +15,7 @@ from lm_eval_spt.inference import lm_head
 from lm_eval_spt.inference.forward import ScoredStates, loglikelihoods, loglikelihoods_with_mean
 from lm_eval_spt.inference.probe import _is_plain_product
 from lm_eval_spt.inference.transformers_internals import head_weight, logits
-from tests.conftest import as_fast, build_model
+from tests.helpers.models import as_fast, build_model
 
 
 @given(

@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from lm_eval_spt.inference import onednn
 from lm_eval_spt.inference.onednn import product, use_onednn
 from lm_eval_spt.inference.scoring import score_suffixes
-from tests.conftest import as_fast, build_model, random_prompt
+from tests.helpers.models import as_fast, build_model, random_prompt
 
 pytestmark = pytest.mark.skipif(
     not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="PyTorch is built without oneDNN"

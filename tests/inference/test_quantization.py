@@ -17,7 +17,7 @@ from lm_eval_spt.train import main
 from lm_eval_spt.train.examples import Example
 from lm_eval_spt.train.loop import base_of
 from lm_eval_spt.train.objective import LossRequest, evaluate
-from tests.conftest import VOCABULARY
+from tests.helpers.models import VOCABULARY
 
 TASK = "mini_topics_eng_Latn"
 PAIRS = [("The river", " sports"), ("A goal in the final", " the old town hall")]

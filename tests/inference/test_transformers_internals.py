@@ -16,7 +16,7 @@ from lm_eval_spt.inference.scoring import score, score_suffixes
 from lm_eval_spt.inference.token_tree import ScoringRequest, build_tree
 from lm_eval_spt.inference.transformers_internals import SLOW_GELUS, decoder_of, keys_and_values, logits
 from lm_eval_spt.inference.virtual_tokens import place
-from tests.conftest import VOCABULARY, as_fast, build_model, random_prompt
+from tests.helpers.models import VOCABULARY, as_fast, build_model, random_prompt
 
 
 def test_the_names_that_are_relied_on(tiny_model):

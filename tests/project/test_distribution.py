@@ -13,7 +13,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.harness.test_discovery import BUILT_FROM, IS_REGISTERED, ROOT, content, make_environment, run
+from tests.helpers.environments import BUILT_FROM, IS_REGISTERED, content, make_environment, run
+from tests.helpers.paths import ROOT
 
 BUILD = "from setuptools import build_meta; print(build_meta.build_{kind}({folder!r}))"
 LARGEST = 25 * 2**20  # bytes of a wheel; most of it is the embedded model
@@ -94,7 +95,9 @@ def test_the_metadata_names_the_dependencies_and_the_extras(published: SimpleNam
     assert {"torch", "transformers", "lm-eval", "peft", "safetensors"} <= {
         line.replace("[", ">").replace(";", ">").partition(">")[0].strip() for line in needed
     }
-    assert {"test", "plot", "uriel", "dev", "fuzz"} <= set(metadata.get_all("Provides-Extra", []))
+    assert {"test", "plot", "quantization", "recipe", "tracking", "uriel", "dev", "fuzz"} <= set(
+        metadata.get_all("Provides-Extra", [])
+    )
     assert (
         "Apache-2.0" in (metadata["License-Expression"], metadata["License"])
         and metadata["Requires-Python"] == ">=3.10"

@@ -11,7 +11,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval_spt.common.paths import tasks_folder
 from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
-from tests.conftest import ROOT
+from tests.helpers.paths import ROOT
 
 README = (ROOT / "prompts" / "README.md").read_text(encoding="utf-8")
 ROWS = [[cell.strip() for cell in line.strip("|").split("|")] for line in README.splitlines() if line.startswith("| ")]

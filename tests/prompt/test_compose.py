@@ -15,7 +15,7 @@ from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.prompt.compose import MODES, compose
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
-from tests.conftest import ROOT
+from tests.helpers.paths import ROOT
 
 
 def prompt(length: int = 3, name: str = "a", seed: int = 0, size: int = 4, **metadata: Any) -> SoftPrompt:

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt, embedding_fingerprint
-from tests.conftest import build_model, random_prompt
+from tests.helpers.models import build_model, random_prompt
 
 BASICS = {"format_version", "hidden_size", "num_virtual_tokens", "placement"}
 

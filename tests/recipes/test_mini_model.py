@@ -6,7 +6,6 @@ import json
 import math
 import random
 import re
-import shutil
 import sys
 import zipfile
 from pathlib import Path
@@ -38,6 +37,8 @@ from recipes.mini_model.pretrain import (
 from recipes.mini_model.tokenizer import train_tokenizer
 from recipes.mini_model.topics import WORD, TopicClassifier, VectorClassifier, agreed, read_sentences, read_words
 from recipes.mini_model.word_vectors import WordVectors
+from results.archive import unpack
+from tests.helpers.paths import ROOT
 
 WORDS = {
     "eng": ["river", "doctor", "minister", "goal", "film", "laptop", "hotel", "the", "of", "in"],
@@ -534,8 +535,8 @@ def test_the_readme_lists_every_source() -> None:
 
 
 def test_scores_become_the_tables_of_the_documentation(tmp_path: Path) -> None:
-    committed = Path(__file__).parents[2] / "results/sib200/21_languages"
-    shutil.copytree(committed / "scores", tmp_path / "scores")
+    committed = ROOT / "results/sib200/21_languages"
+    scores = unpack(committed / "scores.json.gz", tmp_path / "scores")
     assert tables(tmp_path) == (tmp_path / "acc.md").read_text(encoding="utf-8")
     for name in ("acc.md", "macro_f1.md", "means.json"):
         assert (tmp_path / name).read_text(encoding="utf-8") == (committed / name).read_text(encoding="utf-8")
@@ -543,10 +544,10 @@ def test_scores_become_the_tables_of_the_documentation(tmp_path: Path) -> None:
     means = json.loads((committed / "means.json").read_text(encoding="utf-8"))["suffix, all (4 seeds)"]
     assert len(means) == 4
     for seed, mean in enumerate(means):
-        (file,) = (committed / "scores").glob(f"*+all-seed{seed}@*/results_*.json")
+        (file,) = scores.glob(f"*+all-seed{seed}@*/results_*.json")
         results = json.loads(file.read_text(encoding="utf-8"))["results"]
         accuracy = {language: results[f"sib200_{name}"]["acc,none"] for language, name in LANGUAGES.items()}
         assert mean["source"] == pytest.approx(accuracy.pop("eng"))
         assert mean["others"] == pytest.approx(sum(accuracy.values()) / 20)
-    page = (Path(__file__).parents[2] / "docs/sib200.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs/sib200.md").read_text(encoding="utf-8")
     assert (committed / "acc.md").read_text(encoding="utf-8").strip() in page

@@ -35,7 +35,7 @@ from lm_eval_spt.sweep.command import sweep
 from lm_eval_spt.sweep.plan import Plan, read_plan
 from lm_eval_spt.train.config import TrainingConfig
 from lm_eval_spt.train.loop import train
-from tests.conftest import ROOT
+from tests.helpers.paths import ROOT
 
 TARGETS = ["mini_topics_eng_Latn", "mini_topics_deu_Latn"]
 LIMIT = 6

@@ -25,7 +25,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.train.config import TrainingConfig
 from lm_eval_spt.train.loop import train
-from tests.conftest import ROOT, build_model
+from tests.helpers.models import build_model
+from tests.helpers.paths import ROOT
 
 VERBALIZERS = ["science", "travel", "politics", "sports", "health", "entertainment", "earth"]
 CATEGORIES = ["science/technology", "travel", "politics", "sports", "health", "entertainment", "geography"]

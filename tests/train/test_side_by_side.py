@@ -22,8 +22,8 @@ from lm_eval_spt.train.context_cache import ContextCache
 from lm_eval_spt.train.examples import Example
 from lm_eval_spt.train.loop import base_of, train, train_together
 from lm_eval_spt.train.objective import LossRequest, evaluate
-from tests.conftest import random_prompt
-from tests.train.test_train import examples_of, settings_for
+from tests.helpers.models import random_prompt
+from tests.helpers.training import examples_of, settings_for
 
 
 @pytest.fixture(scope="module")

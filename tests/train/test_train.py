@@ -19,19 +19,15 @@ from lm_eval_spt.prompt.soft_prompt import PLACEMENTS, SoftPrompt
 from lm_eval_spt.train import main
 from lm_eval_spt.train.config import PRESETS, TrainingConfig
 from lm_eval_spt.train.context_cache import ContextCache
-from lm_eval_spt.train.examples import Document, Example, choose, encode, load_tasks, read_documents
+from lm_eval_spt.train.examples import Document, choose, encode, load_tasks, read_documents
 from lm_eval_spt.train.initialization import embedding_scale, initial_vectors
 from lm_eval_spt.train.loop import train
 from lm_eval_spt.train.objective import LossRequest, evaluate
-from tests.conftest import ROOT, random_prompt
+from tests.helpers.models import random_prompt
+from tests.helpers.paths import ROOT
+from tests.helpers.training import TASK, examples_of, settings_for
 
 LONG = " ".join(f"day {day} of rain," for day in range(30)) + " and sun."
-TASK = "mini_topics_eng_Latn"
-
-
-def settings_for(output: Path, **changes) -> TrainingConfig:
-    small = {"epochs": 2, "shots": 2, "validation_shots": 1, "prompt_length": 4, "batch_size": 4}
-    return TrainingConfig(**{"model": "mini", "task": TASK, "output": str(output)} | small | changes)
 
 
 @pytest.fixture(scope="session")
@@ -68,18 +64,6 @@ def restated_loss(model, examples, vectors, before, loss, smoothing) -> torch.Te
             losses.append(-(1 - smoothing) * values[example.gold] - smoothing * spreads[example.gold])
             weight += len(example.pairs[example.gold][1])
     return torch.stack(losses).sum() / weight
-
-
-def examples_of(data: st.DataObject) -> list[Example]:
-    ids = st.integers(4, 20479)
-    choices = data.draw(st.lists(st.lists(ids, min_size=1, max_size=4), min_size=2, max_size=5, unique_by=tuple))
-    contexts = data.draw(st.lists(st.lists(ids, min_size=1, max_size=12), min_size=1, max_size=5))
-    return [
-        Example(
-            tuple((tuple(context), tuple(choice)) for choice in choices), data.draw(st.integers(0, len(choices) - 1))
-        )
-        for context in contexts
-    ]
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -17,8 +17,7 @@ from lm_eval_spt.train import main
 from lm_eval_spt.train.config import TrainingConfig
 from lm_eval_spt.train.grid import configurations
 from lm_eval_spt.train.loop import train
-from tests.conftest import build_model
-from tests.inference.test_encoder_decoder import build as build_encoder_decoder
+from tests.helpers.models import build_encoder_decoder, build_model
 
 TASK = "mini_topics_eng_Latn"
 

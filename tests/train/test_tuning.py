@@ -16,7 +16,7 @@ from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.train.config import TrainingConfig
 from lm_eval_spt.train.tuning import BaseModel, check_replaceable
-from tests.conftest import build_model, random_prompt
+from tests.helpers.models import build_model, random_prompt
 
 PAIRS = [("The river", " sports"), ("A goal in the final", " the old town hall")]
 

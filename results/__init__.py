@@ -1,0 +1,1 @@
+"""Measured results, packed, and the scripts that make the tables from them."""

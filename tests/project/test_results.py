@@ -1,0 +1,107 @@
+"""The measured results: the tables are made of their archives, and an archive holds all that the commands read."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lm_eval_spt.analysis.results import EvaluationRun, read_all
+from lm_eval_spt.common.errors import UserError
+from results.archive import pack, unpack
+from results.findings import tables as findings
+from results.sib200 import tables as sib200
+from tests.helpers.paths import ROOT
+from tests.helpers.results import some_scores, write_prompt, write_results
+
+
+@pytest.mark.parametrize("module", [findings, sib200])
+def test_the_tables_are_those_of_the_archives(tmp_path: Path, module) -> None:
+    committed = Path(module.__file__).parent
+    module.write_tables(tmp_path)
+    names = {file.name for file in committed.glob("*.md")}
+    assert {file.name for file in tmp_path.iterdir()} == names
+    for name in names:
+        assert (tmp_path / name).read_bytes() == (committed / name).read_bytes(), name
+
+
+def test_the_documentation_shows_the_tables() -> None:
+    page = (ROOT / "docs/findings.md").read_text(encoding="utf-8")
+    assert (ROOT / "results/findings/summary.md").read_text(encoding="utf-8") in page
+    # The means over groups of languages, restated from the table of all of them.
+    lines = (ROOT / "results/sib200/205_languages_acc.md").read_text(encoding="utf-8").splitlines()
+    rows = {row[0]: [float(re.match(r"[\d.]+", cell)[0]) for cell in row[1:]] for row in map(_cells, lines[2:])}
+    english = rows.pop("**eng_Latn** (source)")
+    page = (ROOT / "docs/sib200.md").read_text(encoding="utf-8")
+    shown = {row[0]: row[1:] for row in map(_cells, page.splitlines()) if len(row) == 5}
+    assert shown["English (source)"] == [f"{value:.1f}" for value in english]
+    del rows["**mean of 204 target languages**"]
+    everything = [*rows.values(), english]
+    means = [sum(column) / len(everything) for column in zip(*everything, strict=True)]
+    assert [float(cell) for cell in shown["all 205"]] == pytest.approx(means, abs=0.06)
+
+
+def test_an_archive_holds_all_that_is_read(tmp_path: Path) -> None:
+    prompt = write_prompt(tmp_path / "p.safetensors")
+    raw = tmp_path / "raw"
+    write_results(raw / "none", some_scores(0.5))
+    file = write_results(raw / "prompt" / "seed0", some_scores(0.6), prompt=prompt, num_fewshot=2, limit=100)
+    content = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps(content | {"configs": {"sib200_eng_Latn": "x" * 100_000}}), encoding="utf-8")
+    pack(raw, tmp_path / "raw.json.gz")
+    again = unpack(tmp_path / "raw.json.gz", tmp_path / "again")
+    assert _runs(again) == _runs(raw)
+    assert len(_runs(again)) == 2
+    assert "x" * 100 not in gzip.decompress((tmp_path / "raw.json.gz").read_bytes()).decode()
+
+    pack(again, tmp_path / "again.json.gz")
+    assert (tmp_path / "again.json.gz").read_bytes() == (tmp_path / "raw.json.gz").read_bytes()
+
+
+def test_what_is_no_archive_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "text.json.gz").write_text("no gzip", encoding="utf-8")
+    (tmp_path / "list.json.gz").write_bytes(gzip.compress(b"[1, 2]"))
+    whole = gzip.compress(json.dumps({"a/results_1.json": {}}).encode())
+    (tmp_path / "cut.json.gz").write_bytes(whole[:-12])
+    for name in ("text", "list", "cut", "missing"):
+        with pytest.raises(UserError, match=f"{name}.json.gz can not be read .*expected what"):
+            unpack(tmp_path / f"{name}.json.gz", tmp_path / "out")
+    (tmp_path / "outside.json.gz").write_bytes(gzip.compress(json.dumps({"../results_1.json": {}}).encode()))
+    with pytest.raises(UserError, match="outside of"):
+        unpack(tmp_path / "outside.json.gz", tmp_path / "out")
+    assert not (tmp_path / "results_1.json").exists()
+
+
+def test_the_command_packs_a_folder_and_gives_it_back(tmp_path: Path) -> None:
+    write_results(tmp_path / "mine" / "none", some_scores(0.5, count=3))
+    expected = _runs(tmp_path / "mine")
+    _archive(tmp_path / "mine")
+    (tmp_path / "mine").rename(tmp_path / "theirs")
+    _archive(tmp_path / "mine", "--unpack")
+    assert _runs(tmp_path / "mine") == expected
+    assert "holds no results_*.json" in _archive(tmp_path / "nothing", status=1)
+
+
+def _archive(*arguments: str | Path, status: int = 0) -> str:
+    command = [sys.executable, "-m", "results.archive", *arguments]
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
+    assert done.returncode == status, done.stderr
+    assert len(done.stderr.splitlines()) == (1 if status else 0)
+    return done.stderr
+
+
+def _runs(folder: Path) -> list[EvaluationRun]:
+    """The runs in a folder, wherever it is."""
+    runs, left_out = read_all([folder])
+    assert not left_out
+    return [replace(run, path=run.path.relative_to(folder)) for run in runs]
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
