@@ -14,15 +14,12 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from lm_eval_spt.common.errors import UserError
-from lm_eval_spt.common.files import parse_json, read_text
+from lm_eval_spt.common.files import MAX_RESULTS_FILE, parse_json, read_text
 from lm_eval_spt.prompt.metadata import check_metadata
 
 # The family becomes part of the names of files, so that it holds no path.
 TASK = re.compile(r"(?P<family>[^/\\\x00-\x1f]{1,120})_(?P<language>[a-z]{3}_[A-Z][a-z]{3})")
 """A task that is named after a language, such as ``sib200_instruct_swh_Latn``."""
-
-MAX_FILE = 2**27
-"""Bytes of a results file; one of 205 languages with many metrics has a hundredth of it."""
 
 MAX_SCORE = 1e30
 """What is larger is no score; of what is smaller, sums and squares are finite."""
@@ -162,7 +159,7 @@ def read_runs(path: Path) -> list[EvaluationRun]:
         UserError: it can not be read, is no results file, or holds no task that is named after a language.
     """
     try:
-        return _runs(path, parse_json(read_text(path, MAX_FILE)))
+        return _runs(path, parse_json(read_text(path, MAX_RESULTS_FILE)))
     except UserError:
         raise
     except OSError as error:

@@ -52,6 +52,10 @@ class Analysis:
     method: Mapping[str, str]
     notes: Sequence[str]
 
+    def rows(self, table: str, **values: object) -> list[Row]:
+        """Return the rows of a table that have these values under these keys."""
+        return [row for row in self.tables[table] if all(row[key] == value for key, value in values.items())]
+
 
 @dataclass(frozen=True)
 class _Series:

@@ -18,9 +18,10 @@ from lm_eval_spt.analysis.arms import Arm
 from lm_eval_spt.analysis.distances import distances
 from lm_eval_spt.analysis.documents import read_answers
 from lm_eval_spt.analysis.languages import languages
-from lm_eval_spt.analysis.report import as_latex, as_markdown, mean_score, transfer_table
+from lm_eval_spt.analysis.report import as_latex, as_markdown, transfer_table
 from lm_eval_spt.analysis.results import Score, mean_over_runs, read_all, read_run, read_runs, results_files
 from lm_eval_spt.analysis.statistics import resample
+from lm_eval_spt.analysis.tables import mean_score
 from lm_eval_spt.analysis.transfer import Analysis, analyse
 from lm_eval_spt.cli import main
 from lm_eval_spt.common.errors import UserError
