@@ -158,12 +158,11 @@ def show(analysis: Analysis, console: Console, majority: float | None = None, ev
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    for table in analysis_tables(analysis, majority):
+    *tables, languages = analysis_tables(analysis, majority)
+    targets = len(languages.rows) - 2  # without the source and the mean
+    short = every_language or targets <= MAX_SHOWN_LANGUAGES
+    for table in [*tables, languages] if short else tables:
         if not table.rows:
-            continue
-        targets = len(table.rows) - 2  # if it is the table of the languages
-        if targets > MAX_SHOWN_LANGUAGES and not every_language:
-            console.print(Text(f"{targets} target languages: --languages shows them all", style="dim"))
             continue
         shown = RichTable(title=Text(table.title), title_justify="left")
         for position, column in enumerate(table.columns):
@@ -172,6 +171,8 @@ def show(analysis: Analysis, console: Console, majority: float | None = None, ev
             shown.add_row(*map(Text, table.texts(row)), style="bold" if isinstance(row[0], Strong) else None)
         console.print(shown)
         console.print()
+    if not short:
+        console.print(Text(f"{targets} target languages: --languages shows them all", style="dim"))
     for line in _closing(analysis):
         console.print(Text(line, style="dim"))
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import subprocess
 import sys
 
 import pytest
 from pyarrow import parquet
+from rich.console import Console
 
-from lm_eval_spt.analysis.report import as_latex, as_markdown, transfer_table
+from lm_eval_spt.analysis.report import as_latex, as_markdown, show, transfer_table
 from lm_eval_spt.analysis.results import Score
 from lm_eval_spt.analysis.tables import mean_score
 from lm_eval_spt.cli import main
@@ -81,6 +83,17 @@ def test_the_command_prints_latex_and_reading_tables(tmp_path, capsys, monkeypat
     assert "--languages shows them all" in shown
     assert main(["transfer", f"a={tmp_path / 'a'}", "--languages"]) == 0
     assert "(source)" in capsys.readouterr().out
+
+
+def test_a_terminal_shows_every_table_of_many_arms(tmp_path):
+    """Only the table of the languages is left out for its length."""
+    files = {f"arm {seed}": [write_results(tmp_path / str(seed), some_scores(0.5, 70, seed))] for seed in range(12)}
+    terminal = io.StringIO()
+    show(analysed(files), Console(file=terminal, width=250))
+    shown = terminal.getvalue()
+    assert shown.count("geographic") >= 3 * 12  # correlations, halves, differences
+    assert shown.count("--languages shows them all") == 1
+    assert "69 target languages" in shown and "(source)" not in shown
 
 
 @pytest.mark.parametrize(
