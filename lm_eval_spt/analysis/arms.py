@@ -1,8 +1,4 @@
-"""Sorting runs into arms: what is compared on a leaderboard.
-
-An *arm* is a base model with or without a prompt, scored on one task family. Runs that differ in their training seed
-alone are one arm, and their scores are averaged.
-"""
+"""Arms: what analyses and leaderboards compare. Runs are read from results files and sorted into arms."""
 
 from __future__ import annotations
 
@@ -10,7 +6,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,21 +17,27 @@ from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.common.files import is_below_current_folder
 
 CONTEXTS = re.compile(r"_(instruct|xglm|bloom)$")
-"""Families of tasks that show the same documents in another way, such as ``sib200_instruct`` and ``sib200``."""
+"""The ending of task families that show the same documents in another context: ``sib200_instruct`` and ``sib200``."""
 
 NO_EFFECT = ("seed", "preset", "context_cache")
-"""Hyper-parameters that do not set an arm apart."""
+"""Hyper-parameters in which the runs of an arm may differ."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """Runs that differ in their seed alone.
+    """What is compared: a base model with or without a soft prompt, scored on one task family.
+
+    The runs of an arm differ in their training seed alone, and the arm's score is their mean. The user can also put
+    runs under one name; then they are one arm whatever they differ in.
+
+    An arm of a sweep file is a named set of training settings (see :mod:`lm_eval_spt.sweep.plan`). Crossed with the
+    file's axes it gives several arms here, one for each combination of values other than the seed's.
 
     Attributes:
-        name: unique among the arms of a leaderboard.
+        name: unique among the arms that are compared.
         runs: at least one, all of one task family.
-        training: what each run's prompt says of its training (see :mod:`lm_eval_spt.prompt.soft_prompt`); empty
-            where there is no prompt or nothing is known of it.
+        training: for each run the record of its prompt's training (see :mod:`lm_eval_spt.prompt.soft_prompt`); empty
+            without a prompt, or where the record is not known.
     """
 
     name: str
@@ -43,7 +45,7 @@ class Arm:
     training: Sequence[Mapping[str, Any]]
 
     def scores(self, metric: str) -> dict[str, Score]:
-        """Return the mean over the runs per language, where all runs have one."""
+        """Return the mean over the runs in every language that all runs have."""
         return mean_over_runs(self.runs, metric)
 
     @property
@@ -53,7 +55,7 @@ class Arm:
 
     @property
     def trained_on(self) -> str | None:
-        """The tasks and the number of documents per class that the prompt was trained on, as far as that is known."""
+        """The tasks that the prompt was trained on and its shots, as far as they are known."""
         training = self.training[0]
         if not training.get("tasks"):
             return None
@@ -61,7 +63,7 @@ class Arm:
 
     @property
     def uses_prompt(self) -> bool:
-        """Whether the arm has a soft prompt that the results tell of."""
+        """Whether the results name a soft prompt."""
         return self.runs[0].prompt_digest is not None
 
     @property
@@ -70,7 +72,7 @@ class Arm:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """Everything that is known to set this arm apart from others."""
+        """All known settings in which this arm can differ from others."""
         run, training = self.runs[0], self.training[0]
         settings = {name: value for name, value in self._hyperparameters.items() if name not in NO_EFFECT}
         model_args = {name: value for name, value in run.model_args.items() if name not in ("prompt", "pretrained")}
@@ -86,19 +88,19 @@ class Arm:
 
     @property
     def reparameterization(self) -> str | None:
-        """How the prompt was reparameterized in training; None where that is not known."""
+        """The reparameterization in training; None where it is not known."""
         return self._hyperparameters.get("reparameterization", "none") if self._hyperparameters else None
 
     @property
     def tuned_parameters(self) -> int | None:
-        """How many numbers were learned: 0 for a frozen model without prompt or adapter; None where it is not known."""
+        """The number of learned parameters: 0 for a frozen model without prompt or adapter; None where not known."""
         if self.uses_prompt:
             return self.training[0].get("tuned_parameters")
         return None if {"peft", "delta"} & self.runs[0].model_args.keys() else 0
 
     @property
     def training_cost(self) -> str | None:
-        """The training's documents and passes over them, as far as that is known: what it costs on any machine."""
+        """The cost of training on any machine, in documents and epochs; None where it is not known."""
         documents, epochs = self.training[0].get("training_documents"), self._hyperparameters.get("epochs")
         return None if documents is None or epochs is None else f"{documents} documents × {epochs} epochs"
 
@@ -107,22 +109,22 @@ def read_arms(places: Iterable[tuple[str | None, Path]]) -> tuple[list[Arm], lis
     """Read results and sort them into arms.
 
     Args:
-        places: results files or folders of them, with a name or None. What has a name is one arm for each task family
-            in it; the rest is put together where it differs in the seed alone.
+        places: results files, or folders of them, each with a name or None. Runs under one name are one arm for each
+            task family. Runs without a name are one arm if they differ in the seed alone.
 
     Returns:
         The arms, and one line for each results file or run that is left out.
 
     Raises:
-        UserError: a place holds no results file, or none can be used.
+        UserError: a place holds no results file, or no run can be used.
     """
     places = list(places)
     names = {path: name for name, place in places for path in results_files(place)}
     runs: list[EvaluationRun] = []
     left_out: list[str] = []
-    for name in dict.fromkeys(name for name, _ in places):  # what two names are given to is wanted twice
-        found, problems = read_all(place for given, place in places if given == name)
-        runs += found
+    for name in dict.fromkeys(name for name, _ in places):  # a place under two names belongs to both arms
+        named_runs, problems = read_all(place for given, place in places if given == name)
+        runs += named_runs
         left_out += problems
     runs, not_comparable = comparable(runs)
     if not runs:
@@ -132,36 +134,36 @@ def read_arms(places: Iterable[tuple[str | None, Path]]) -> tuple[list[Arm], lis
     for run in runs:
         training = training_record(run)
         groups.setdefault((names[run.path] or _configuration(run, training), run.family), []).append((run, training))
-    families = Counter(name for name, _ in groups)  # of a given name; all else is of one family as it is
+    families = Counter(key for key, _ in groups)  # a configuration has one family, a given name can have several
     several_bases = len({run.base_model for run in runs}) > 1
     arms: dict[str, Arm] = {}
     for (key, family), members in groups.items():
-        of_arm, trainings = [run for run, _ in members], [training for _, training in members]
-        given = names[of_arm[0].path]
-        name = given or _describe(of_arm, several_bases)
+        arm_runs, trainings = [run for run, _ in members], [training for _, training in members]
+        given = names[arm_runs[0].path]
+        name = given or _describe(arm_runs, several_bases)
         if given and families[key] > 1:
             name += f" ({family})"
         while name in arms:  # for example the same prompt with another dtype
             name += "*"
-        arms[name] = Arm(name, of_arm, trainings)
+        arms[name] = Arm(name, arm_runs, trainings)
         if all(trainings) and len({_configuration(*member) for member in members}) > 1:
             not_comparable.append(f"{name}: the mean of runs that differ in more than their seed")
     return list(arms.values()), left_out + not_comparable
 
 
 def comparable(runs: Sequence[EvaluationRun]) -> tuple[list[EvaluationRun], list[str]]:
-    """Keep the largest number of runs that were scored on the same documents in the same way.
+    """Keep the largest set of runs that were scored on the same documents in the same way.
 
     Returns:
-        These runs, and for each of the others a line that says what sets it apart.
+        These runs, and for each of the others a line that says how it differs.
     """
     if not runs:
         return [], []
-    kinds = [_protocol(run) for run in runs]
-    common = dict(Counter(tuple(kind.items()) for kind in kinds).most_common(1)[0][0])
+    protocols = [_protocol(run) for run in runs]
+    common = dict(Counter(tuple(protocol.items()) for protocol in protocols).most_common(1)[0][0])
     kept, left_out = [], []
-    for run, kind in zip(runs, kinds, strict=True):
-        differences = [f"{what} {value}, not {common[what]}" for what, value in kind.items() if value != common[what]]
+    for run, protocol in zip(runs, protocols, strict=True):
+        differences = [f"{key} {value}, not {common[key]}" for key, value in protocol.items() if value != common[key]]
         if differences:
             left_out.append(f"left out: {run.path} can not be compared with the others: {'; '.join(differences)}")
         else:
@@ -170,43 +172,71 @@ def comparable(runs: Sequence[EvaluationRun]) -> tuple[list[EvaluationRun], list
 
 
 def curves(arms: Sequence[Arm], setting: str) -> list[tuple[str, list[int]]]:
-    """Find arms that differ in nothing but one setting.
+    """Find arms that differ in one setting alone.
 
     Args:
-        arms: those without a prompt, or without a record of its training, belong to no curve.
+        arms: arms without a prompt, or without a record of its training, belong to no curve.
         setting: such as ``prompt_length``.
 
     Returns:
-        For each curve a name, made of what sets it apart from the other curves, and its arms' positions in `arms`.
+        For each curve its name, made of the settings in which it differs from the other curves, and the positions of
+        its arms in `arms`.
     """
     groups: dict[str, list[int]] = {}
-    others: dict[str, dict[str, Any]] = {}
+    others: dict[str, dict[str, Any]] = {}  # the other settings of each group
     for index, arm in enumerate(arms):
         if arm.uses_prompt and arm.training[0]:
             rest = {name: value for name, value in arm.settings.items() if name != setting}
             key = json.dumps(rest, sort_keys=True, default=str)
             groups.setdefault(key, []).append(index)
             others[key] = rest
-    drawn = [key for key, of in groups.items() if len({arms[index].settings.get(setting) for index in of}) > 1]
-    telling = [
+    drawn = [
+        key for key, members in groups.items() if len({arms[index].settings.get(setting) for index in members}) > 1
+    ]
+    differing = [
         name for name in (others[drawn[0]] if drawn else ()) if len({str(others[key].get(name)) for key in drawn}) > 1
     ]
 
     def order(key: str) -> list[tuple[float, str]]:
-        values = [others[key].get(name) for name in telling]
+        values = [others[key].get(name) for name in differing]
         return [(value, "") if isinstance(value, int | float) else (0, str(value)) for value in values]
 
     def title(key: str) -> str:
-        return ", ".join(f"{name.replace('_', ' ')} {others[key].get(name)}" for name in telling)
+        return ", ".join(f"{name.replace('_', ' ')} {others[key].get(name)}" for name in differing)
 
     return [(title(key) or str(others[key]["base_model"]), groups[key]) for key in sorted(drawn, key=order)]
 
 
-def training_record(run: EvaluationRun) -> dict[str, Any]:
-    """Return what the run's prompt says of its training.
+def partial_data(arms: Iterable[Arm]) -> list[str]:
+    """Return a line for each arm with a run in which not all documents were scored."""
+    reasons = [(arm.name, run.partial) for arm in arms for run in arm.runs if run.partial]
+    return [f"{name}: {reason}" for name, reason in dict.fromkeys(reasons)]
 
-    The results hold it; those of other tools, or without it, may name a prompt that is still there and still the same.
-    It is looked at only below the current folder: a file must not decide what is opened on this machine.
+
+def left_out_languages(arms: Sequence[Arm], languages: Sequence[set[str]], targets: Collection[str]) -> str | None:
+    """Say which arms keep languages from being targets.
+
+    Args:
+        arms: the arms.
+        languages: for each arm those that it has.
+        targets: those that all arms have.
+
+    Returns:
+        The numbers of languages in words; None where every language is a target.
+    """
+    every = set.union(*languages)
+    if len(targets) == len(every):
+        return None
+    lacking = [f"{arm.name} lacks {len(every - own)}" for arm, own in zip(arms, languages, strict=True) if every - own]
+    return f"the {len(targets)} target languages that all arms have, of {len(every)}: {'; '.join(lacking)}"
+
+
+def training_record(run: EvaluationRun) -> dict[str, Any]:
+    """Return the record of how the run's prompt was trained; empty where it is not known.
+
+    It is in the results. If it is not, for example in those of other tools, the prompt file that they name is read,
+    provided that its digest is the recorded one and that it lies below the current folder: a results file must not
+    decide what is opened on this machine.
     """
     recorded = run.config.get("prompt_metadata")
     if isinstance(recorded, dict) and recorded:
@@ -216,7 +246,7 @@ def training_record(run: EvaluationRun) -> dict[str, Any]:
         return {}
     if not os.path.exists(place):
         return {}
-    from lm_eval_spt.prompt.soft_prompt import SoftPrompt  # takes seconds: not without need
+    from lm_eval_spt.prompt.soft_prompt import SoftPrompt  # the import takes seconds
 
     try:
         prompt = SoftPrompt.load(place)
@@ -226,12 +256,12 @@ def training_record(run: EvaluationRun) -> dict[str, Any]:
 
 
 def data_set(family: str) -> str:
-    """Return the documents' name of a task family: ``sib200`` of ``sib200_instruct``."""
+    """Return the data set of a task family: ``sib200`` for ``sib200_instruct``."""
     return CONTEXTS.sub("", family)
 
 
 def _protocol(run: EvaluationRun) -> dict[str, Any]:
-    """What has to be equal for two runs to be compared."""
+    """What must be equal in runs that are compared."""
     return {
         "data set": data_set(run.family),
         "task version": run.task_version,
@@ -241,13 +271,16 @@ def _protocol(run: EvaluationRun) -> dict[str, Any]:
 
 
 def _configuration(run: EvaluationRun, training: Mapping[str, Any]) -> str:
-    """Equal for two runs that differ in the seed alone; unlike any other where too little is known to say so."""
+    """A text that is equal for runs that differ in the seed alone.
+
+    Without a record of the training, that can not be told: then the prompt's digest makes the text unique.
+    """
     settings = Arm("", [run], [training]).settings
     return json.dumps([settings, None if training else run.prompt_digest], sort_keys=True, default=str)
 
 
 def _describe(runs: Sequence[EvaluationRun], name_base_model: bool) -> str:
-    """A name for an arm that was given none: its prompts, and its base model where that or a prompt tells nothing."""
+    """A name for an arm without one: its prompts, with the base model if asked for or if there is no prompt."""
     first = runs[0]
     base = str(first.base_model or first.model_name or first.model).rstrip("/").rpartition("/")[2]
     prompts = [run.prompt_name for run in runs if run.prompt_name]

@@ -1,7 +1,7 @@
-"""Arm against arm: differences in the source language, over the targets, and in each language.
+"""Differences between arms: in the source language, over the target languages, and in each language.
 
-Every arm is compared with one reference. Both had the same documents, and the languages are the same: what is resampled
-is drawn once for all arms, so that what they have in common cancels.
+Every arm is compared with one reference, in the same languages and on the same documents. Each resample is drawn once
+for all arms, so that what the arms have in common cancels.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ class Comparison:
 
     Attributes:
         means: a row for each arm and scope: the source language, the mean over the targets, the transfer gap, the
-            languages seen and unseen, the close and the distant half by each distance and how their differences differ.
-        per_language: a row for each arm and language; p-values also corrected for the number of languages, by Holm.
+            languages seen and unseen; for each distance the close half, the distant half, and distant minus close.
+        per_language: a row for each arm and language, with p-values also corrected for the number of languages (Holm).
         target_means: arm, the reference included, to the mean score over the targets with its interval.
-        resampled: what the intervals come from: ``documents`` or ``languages``, which tell nothing of one language.
-        notes: why it could not be documents.
+        resampled: what was resampled for the intervals: ``documents``, or ``languages``, which give none for a single
+            language.
+        notes: why documents could not be resampled.
     """
 
     means: Sequence[Row]
@@ -50,15 +51,15 @@ def compare(
     targets: Sequence[str],
     over_documents: bool = True,
 ) -> Comparison:
-    """Compare each arm with the reference, itself left out.
+    """Compare each arm with the reference.
 
     Args:
-        arms: they have the source language and the targets.
-        reference: one of them.
-        distances: from the source language.
+        arms: the arms, all of which have the source language and the targets.
+        reference: one of `arms`.
+        distances: the distances from the source language.
         metric: such as ``acc``.
         targets: the target languages.
-        over_documents: resample documents where the harness logged its samples; otherwise languages.
+        over_documents: resample documents if the harness logged its samples; otherwise languages.
     """
     languages = [distances.source, *targets]
     answers: dict[str, Answers] = {}
@@ -69,10 +70,10 @@ def compare(
         except UserError as problem:
             notes.append(f"resampled over languages, not over documents: {problem}")
 
-    def scores_of(arm: Arm) -> tuple[np.ndarray, np.ndarray | None]:
-        """The scores `[languages]` and, where there are documents, their resamples `[resamples, languages]`."""
-        of_languages = arm.scores(metric)
-        scores = np.array([of_languages[language].value for language in languages])
+    def scores_and_draws(arm: Arm) -> tuple[np.ndarray, np.ndarray | None]:
+        """An arm's scores `[languages]` and, if documents are resampled, their resamples `[resamples, languages]`."""
+        by_language = arm.scores(metric)
+        scores = np.array([by_language[language].value for language in languages])
         if not answers:
             return scores, None
         counts = resample(len(answers[arm.name].labels), DOCUMENT_RESAMPLES)
@@ -82,20 +83,19 @@ def compare(
     per_language: list[Row] = []
     target_means = {}
     resampled = "documents" if answers else "languages"
-    of_reference, draws_of_reference = scores_of(reference)
+    reference_scores, reference_draws = scores_and_draws(reference)
     for arm in arms:
-        scores, draws = scores_of(arm)
+        scores, draws = scores_and_draws(arm)
         scopes = _scopes(arm, distances, targets)
-        to_targets = scopes["targets"]
-        of_targets = _draws(to_targets, scores, draws)
-        mean = float(to_targets @ scores)
-        target_means[arm.name] = Estimate(mean, mean, mean) if of_targets is None else estimate(mean, of_targets)
+        mean = float(scopes["targets"] @ scores)
+        mean_draws = _draws(scopes["targets"], scores, draws)
+        target_means[arm.name] = Estimate(mean, mean, mean) if mean_draws is None else estimate(mean, mean_draws)
         if arm is reference:
             continue
         label = {"arm": arm.name, "reference": reference.name, "metric": metric, "resampled": resampled}
-        scores -= of_reference
+        scores -= reference_scores
         if draws is not None:
-            draws = draws - draws_of_reference
+            draws = draws - reference_draws
         for scope, weights in scopes.items():
             row = {"scope": scope, "languages": int(np.count_nonzero(weights))}
             means.append(label | row | _tested(float(weights @ scores), _draws(weights, scores, draws)))
@@ -107,7 +107,7 @@ def compare(
 
 
 def _answers(arms: Sequence[Arm], languages: Sequence[str], metric: str) -> dict[str, Answers]:
-    """The answers of all arms; UserError where one has none, or has other documents than the first."""
+    """The answers of all arms; UserError if an arm has none, or has other documents than the first."""
     answers: dict[str, Answers] = {}
     for arm in arms:
         answers[arm.name] = read_answers(arm.runs, languages, metric)
@@ -117,35 +117,35 @@ def _answers(arms: Sequence[Arm], languages: Sequence[str], metric: str) -> dict
 
 
 def _tested(value: float, draws: np.ndarray | None) -> Row:
-    """A difference with interval and p-value from its resamples; None without them."""
+    """A difference with its interval and p-value, which are None without resamples."""
     if draws is None:
         return {"difference": value, "low": None, "high": None, "p": None}
-    found = estimate(value, draws)
-    return {"difference": value, "low": found.low, "high": found.high, "p": float(bootstrap_p(draws))}
+    interval = estimate(value, draws)
+    return {"difference": value, "low": interval.low, "high": interval.high, "p": float(bootstrap_p(draws))}
 
 
 def _draws(weights: np.ndarray, scores: np.ndarray, draws: np.ndarray | None) -> np.ndarray | None:
-    """Resamples of a weighted mean: of documents where there are `draws` of them, else of languages."""
+    """Resamples of a weighted mean: over documents if there are `draws` of them, else over languages."""
     return _over_languages(weights, scores) if draws is None else draws @ weights
 
 
 def _scopes(arm: Arm, distances: Distances, targets: Sequence[str]) -> dict[str, np.ndarray]:
-    """What differences are taken of: weights over the source language and the targets `[1 + targets]`."""
+    """What differences are computed for: scope to weights over the source language and the targets `[1 + targets]`."""
 
-    def mean_of(chosen: Iterable[bool]) -> np.ndarray:
+    def mean_over(chosen: Iterable[bool]) -> np.ndarray:
         weights = np.array([False, *chosen], dtype=np.float64)
         return weights / max(weights.sum(), 1)
 
     source = np.eye(1, 1 + len(targets))[0]
-    all_targets = mean_of([True] * len(targets))
+    all_targets = mean_over([True] * len(targets))
     scopes = {"source": source, "targets": all_targets, "transfer gap": source - all_targets}
     seen = seen_by(arm.base_model)
     if seen is not None:
-        scopes |= {"seen": mean_of(t in seen for t in targets), "unseen": mean_of(t not in seen for t in targets)}
+        scopes |= {"seen": mean_over(t in seen for t in targets), "unseen": mean_over(t not in seen for t in targets)}
     for kind in KINDS:
         vector = distances.vector(kind, targets)
         for half in halves(np.zeros((1, len(targets))), vector):
-            close, distant = mean_of(vector <= half.threshold), mean_of(vector > half.threshold)
+            close, distant = mean_over(vector <= half.threshold), mean_over(vector > half.threshold)
             scopes |= {
                 f"{kind}: close": close,
                 f"{kind}: distant": distant,
@@ -155,9 +155,10 @@ def _scopes(arm: Arm, distances: Distances, targets: Sequence[str]) -> dict[str,
 
 
 def _over_languages(weights: np.ndarray, scores: np.ndarray) -> np.ndarray | None:
-    """Resamples of a weighted mean over languages; those of one sign of weight are drawn among themselves.
+    """Resamples of a weighted mean over languages; None if there are not two languages to draw from.
 
-    The source language is not a draw from many: it stays. None where there is nothing to draw.
+    Languages with positive and with negative weights are drawn separately. The source language is not drawn: it is
+    fixed.
     """
     draws = np.full(DOCUMENT_RESAMPLES, weights[0] * scores[0])
     drawn = False

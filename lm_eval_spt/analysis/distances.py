@@ -1,9 +1,8 @@
-"""How far languages are from the source language: the six distances of URIEL.
+"""The six distances of URIEL between languages.
 
-Littell et al. 2017, "URIEL and lang2vec: Representing languages as typological, geographical, and phylogenetic
-vectors".
-A distance compares two feature vectors u and v, by default by their angle, as URIEL+ does (Khan et al. 2024):
-``2 arccos(cos(u, v)) / pi``, from 0 to 1; or by ``1 - cos(u, v)``.
+See Littell et al. 2017, "URIEL and lang2vec: Representing languages as typological, geographical, and phylogenetic
+vectors". A distance compares two feature vectors u and v. By default it is the angular distance of URIEL+ (Khan et al.
+2024), ``2 arccos(cos(u, v)) / pi``, from 0 to 1; the other formula is ``1 - cos(u, v)``.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ KINDS = {
     "genetic": ("family", ""),
     "geographic": ("geography", ""),
 }
-"""The distances: the table they are measured in, and what the names of the features begin with."""
+"""Each distance with its table of features and the prefix of the features' names."""
 
 LIBRARIES = ("lang2vec", "urielplus")
 FORMULAS = {"angular": "2 arccos(cosine) / pi", "cosine": "1 - cosine"}
@@ -39,18 +38,17 @@ NEAR_CODES = {
     "ltg": "lav",  # Latgalian: Latvian
     "nno": "nor",  # Norwegian Nynorsk: Norwegian, its macro-language
     "nob": "nor",  # Norwegian Bokmål: Norwegian
-    "nqo": "emk",  # N'Ko, a written standard of the Manding languages: Eastern Maninkakan, which it is nearest to
+    "nqo": "emk",  # N'Ko, a written standard of the Manding languages: Eastern Maninkakan, the nearest of them
     "twi": "aka",  # Twi: Akan, its macro-language
     "zho": "cmn",  # Chinese: Mandarin
-    "ory": "ori",  # Odia: its macro-language; needed for urielplus's typology alone, as the next
+    "ory": "ori",  # Odia: its macro-language; as the next, needed for the typology of urielplus alone
     "pbt": "pus",  # Southern Pashto: Pashto, its macro-language
 }
-"""ISO 639-3 codes of SIB-200, and the one that stands in where there is nothing, or no more than the family's name, for
-the code itself."""
+"""ISO 639-3 codes of SIB-200 for which the tables hold nothing, or only the family's name, and their stand-ins."""
 
 ISOLATES = {"eus": "Basque"}
-"""Languages without relatives, and what to call their family. URIEL's tree has nothing for them, though it has a node
-for other isolates, such as Korean; with one they are at distance 1 from all others."""
+"""Isolates that URIEL's tree lacks, and the names of their families. They get a node of their own, as the tree has for
+other isolates such as Korean, and so are at distance 1 from all other languages."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +56,11 @@ class Distances:
     """Distances from one language to others.
 
     Attributes:
-        source: the language that they are measured from, such as ``eng_Latn``.
-        values: kind (see :data:`KINDS`) to language to distance; a language without one is absent.
-        missing: kind to the languages that were asked for and have no distance.
-        stand_ins: language to the ISO 639-3 code whose features were used for at least one of the kinds.
-        method: in words: formula, feature sets, library and its version.
+        source: the code of the one language, such as ``eng_Latn``.
+        values: kind (see :data:`KINDS`) to language to distance; a language without a distance is absent.
+        missing: kind to the targets without a distance.
+        stand_ins: language to the ISO 639-3 code whose features were used instead for at least one of the kinds.
+        method: the formula, the feature sets, the library and its version, in words.
     """
 
     source: str
@@ -72,7 +70,7 @@ class Distances:
     method: str
 
     def vector(self, kind: str, languages: Sequence[str]) -> np.ndarray:
-        """Return the distances of `languages`, NaN where there is none: `[languages]`."""
+        """Return the distances of `languages`, NaN for a missing one: `[languages]`."""
         return np.array([self.values[kind].get(language, np.nan) for language in languages])
 
 
@@ -80,15 +78,15 @@ def distances(source: str, targets: Iterable[str], formula: str = "angular", lib
     """Measure the six distances.
 
     Args:
-        source: code of a language, ISO 639-3 first, such as ``eng_Latn``.
+        source: a language's code that begins with its ISO 639-3 code, such as ``eng_Latn``.
         targets: codes of other languages. The script makes no difference.
         formula: ``angular`` or ``cosine``.
-        library: ``lang2vec``: its feature vectors, or the distances that it has precomputed, where the installed
-            version has them and the formula is theirs, angular. ``urielplus``: the newer database, whose typological
-            vectors are compared on the features that both languages have.
+        library: ``lang2vec``: its feature vectors; if the installed version has precomputed distances and the formula
+            is angular, these. ``urielplus``: the newer database, whose typological vectors are compared on the features
+            that both languages have.
 
     Raises:
-        UserError: the formula or the library is unknown or not installed.
+        UserError: the formula or the library is unknown, or the library is not installed.
     """
     if formula not in FORMULAS:
         raise UserError(f"unknown distance formula {formula!r}: expected {' or '.join(FORMULAS)}")
@@ -106,31 +104,33 @@ def distances(source: str, targets: Iterable[str], formula: str = "angular", lib
         method = f"of {FEATURE_SETS[library]} in"
     method = f"{formula}, {FORMULAS[formula]}, {method} {library} {importlib.metadata.version(library)}"
     values = {
-        kind: {code: of[iso] for code in targets if (iso := code.partition("_")[0]) in of}
-        for kind, of in measured.items()
+        kind: {code: by_iso[iso] for code in targets if (iso := code.partition("_")[0]) in by_iso}
+        for kind, by_iso in measured.items()
     }
     return Distances(
         source,
         values,
-        {kind: [code for code in targets if code not in of] for kind, of in values.items()},
+        {kind: [code for code in targets if code not in by_code] for kind, by_code in values.items()},
         {code: stand_ins[iso] for code in (source, *targets) if (iso := code.partition("_")[0]) in stand_ins},
         method,
     )
 
 
 def family_nodes(languages: Iterable[str]) -> dict[str, list[str]]:
-    """Return what URIEL's family tree says of each ISO 639-3 code: the nodes above it, the family first.
+    """Return the nodes of URIEL's family tree above each language, the family first.
 
-    A code that the tree lacks has the nodes of its stand-in (:data:`NEAR_CODES`), else none.
+    Args:
+        languages: ISO 639-3 codes. A code that the tree lacks has the nodes of its stand-in (:data:`NEAR_CODES`), or
+            none.
     """
     table = _lang2vec()["family"]
     members = (table.values == 1).sum(axis=0)
     nodes = {}
     for language in languages:
         code = table.code(language)
-        found = np.flatnonzero(table.values[table.rows[code]] == 1).tolist() if code else []
-        found.sort(key=lambda node: -members[node])  # a node further up holds more languages
-        nodes[language] = [table.names[node].removeprefix("F_") for node in found]
+        above = np.flatnonzero(table.values[table.rows[code]] == 1).tolist() if code else []
+        above.sort(key=lambda node: -members[node])  # a node further up holds more languages
+        nodes[language] = [table.names[node].removeprefix("F_") for node in above]
     return nodes
 
 
@@ -143,10 +143,10 @@ class _Table:
     values: np.ndarray
 
     def code(self, language: str) -> str | None:
-        """The code whose features count as those of `language`: its own, that of its stand-in, or None."""
+        """The code whose features are used for `language`: its own, its stand-in's, or None."""
         near = NEAR_CODES.get(language)
         for code, least in ((language, 2 if near else 1), (near or language, 1)):
-            # The one feature of a language that has a stand-in is the name of its family.
+            # If a language with a stand-in has one feature only, that is the name of its family.
             if code in self.rows and (self.values[self.rows[code]] > 0).sum() >= least:
                 return code
         return None
@@ -155,7 +155,7 @@ class _Table:
 def _measure(
     table: _Table, kind: str, languages: Sequence[str], formula: str, stand_ins: dict[str, str]
 ) -> dict[str, float]:
-    """Distances of `languages` from the first of them; notes in `stand_ins` which code stood in for which."""
+    """Distances of `languages` from the first of them. Stand-ins that were used are added to `stand_ins`."""
     columns = [column for column, name in enumerate(table.names) if name.startswith(KINDS[kind][1])]
     vectors: dict[str, np.ndarray | None] = {}
     for language in languages:
@@ -181,11 +181,11 @@ def _measure(
 def _data() -> Path:
     """The folder of lang2vec's data.
 
-    They are read as they lie: its own functions need ``pkg_resources``, which setuptools no longer has, and take
-    seconds to look up the features' names.
+    The files are read directly: lang2vec's own functions need ``pkg_resources``, which setuptools no longer has, and
+    take seconds to look up the features' names.
     """
     try:
-        # Not by importing it: it also installs a script lang2vec.py, which is found first by the commands beside it.
+        # Not by an import: the commands installed beside the script lang2vec.py would import that script instead.
         return Path(str(importlib.metadata.distribution("lang2vec").locate_file("lang2vec/data")))
     except ModuleNotFoundError:
         raise UserError("the distances need lang2vec: pip install lang2vec") from None
@@ -201,7 +201,7 @@ FEATURE_SETS = {
 
 @functools.cache
 def _lang2vec() -> dict[str, _Table]:
-    """lang2vec's tables. The typology is its knn set: values that no source has are predicted from other languages."""
+    """lang2vec's tables. The typology is its knn set: values without a source are predicted from other languages."""
     tables = {}
     files = {"typology": "feature_predictions", "family": "family_features", "geography": "geocoord_features"}
     for name, file in files.items():
@@ -229,7 +229,7 @@ def _urielplus() -> dict[str, _Table]:
 
 
 def _table(languages: Iterable[Any], features: Iterable[Any], data: np.ndarray) -> _Table:
-    """From data `[languages, features, sources]`: the union of the sources, and a node for each isolate."""
+    """Make a table of data `[languages, features, sources]`: the union of the sources, and a node for each isolate."""
     rows = {str(language): row for row, language in enumerate(languages)}
     names = [str(feature) for feature in features]
     values = data[:, :, 0] if data.shape[2] == 1 else data.max(axis=2)
@@ -242,7 +242,7 @@ def _table(languages: Iterable[Any], features: Iterable[Any], data: np.ndarray) 
 
 
 def _precomputed(languages: Sequence[str], stand_ins: dict[str, str]) -> dict[str, dict[str, float]]:
-    """Distances of `languages` from the first of them, as some versions of lang2vec have them in a table."""
+    """Distances of `languages` from the first of them, from the table that some versions of lang2vec have."""
     try:
         from lang2vec import lang2vec
     except ImportError as error:
@@ -257,6 +257,6 @@ def _precomputed(languages: Sequence[str], stand_ins: dict[str, str]) -> dict[st
     start = codes.get(languages[0])
     if start is None:
         return {kind: {} for kind in KINDS}
-    # For two languages it would return a number instead of a table.
+    # For two languages lang2vec would return a number instead of a table.
     tables = {kind: lang2vec.distance(kind, [start, start, *codes.values()]) for kind in KINDS}
     return {kind: dict(zip(codes, map(float, table[0, 2:]), strict=True)) for kind, table in tables.items()}

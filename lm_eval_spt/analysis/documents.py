@@ -1,7 +1,7 @@
-"""An arm's answers document by document, and the bootstrap over documents.
+"""An arm's answers to each document, and the bootstrap over documents.
 
-The documents of SIB-200 are the same sentences in every language, in one order, so that they are resampled together in
-all languages: a sentence that is hard in one language is hard in others, and languages are not independent.
+The documents of SIB-200 are the same sentences in every language, in the same order. A sentence that is hard in one
+language is hard in others, so that languages are not independent: documents are resampled together in all languages.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.common.files import parse_json
 
 MAX_DOCUMENTS = 20_000
-"""Documents that are resampled: their counts, 10,000 rows of them, take 0.8 GB."""
+"""The most documents that are resampled: 10,000 rows of their counts take 0.8 GB."""
 
 MAX_CLASSES = 1000
-"""Classes of which macro-F1 is resampled."""
+"""The most classes for which macro-F1 is resampled."""
 
 CLASSES_METRIC = "macro_f1"
-"""The metric that is not a mean over documents: of each document the harness logs (label, predicted label)."""
+"""The metric that is not a mean over documents: for each document the harness logs (label, predicted label)."""
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What an arm's runs answered.
+    """The answers of an arm's runs.
 
     Attributes:
-        languages: L of them.
-        labels: `[documents]`: what makes the documents of two arms the same.
-        values: `[runs, L, documents]`: the metric of every document; for macro-F1 the predicted label.
+        languages: the languages.
+        labels: the documents' right answers `[documents]`; two arms with equal labels had the same documents.
+        values: the metric of every document, or for macro-F1 the predicted label: `[runs, languages, documents]`.
     """
 
     languages: Sequence[str]
@@ -45,16 +45,16 @@ class Answers:
         """Return the arm's score, the mean over its runs, in every resample of the documents.
 
         Args:
-            metric: what `values` are of.
-            counts: `[resamples, documents]`, how often each document was drawn.
+            metric: the metric that `values` holds.
+            counts: how often each document was drawn: `[resamples, documents]`.
 
         Returns:
-            `[resamples, L]`
+            The scores `[resamples, languages]`.
         """
         if metric != CLASSES_METRIC:
             return counts @ self.values.mean(axis=0, dtype=np.float32).T / counts.shape[1]
-        of_runs = [[_macro_f1(self.labels, predicted, counts) for predicted in run] for run in self.values]
-        return np.mean(of_runs, axis=0).T
+        scores = [[_macro_f1(self.labels, predicted, counts) for predicted in run] for run in self.values]
+        return np.mean(scores, axis=0).T
 
 
 def read_answers(runs: Sequence[EvaluationRun], languages: Sequence[str], metric: str) -> Answers:
@@ -66,22 +66,22 @@ def read_answers(runs: Sequence[EvaluationRun], languages: Sequence[str], metric
         metric: such as ``acc``.
 
     Raises:
-        UserError: they are not there for all runs and languages, can not be read, lack the metric, or do not hold the
-            same documents in every language.
+        UserError: a file is missing, can not be read, lacks the metric, or does not hold the same documents as the
+            others.
     """
     labels: np.ndarray | None = None
     values = []
     for run in runs:
-        of_run = []
+        run_values = []
         for language in languages:
             path = run.samples_file(language)
-            their_labels, of_language = _read(path, metric)
+            file_labels, file_values = _read(path, metric)
             if labels is None:
-                labels = their_labels
-            elif not np.array_equal(labels, their_labels):
+                labels = file_labels
+            elif not np.array_equal(labels, file_labels):
                 raise UserError(f"{path} does not hold the documents that the other languages have")
-            of_run.append(of_language)
-        values.append(of_run)
+            run_values.append(file_values)
+        values.append(run_values)
     if labels is None:
         raise UserError("there are no languages to read answers of")
     return Answers(languages, labels, np.array(values))
@@ -93,7 +93,7 @@ def _read(path: Path, metric: str) -> tuple[np.ndarray, np.ndarray]:
         documents: dict[int, tuple[Any, Any]] = {}
         with path.open(encoding="utf-8") as file:
             for sample in _samples(file):
-                # Where a task applies several filters there is a line for each: the first is the one that is reported.
+                # A task with several filters has a line for each: the first filter's is reported.
                 documents.setdefault(sample["doc_id"], (sample["target"], sample[metric]))
         if not 0 < len(documents) <= MAX_DOCUMENTS:
             raise UserError(f"{path} holds {len(documents):,} documents, 1 to {MAX_DOCUMENTS:,} can be resampled")
@@ -106,7 +106,7 @@ def _read(path: Path, metric: str) -> tuple[np.ndarray, np.ndarray]:
         values = np.array([float(value) for _, value in ordered])
         if not (np.abs(values) < MAX_SCORE).all():
             raise ValueError(f"{metric} is not a number")
-        # As objects: an array of text would give each document the room of the longest.
+        # As objects: in an array of text each document would take the space of the longest.
         return np.array([str(target) for target, _ in ordered], dtype=object), values.astype(np.float32)
     except UserError:
         raise
@@ -124,7 +124,7 @@ def _samples(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
 
 
 def _macro_f1(labels: np.ndarray, predicted: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Macro-F1 in each resample, of the classes that occur in it as a label or as a prediction: `[resamples]`.
+    """Macro-F1 in each resample `[resamples]`, over the classes that occur in it as a label or as a prediction.
 
     The definition is that of :func:`lm_eval_spt.harness.topics.macro_f1`.
     """

@@ -1,18 +1,20 @@
-"""Figures of a transfer analysis for print: PNG and PDF, colours that colour-blind readers can tell apart.
+"""Figures of a transfer analysis for print, as PNG and PDF.
 
-Arms also differ in their markers, so that the figures can be read without colours.
+Colour-blind readers can tell the colours apart, and arms also differ in their markers, so that the figures can be read
+without colours.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lm_eval_spt.analysis.arms import Arm, curves
+from lm_eval_spt.analysis.comparison import Row
 from lm_eval_spt.analysis.distances import KINDS
 from lm_eval_spt.analysis.transfer import MEAN, Analysis, group_of
 from lm_eval_spt.common.errors import UserError
@@ -23,11 +25,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
-"""Okabe and Ito's palette, without its yellow, which is too light for print."""
+"""Okabe and Ito's palette without its yellow, which is too light for print."""
 
 MARKERS = "osD^vPX*<>hp"
 FORMATS = ("png", "pdf")
-WIDTH = 7.0  # inches: a page's text
+WIDTH = 7.0  # inches, the width of a page's text
 STYLE: Any = {
     "font.size": 8,
     "axes.spines.top": False,
@@ -35,20 +37,26 @@ STYLE: Any = {
     "legend.frameon": False,
     "savefig.dpi": 200,
     "pdf.fonttype": 42,  # text stays text
-    "text.parse_math": False,  # arms may be called what they like
+    "text.parse_math": False,  # an arm's name may hold dollar signs
 }
 NAMED_LANGUAGES = 60
-"""Up to so many languages are named below a heat map; of more, the families."""
+"""A heat map names its languages if it has no more than these, and else their families."""
 
 NAMED_FAMILIES = 12
-"""Up to so many families have a row each; of more, those of a single language share one."""
+"""Each family has a row if there are no more than these; else families of a single language share one."""
 
 
 def draw(analysis: Analysis, arms: Sequence[Arm], folder: Path) -> list[Path]:
-    """Draw all figures that the data allow: each as PNG and as PDF.
+    """Draw all figures that the data allow, each as PNG and as PDF.
 
-    ``distance`` (score over distance, arm by arm), ``families``, ``differences`` (by family, from the reference),
-    ``heatmap``; and where arms differ in that alone, ``prompt_length`` and ``reparameterization`` (by family).
+    They are ``distance`` (score over distance for each arm), ``families``, ``differences`` (from the reference, by
+    family) and ``heatmap``; and if arms differ in that setting alone, ``prompt_length`` and ``reparameterization`` (by
+    family).
+
+    Args:
+        analysis: the numbers.
+        arms: the arms that were analysed.
+        folder: where the files are written.
 
     Returns:
         The files written.
@@ -65,7 +73,7 @@ def draw(analysis: Analysis, arms: Sequence[Arm], folder: Path) -> list[Path]:
         for name, figure in _figures(analysis, arms):
             for ending in FORMATS:
                 picture = io.BytesIO()
-                # Without dates the same data give the same bytes.
+                # Without a date the same data give the same bytes.
                 figure.savefig(picture, format=ending, metadata={"CreationDate": None} if ending == "pdf" else None)
                 write(folder / f"{name}.{ending}", picture.getvalue())
                 written.append(folder / f"{name}.{ending}")
@@ -103,7 +111,7 @@ def _distance(analysis: Analysis) -> Figure:
             points = np.array(
                 [
                     (row[column], 100 * row[analysis.metric])
-                    for row in _targets(analysis, arm)
+                    for row in _target_rows(analysis, arm)
                     if row[column] is not None
                 ]
             )
@@ -128,51 +136,40 @@ def _families(analysis: Analysis) -> Figure:
     """A row per family: the mean of each arm, and its languages as faint points."""
     families = _by_family(analysis)
     figure, panel = _new(height=_height(len(families), len(analysis.arms)))
-    offsets = _offsets(len(analysis.arms))
-    for index, arm in enumerate(analysis.arms):
-        scores = _score_of(analysis, arm)
-        for position, languages in enumerate(families.values()):
-            values = [100 * scores[language] for language in languages]
-            height = [position + offsets[index]] * len(values)
-            panel.scatter(values, height, s=5, alpha=0.35, linewidths=0, **_style(index))
-            panel.scatter([np.mean(values)], height[:1], s=24, **_style(index))
-    _family_axis(panel, families)
+    styles = [_style(index) for index in range(len(analysis.arms))]
+    _family_points(panel, families, [_scores(analysis, arm) for arm in analysis.arms], styles)
     panel.set_xlabel(f"{analysis.metric} (%)")
-    _legend(figure, analysis.arms)
+    _legend(figure, analysis.arms, styles)
     return figure
 
 
 def _family_differences(analysis: Analysis, pairs: Sequence[tuple[str, str, str]], title: str) -> Figure:
-    """A row per family: the mean difference of each pair, its languages as faint points.
+    """A row per family: the mean difference of each pair, and its languages as faint points.
 
     A pair is a label, an arm's name, and the name of the arm subtracted.
     """
     families = _by_family(analysis)
     figure, panel = _new(height=_height(len(families), len(pairs)))
-    offsets = _offsets(len(pairs))
     panel.axvline(0, color="0.5", linewidth=0.8)
     # An arm keeps the colour that it has in the other figures.
     styles = [_style(list(analysis.arms).index(name)) for _, name, _ in pairs]
-    for index, (_, name, subtracted) in enumerate(pairs):
-        scores, others = _score_of(analysis, name), _score_of(analysis, subtracted)
-        for position, languages in enumerate(families.values()):
-            values = [100 * (scores[language] - others[language]) for language in languages]
-            height = [position + offsets[index]] * len(values)
-            panel.scatter(values, height, s=5, alpha=0.35, linewidths=0, **styles[index])
-            panel.scatter([np.mean(values)], height[:1], s=24, **styles[index])
-    _family_axis(panel, families)
+    differences = []
+    for _, name, subtracted in pairs:
+        scores, others = _scores(analysis, name), _scores(analysis, subtracted)
+        differences.append({language: scores[language] - others[language] for language in scores})
+    _family_points(panel, families, differences, styles)
     panel.set_xlabel(title)
     _legend(figure, [label for label, _, _ in pairs], styles)
     return figure
 
 
 def _heatmap(analysis: Analysis) -> Figure:
-    """Arms by languages, the languages by family and, within it, by the mean of all arms."""
-    scores = {arm: _score_of(analysis, arm) for arm in analysis.arms}
+    """Arms by languages; the languages are ordered by family and, within it, by the mean of all arms."""
+    scores = {arm: _scores(analysis, arm) for arm in analysis.arms}
     order, borders = [], [0]
     families = _by_family(analysis)
     for languages in families.values():
-        order += sorted(languages, key=lambda code: -sum(of_arm[code] for of_arm in scores.values()))
+        order += sorted(languages, key=lambda code: -sum(by_language[code] for by_language in scores.values()))
         borders.append(len(order))
     values = 100 * np.array([[scores[arm][language] for language in order] for arm in analysis.arms])
     figure, panel = _new(height=1.6 + 0.2 * len(analysis.arms))
@@ -192,9 +189,9 @@ def _heatmap(analysis: Analysis) -> Figure:
 
 
 def _prompt_length(analysis: Analysis, arms: Sequence[Arm], lengths: Sequence[tuple[str, list[int]]]) -> Figure:
-    """A line per series of arms: the mean of the targets over the prompt's length, and dashed the source language."""
+    """Score over the prompt's length: for each series of arms the targets' mean, and dashed the source language."""
     figure, panel = _new(height=3.2)
-    means = {row["arm"]: row for row in analysis.tables["scores"] if _whole(row) and row["metric"] == analysis.metric}
+    means = {row["arm"]: row for row in analysis.rows("scores", run=MEAN, metric=analysis.metric)}
     for index, (_, members) in enumerate(lengths):
         members = sorted(members, key=lambda member: arms[member].runs[0].prompt_length or 0)
         x = [arms[member].runs[0].prompt_length for member in members]
@@ -213,7 +210,7 @@ def _prompt_length(analysis: Analysis, arms: Sequence[Arm], lengths: Sequence[tu
 
 
 def _new(rows: int = 1, columns: int = 1, height: float = 3.0, **options: Any) -> tuple[Figure, Any]:
-    """A figure and its axes, made without pyplot, which would keep them and ask for a screen."""
+    """A figure and its axes, made without pyplot, which would keep the figure and may need a screen."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
@@ -235,7 +232,19 @@ def _legend(figure: Figure, labels: Sequence[str], styles: Sequence[dict[str, An
     )
 
 
-def _family_axis(panel: Axes, families: dict[str, list[str]]) -> None:
+def _family_points(
+    panel: Axes,
+    families: Mapping[str, Sequence[str]],
+    series: Sequence[Mapping[str, float]],
+    styles: Sequence[dict[str, Any]],
+) -> None:
+    """Draw each series, language to share of 1, in a row per family: faint points and their mean, in percent."""
+    for offset, by_language, style in zip(_offsets(len(series)), series, styles, strict=True):
+        for position, languages in enumerate(families.values()):
+            values = [100 * by_language[language] for language in languages]
+            height = [position + offset] * len(values)
+            panel.scatter(values, height, s=5, alpha=0.35, linewidths=0, **style)
+            panel.scatter([np.mean(values)], height[:1], s=24, **style)
     panel.set_yticks(range(len(families)), [f"{name} ({len(languages)})" for name, languages in families.items()])
     panel.set_ylim(len(families) - 0.5, -0.5)
     panel.grid(axis="x", color="0.9", linewidth=0.6)
@@ -243,33 +252,27 @@ def _family_axis(panel: Axes, families: dict[str, list[str]]) -> None:
 
 
 def _height(families: int, arms: int) -> float:
-    """Inches for rows of families; no more than a page has."""
+    """The height in inches of rows of families, at most that of a page."""
     return min(9.0, 1.2 + families * (0.12 + 0.08 * arms))
 
 
 def _offsets(count: int) -> np.ndarray:
-    """Where in a row of height 1 each of `count` arms is drawn."""
+    """The positions of `count` arms in a row of height 1."""
     return np.linspace(-0.3, 0.3, count) if count > 1 else np.zeros(1)
 
 
-def _whole(row: dict[str, Any]) -> bool:
-    return bool(row["run"] == MEAN)
-
-
-def _targets(analysis: Analysis, arm: str) -> list[dict[str, Any]]:
+def _target_rows(analysis: Analysis, arm: str) -> list[Row]:
     """The rows of an arm as a whole, for the target languages that all arms have."""
     targets = set(analysis.targets)
-    return [
-        row for row in analysis.tables["languages"] if row["arm"] == arm and _whole(row) and row["language"] in targets
-    ]
+    return [row for row in analysis.rows("languages", arm=arm, run=MEAN) if row["language"] in targets]
 
 
-def _score_of(analysis: Analysis, arm: str) -> dict[str, float]:
-    return {row["language"]: row[analysis.metric] for row in _targets(analysis, arm)}
+def _scores(analysis: Analysis, arm: str) -> dict[str, float]:
+    return {row["language"]: row[analysis.metric] for row in _target_rows(analysis, arm)}
 
 
 def _by_family(analysis: Analysis) -> dict[str, list[str]]:
-    """Family to target languages, the largest family first; where there are many, those of one language together."""
+    """Family to target languages, the largest family first; of many families, those of one language are joined."""
     families: dict[str, list[str]] = {}
     for language in analysis.targets:
         families.setdefault(group_of(language, "family") or "unknown", []).append(language)

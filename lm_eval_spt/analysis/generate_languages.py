@@ -2,7 +2,7 @@
 
     python -m lm_eval_spt.analysis.generate_languages
 
-Needs a checkout (``tasks/*/languages.txt``) and langcodes with its data. What the table says comes from:
+It needs a checkout (``tasks/*/languages.txt``) and langcodes with its data. The sources are:
 
 - names and scripts: langcodes, which reads them from CLDR and IANA's registry of language subtags;
 - family and branch: the ``fam`` features of lang2vec (Glottolog's tree as URIEL has it);
@@ -27,7 +27,7 @@ from lm_eval_spt.common.paths import tasks_folder
 FOLDER = Path(__file__).parent
 
 NAMES = {"prs": "Dari", "tgl": "Tagalog"}
-"""langcodes has the names of what it takes for the same: Persian and Filipino."""
+"""langcodes takes these for Persian and Filipino, and names them so."""
 
 SCRIPTS = {"Hans": "Han (simplified)", "Hant": "Han (traditional)"}
 
@@ -40,16 +40,16 @@ MACRO_AREAS = {
     "South America": "ayr grn pap quy",
 }
 """By ISO 639-3 code; all others are in Eurasia. Glottolog has no area for the macro-languages est grn kon srd zho: they
-have that of their varieties."""
+have the area of their varieties."""
 
 BRANCH_DEPTH = 4
-"""How far below the family a branch is looked for: Austronesian divides at the third node."""
+"""How many nodes from the family down are searched for a branch: Austronesian divides at the third node."""
 
 NOT_IN_THAT_SCRIPT = {"arb_Latn"}
-"""The shares are given per language; pre-training data in Arabic are not in Latin letters."""
+"""Shares are given per language, but the pre-training data in Arabic are not in Latin letters."""
 
 BLOOM_WITHOUT_SHARE = "lug nya pan run sot tsn tso"
-"""Languages of BLOOM, as its model card names them, for which no share was published."""
+"""Languages that BLOOM's model card names, and for which no share was published."""
 
 
 def generate() -> str:
@@ -92,16 +92,16 @@ def _name(iso639_3: str) -> str:
 
 
 def _branches(nodes: dict[str, list[str]]) -> dict[str, str]:
-    """The first node below the family at which the family's languages here divide, if that is near the top.
+    """Language to the first node below its family at which the family's languages here divide, if it is near the top.
 
-    Otherwise the node right below the family; "" where there is none.
+    Otherwise the branch is the node right below the family; "" if there is none.
     """
-    families = Counter(of[0] for of in nodes.values())
-    members = Counter(node for of in nodes.values() for node in of)
+    families = Counter(path[0] for path in nodes.values())
+    members = Counter(node for path in nodes.values() for node in path)
     branches = {}
-    for language, of in nodes.items():
-        dividing = [node for node in of[1:BRANCH_DEPTH] if members[node] < families[of[0]]]
-        branches[language] = (dividing or of[1:] or [""])[0]
+    for language, path in nodes.items():
+        dividing = [node for node in path[1:BRANCH_DEPTH] if members[node] < families[path[0]]]
+        branches[language] = (dividing or path[1:] or [""])[0]
     return branches
 
 

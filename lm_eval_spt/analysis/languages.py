@@ -1,6 +1,6 @@
 """The languages of SIB-200: names, scripts, families, areas, and which base models saw them in pre-training.
 
-The table is ``languages.csv`` beside this file; ``generate_languages.py`` writes it and says where it comes from.
+The table is ``languages.csv`` beside this file; ``generate_languages.py`` writes it and names its sources.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 BASE_MODELS = ("xglm", "bloom", "mini")
-"""Families of base models of which the languages of pre-training are known."""
+"""Families of base models whose languages of pre-training are known."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,11 @@ class Language:
         script: its ISO 15924 code, such as ``Latn``.
         script_name: in English.
         family: the top node in Glottolog's tree, such as ``Indo-European``.
-        branch: the first node below at which the family's languages in SIB-200 divide; empty where none does.
+        branch: the first node below the family at which its languages in SIB-200 divide; empty if there is none.
         macro_area: Glottolog's, such as ``Papunesia``.
-        xglm_share: share of XGLM's pre-training data, of 1; None where unseen, or where no share was published.
-        bloom_share: share of BLOOM's.
-        seen_by: those of :data:`BASE_MODELS` that saw the language.
+        xglm_share: share of XGLM's pre-training data, of 1; None if it was not seen, or if no share was published.
+        bloom_share: the same for BLOOM.
+        seen_by: the families of :data:`BASE_MODELS` that saw the language.
     """
 
     code: str
@@ -47,20 +47,21 @@ class Language:
 
 @functools.cache
 def languages() -> dict[str, Language]:
-    """Return the languages by code, sorted by it."""
+    """Return the languages by code, in the order of the codes."""
     with (Path(__file__).parent / "languages.csv").open(encoding="utf-8", newline="") as file:
         return {row["code"]: _language(row) for row in csv.DictReader(file)}
 
 
 def seen_by(base_model: str | None) -> frozenset[str] | None:
-    """Return the codes of the languages that a base model saw in pre-training; None where that is not known.
+    """Return the codes of the languages that a base model saw in pre-training; None if that is not known.
 
     Args:
-        base_model: such as ``bigscience/bloom-560m``: the model's name tells its family.
+        base_model: such as ``bigscience/bloom-560m``; its family is read from its name.
     """
     name = (base_model or "").rstrip("/").rpartition("/")[2].lower()
-    # BLOOMZ was pre-trained as BLOOM; other models may be called mini-something.
-    family = "mini" if name == "mini" else next((of for of in ("xglm", "bloom") if name.startswith(of)), None)
+    # By their beginnings, as BLOOMZ was pre-trained as BLOOM; but other models may be called mini-something.
+    prefixes = (prefix for prefix in ("xglm", "bloom") if name.startswith(prefix))
+    family = "mini" if name == "mini" else next(prefixes, None)
     if family is None:
         return None
     return frozenset(code for code, language in languages().items() if family in language.seen_by)

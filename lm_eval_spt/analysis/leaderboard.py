@@ -1,4 +1,4 @@
-"""Ranking arms: which scores best in the target languages, and which ranks the data can not tell apart."""
+"""Ranking arms by their scores in the target languages, with the ranks that the data leave open."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from lm_eval_spt.analysis.arms import Arm
+from lm_eval_spt.analysis.arms import Arm, left_out_languages, partial_data
 from lm_eval_spt.analysis.statistics import LEVEL, resample
 from lm_eval_spt.common.errors import UserError
 
 METRICS = ("acc", "macro_f1", "acc_norm", "f1", "exact_match")
-"""What can be ranked: shares of 1, more is better."""
+"""The metrics that arms can be ranked by: shares of 1, more is better."""
 
 RESAMPLES = 5000
 METHOD = (
@@ -28,10 +28,10 @@ class Standing:
     """An arm's place by one metric; scores are shares of 1.
 
     Attributes:
-        position: in the order of the means, from 1 on.
-        rank: first and last rank that the data leave open.
-        mean: over the target languages.
-        interval: of that mean.
+        position: the place in the order of the means, from 1 on.
+        rank: the first and the last rank that the data leave open.
+        mean: the mean score over the target languages.
+        interval: the ends of the mean's interval.
     """
 
     position: int
@@ -46,10 +46,10 @@ class Leaderboard:
 
     Attributes:
         source: the source language's code.
-        targets: the languages ranked over: all that every arm has, without the source.
-        arms: in the order of the ranking by the first metric.
+        targets: the languages that every arm has, without the source; the ranking is over these.
+        arms: the arms, ordered by the first metric.
         standings: metric to the arms' standings, in the order of `arms`; the first metric is the one asked for.
-        notices: one line for each thing to know: what was left out and why, and what the ranking rests on.
+        notices: lines that say what was left out and why, and how complete the data are.
     """
 
     source: str
@@ -63,7 +63,7 @@ def rank(arms: Sequence[Arm], source: str, metric: str = "acc", notices: Iterabl
     """Rank arms by their mean score over the target languages.
 
     Args:
-        arms: from :func:`read_arms`.
+        arms: from :func:`lm_eval_spt.analysis.arms.read_arms`.
         source: the source language's code.
         metric: what the arms are ordered by; other metrics that all arms have are ranked, too.
         notices: lines to begin the leaderboard's notices with.
@@ -87,29 +87,29 @@ def rank(arms: Sequence[Arm], source: str, metric: str = "acc", notices: Iterabl
         )
     standings = {}
     for name in metrics:
-        of_arms = [arm.scores(name) for arm in arms]
-        standings[name] = stand(np.array([[scores[language].value for language in targets] for scores in of_arms]))
+        scores = [arm.scores(name) for arm in arms]
+        standings[name] = stand(np.array([[by_language[target].value for target in targets] for by_language in scores]))
     order = sorted(range(len(arms)), key=lambda index: standings[metric][index].position)
     return Leaderboard(
         source,
         targets,
         [arms[index] for index in order],
-        {name: [of_metric[index] for index in order] for name, of_metric in standings.items()},
-        [*notices, *_caveats(arms, languages, targets)],
+        {name: [by_arm[index] for index in order] for name, by_arm in standings.items()},
+        [*notices, *partial_data(arms), *_caveats(arms, languages, targets)],
     )
 
 
 def stand(scores: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> list[Standing]:
     """Rank arms by their mean, with the ranks that chance leaves open.
 
-    Languages are resampled with replacement, the same ones for all arms. An arm is better than another where their
+    Languages are resampled with replacement, the same ones for all arms. An arm is better than another if their
     difference exceeds c standard errors; c is the bootstrap's quantile of the largest studentised deviation among all
     pairs, so that all comparisons hold together (Mogstad et al. 2024).
 
     Args:
         scores: `[arms, languages]`, shares of 1.
-        resamples: number of bootstrap resamples.
-        seed: of the resampling.
+        resamples: the number of bootstrap resamples.
+        seed: the seed of the resampling.
     """
     count, languages = scores.shape
     means, resampled = scores.mean(axis=1), resample(languages, resamples, seed) @ scores.T / languages
@@ -136,7 +136,7 @@ def stand(scores: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> list
 
 
 def ranking_lines(board: Leaderboard) -> list[str]:
-    """Return the ranking as lines of text, in percent: ranks, mean, its interval, number of runs and the arm's name."""
+    """Return the ranking as lines of text: ranks, mean and its interval in percent, number of runs, arm's name."""
     metric, standings = next(iter(board.standings.items()))
     lines = [f"rank     {metric:>8}  95% interval  runs  arm"]
     for arm, standing in zip(board.arms, standings, strict=True):
@@ -148,17 +148,9 @@ def ranking_lines(board: Leaderboard) -> list[str]:
     return lines
 
 
-def _caveats(arms: Sequence[Arm], languages: Sequence[set[str]], targets: Sequence[str]) -> list[str]:
-    """What the ranking rests on less than all the data."""
-    lines = []
-    for arm in arms:
-        lines += [f"{arm.name}: {partial}" for partial in dict.fromkeys(run.partial for run in arm.runs) if partial]
-    every = set.union(*languages)
-    if len(targets) < len(every):
-        lacking = [f"{arm.name} lacks {len(every - of)}" for arm, of in zip(arms, languages, strict=True) if every - of]
-        lines.append(
-            f"ranked over the {len(targets)} target languages that all arms have, of {len(every)}: {'; '.join(lacking)}"
-        )
+def _caveats(arms: Sequence[Arm], languages: Sequence[set[str]], targets: Sequence[str]) -> Iterable[str]:
+    """Lines about how few languages the ranking is over."""
+    if left_out := left_out_languages(arms, languages, targets):
+        yield f"ranked over {left_out}"
     if len(targets) < 10:
-        lines.append(f"{len(targets)} target languages are few: intervals and rank ranges are rough")
-    return lines
+        yield f"{len(targets)} target languages are few: intervals and rank ranges are rough"

@@ -1,6 +1,6 @@
-"""Reading the harness's results files: which model, with which prompt, scored how much in which language.
+"""Reading the harness's results files: the scores of a model, with or without a prompt, in every language.
 
-Any model class of the harness writes them (``--output_path``), so that a soft prompt can be compared with anything.
+The harness writes them for any model class (``--output_path``), so that a soft prompt can be compared with anything.
 """
 
 from __future__ import annotations
@@ -14,18 +14,15 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from lm_eval_spt.common.errors import UserError
-from lm_eval_spt.common.files import parse_json, read_text
+from lm_eval_spt.common.files import MAX_RESULTS_FILE, parse_json, read_text
 from lm_eval_spt.prompt.metadata import check_metadata
 
-# The family becomes part of the names of files, so that it holds no path.
+# The family becomes part of file names: it must not hold a path.
 TASK = re.compile(r"(?P<family>[^/\\\x00-\x1f]{1,120})_(?P<language>[a-z]{3}_[A-Z][a-z]{3})")
-"""A task that is named after a language, such as ``sib200_instruct_swh_Latn``."""
-
-MAX_FILE = 2**27
-"""Bytes of a results file; one of 205 languages with many metrics has a hundredth of it."""
+"""The name of a task in a language, such as ``sib200_instruct_swh_Latn``."""
 
 MAX_SCORE = 1e30
-"""What is larger is no score; of what is smaller, sums and squares are finite."""
+"""Larger numbers are no scores; sums and squares of smaller ones are finite."""
 
 RECORDED = {
     "model": str,
@@ -37,15 +34,15 @@ RECORDED = {
     "limit": int | float,
     "model_args": dict | str,
 }
-"""What is read of the harness's record of the model and the run, and its types; any may be missing or null."""
+"""The entries that are read from the harness's configuration, and their types; each may be missing or null."""
 
 MODEL_SETTINGS = ("model", "prompt_digest", "random_seed", "numpy_seed", "torch_seed", "fewshot_seed")
-"""What of the harness's configuration can change a score, beside the task."""
+"""The entries of the harness's configuration that can change a score."""
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A metric's value and its standard error, both as shares of 1; the error is None where the harness gave none."""
+    """A metric's value and its standard error, both as shares of 1; the error is None if the harness gave none."""
 
     value: float
     stderr: float | None
@@ -55,22 +52,22 @@ class Score:
 class EvaluationRun:
     """One task family of one results file: a model's scores in many languages.
 
-    What a file does not say (older versions of the harness, other model classes) is None.
+    Facts that a file lacks (older versions of the harness, other model classes) are None.
 
     Attributes:
         path: the results file.
         family: the tasks' common name without the language, such as ``sib200`` or ``sib200_instruct``.
         scores: metric (``acc``, ``macro_f1`` ...) to language to score.
-        documents: language to how many documents were scored and how many its test set has.
-        task_version: the version that the task family gives itself.
-        num_fewshot: documents shown before each scored one.
-        limit: what ``--limit`` was.
+        documents: language to the number of scored documents and the number of documents in its test set.
+        task_version: the version of the tasks.
+        num_fewshot: the number of examples shown before each scored document.
+        limit: the value of ``--limit``.
         model: the harness's model class, such as ``spt`` or ``hf``.
-        model_name: how the harness named the results, such as ``mini+eng@0123abcd``.
+        model_name: the harness's name for the model, such as ``mini+eng@0123abcd``.
         base_model: the frozen model.
         harness_version: the version of lm-eval.
         date: when it ran (UTC).
-        config: everything else that the harness recorded of the model and the run.
+        config: the harness's whole configuration of the run.
     """
 
     path: Path
@@ -89,7 +86,7 @@ class EvaluationRun:
 
     @property
     def model_args(self) -> dict[str, Any]:
-        """What ``--model_args`` was; older versions of the harness record it as text."""
+        """The value of ``--model_args``; older versions of the harness record it as text."""
         return _model_args(self.config)
 
     @property
@@ -114,17 +111,17 @@ class EvaluationRun:
 
     @property
     def partial(self) -> str | None:
-        """In words, that not all documents were scored; None for a complete run."""
+        """In words, why not all documents were scored; None for a complete run."""
         if self.limit is not None:
             return f"made with --limit {self.limit:g}"
-        short = [language for language, (scored, there_are) in self.documents.items() if scored < there_are]
+        short = [language for language, (scored, available) in self.documents.items() if scored < available]
         return f"not all documents were scored in {len(short)} languages" if short else None
 
     @property
     def identity(self) -> tuple[Any, ...]:
-        """Equal for two runs of the same thing: model, prompt, seeds, tasks and documents."""
+        """Equal for two runs with the same model, prompt, seeds, tasks and documents."""
         model_args = self.model_args
-        if self.prompt_digest:  # wherever the file lies
+        if self.prompt_digest:  # it identifies the prompt; the path does not
             model_args.pop("prompt", None)
         settings = {key: self.config.get(key) for key in MODEL_SETTINGS} | {"model_args": model_args}
         as_text = json.dumps(settings, sort_keys=True, default=str)
@@ -135,16 +132,16 @@ class EvaluationRun:
         return sorted(self.scores.get(metric, {}))
 
     def samples_file(self, language: str) -> Path:
-        """Where ``--log_samples`` put the answers in `language`; that file need not be there."""
+        """The path at which ``--log_samples`` puts the answers in `language`; the file need not exist."""
         stamp = self.path.stem.removeprefix("results_")
         return self.path.with_name(f"samples_{self.family}_{language}_{stamp}.jsonl")
 
 
 def results_files(place: Path) -> list[Path]:
-    """Return the results file `place`, or those anywhere under the folder `place`, sorted.
+    """Return the results file `place`, or all results files under the folder `place`, sorted.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no results file.
     """
     files = [place] if place.is_file() else sorted(place.glob("**/results_*.json"))
     if not files:
@@ -159,10 +156,10 @@ def read_runs(path: Path) -> list[EvaluationRun]:
         path: a ``results_<date>.json`` of the harness.
 
     Raises:
-        UserError: it can not be read, is no results file, or holds no task that is named after a language.
+        UserError: the file can not be read, is no results file, or holds no task whose name ends in a language.
     """
     try:
-        return _runs(path, parse_json(read_text(path, MAX_FILE)))
+        return _runs(path, parse_json(read_text(path, MAX_RESULTS_FILE)))
     except UserError:
         raise
     except OSError as error:
@@ -176,7 +173,7 @@ def read_run(path: Path) -> EvaluationRun:
     """Read a results file of one task family.
 
     Raises:
-        UserError: as :func:`read_runs`, and where there are several families.
+        UserError: as :func:`read_runs`, or if there are several families.
     """
     runs = read_runs(path)
     if len(runs) > 1:
@@ -186,24 +183,24 @@ def read_run(path: Path) -> EvaluationRun:
 
 
 def read_all(places: Iterable[Path]) -> tuple[list[EvaluationRun], list[str]]:
-    """Read all results files in `places`, files or folders, and go on where one can not be used.
+    """Read all results files in `places`, files or folders; those that can not be used are left out.
 
     Returns:
-        The runs, in the order of the files; and one line for each file or run that is left out: it can not be read, or
-        it repeats another one (of the same model, prompt, seeds, tasks and documents the latest is kept).
+        The runs, in the order of the files; and one line for each file or run that is left out, because it can not be
+        read or repeats another one (of runs with the same model, prompt, seeds, tasks and documents the latest counts).
 
     Raises:
-        UserError: there is no results file in one of `places`.
+        UserError: one of `places` holds no results file.
     """
     runs: dict[tuple[Any, ...], EvaluationRun] = {}
     left_out = []
     for path in {path.resolve(): path for place in places for path in results_files(place)}.values():
         try:
-            found = read_runs(path)
+            file_runs = read_runs(path)
         except UserError as error:
             left_out.append(f"left out: {error}")
             continue
-        for run in found:
+        for run in file_runs:
             other = runs.get(run.identity)
             kept, dropped = (run, other) if other is None or _age(run) > _age(other) else (other, run)
             runs[run.identity] = kept
@@ -213,9 +210,10 @@ def read_all(places: Iterable[Path]) -> tuple[list[EvaluationRun], list[str]]:
 
 
 def mean_over_runs(runs: Iterable[EvaluationRun], metric: str = "acc") -> dict[str, Score]:
-    """Return the mean score per language over runs that differ in their seed, for the languages that all have.
+    """Return the mean score per language over runs that differ in their seed, for the languages that all runs have.
 
-    The standard error is the mean one of the runs: they share the test documents, so that more seeds do not shrink it.
+    The standard error is the mean of the runs' standard errors: the runs share the test documents, so that more seeds
+    do not make it smaller.
     """
     per_run = [run.scores.get(metric, {}) for run in runs]
     means = {}
@@ -271,14 +269,14 @@ def _runs(path: Path, content: dict[str, Any]) -> list[EvaluationRun]:
 
 
 def _scores(languages: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Score]]:
-    """Metric to language to score; where a metric was computed with several filters, of the first."""
+    """Metric to language to score; of a metric with several filters, the first filter's."""
     scores: dict[str, dict[str, Score]] = {}
     for language, values in languages.items():
         for key, value in values.items():
             metric, comma, answer_filter = key.partition(",")
             if not comma or metric.endswith("_stderr") or not _is_score(value):
                 continue
-            stderr = values.get(f"{metric}_stderr,{answer_filter}")  # "N/A" where the harness has none
+            stderr = values.get(f"{metric}_stderr,{answer_filter}")  # "N/A" if the harness computed none
             score = Score(float(value), float(stderr) if _is_score(stderr) else None)
             scores.setdefault(metric, {}).setdefault(language, score)
     return scores
@@ -289,7 +287,7 @@ def _is_score(value: Any) -> TypeGuard[float]:
 
 
 def _check_record(path: Path, content: Mapping[str, Any]) -> None:
-    """Raise UserError where what is recorded beside the scores has another type than what the harness writes."""
+    """Raise UserError if an entry beside the scores has another type than the harness writes."""
     config = content["config"]
     entries = [(config, key, kind) for key, kind in RECORDED.items()]
     entries += [(content, "model_name", str), (content, "lm_eval_version", str)]
@@ -305,9 +303,9 @@ def _check_record(path: Path, content: Mapping[str, Any]) -> None:
     check_metadata(config.get("prompt_metadata") or {})
 
 
-def _common(path: Path, what: str, of_tasks: Mapping[str, Any], tasks: Mapping[str, str]) -> Any:
-    """The one value that all tasks have, a version as text; None where the file has none."""
-    values = {of_tasks[task] for task in tasks.values() if task in of_tasks}
+def _common(path: Path, what: str, by_task: Mapping[str, Any], tasks: Mapping[str, str]) -> Any:
+    """The value that all tasks share, a version as text; None if the file has none."""
+    values = {by_task[task] for task in tasks.values() if task in by_task}
     if len(values) > 1:
         raise UserError(f"{path} mixes {what} {', '.join(sorted(map(str, values)))} among its languages")
     value = next(iter(values), None)
@@ -324,7 +322,7 @@ def _model_args(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _base_model(config: Mapping[str, Any], model_name: str | None) -> str | None:
-    """The base model: given by the user, or, where the prompt named it, the first part of the results' name."""
+    """The base model: given by the user or, if the prompt chose it, the first part of the model's name."""
     given = _model_args(config).get("pretrained")
     if given or model_name is None:
         return given

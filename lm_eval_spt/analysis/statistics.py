@@ -1,7 +1,7 @@
-"""Correlations, intervals and p-values. Everything random has a fixed seed: the same data give the same numbers.
+"""Correlations, intervals and p-values. Random numbers have a fixed seed: the same data give the same numbers.
 
-Resampling n things with replacement is the same as giving each a count, so that one matrix of counts `[resamples, n]`
-serves every statistic, and all that is resampled together (arms, languages, distances) stays paired.
+To resample n items with replacement is to give each of them a count. One matrix of counts `[resamples, n]` serves every
+statistic, and what is resampled together (arms, languages, distances) stays paired.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ METHODS = {
     "languages": f"bootstrap over languages, {DOCUMENT_RESAMPLES} resamples, the same languages for all arms; "
     f"{LEVEL:.0%} percentile intervals, two-sided p; a single language has neither",
 }
-"""How numbers come about, in words, for the reports."""
+"""How the numbers are computed, in words, for the reports."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Correlation:
-    """How scores go with a distance; p-values are of this one test."""
+    """The correlations of scores with a distance over a number of languages; p-values are not corrected."""
 
     languages: int
     pearson: Estimate
@@ -60,11 +60,11 @@ class Halves:
 
     Attributes:
         threshold: the largest distance in the close half.
-        close: mean score of the close half.
-        distant: mean score of the distant half.
+        close: the mean score of the close half.
+        distant: the mean score of the distant half.
         gap: close minus distant.
-        close_languages: their number.
-        distant_languages: their number.
+        close_languages: the number of languages in the close half.
+        distant_languages: the number of languages in the distant half.
     """
 
     threshold: float
@@ -77,15 +77,15 @@ class Halves:
 
 @functools.lru_cache(maxsize=32)
 def resample(count: int, resamples: int, seed: int = 0) -> np.ndarray:
-    """Return how often each of `count` things is drawn in each resample: `[resamples, count]`, rows sum to `count`."""
+    """Return how often each of `count` items is drawn in each resample: `[resamples, count]`, rows sum to `count`."""
     counts = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
-    counts = counts.astype(np.float32)  # exact, and what products are fast with
-    counts.flags.writeable = False  # it is shared by all callers
+    counts = counts.astype(np.float32)  # exact, and products of it are fast
+    counts.flags.writeable = False  # all callers share it
     return counts
 
 
 def estimate(value: float, resampled: np.ndarray) -> Estimate:
-    """Return a value with the percentile interval of its resamples `[resamples]`; those that are NaN do not count."""
+    """Return a value with the percentile interval of its resamples `[resamples]`; NaN among them is ignored."""
     resampled = resampled[~np.isnan(resampled)]
     if not len(resampled):
         return Estimate(value, float("nan"), float("nan"))
@@ -96,8 +96,8 @@ def estimate(value: float, resampled: np.ndarray) -> Estimate:
 def bootstrap_p(resampled: np.ndarray) -> np.ndarray:
     """Return the two-sided p-value of each column of `[resamples, ...]` against 0.
 
-    Twice the smaller share of resamples on either side of 0, the observed value counted among them, so that it is never
-    0. What is 0 but for rounding errors of float32 lies on both sides.
+    It is twice the smaller share of resamples on either side of 0. The observed value counts as one of them, so that p
+    is never 0. Values that differ from 0 by rounding errors of float32 lie on both sides.
     """
     resampled = np.round(resampled, 6)
     below, above = (resampled <= 0).sum(axis=0), (resampled >= 0).sum(axis=0)
@@ -107,7 +107,7 @@ def bootstrap_p(resampled: np.ndarray) -> np.ndarray:
 def holm(p_values: Sequence[float]) -> list[float]:
     """Return p-values corrected for their number by Holm's step-down method (1979); NaN stays NaN and is not counted.
 
-    The smallest is multiplied by m, the next by m - 1, and so on; none falls below one before it.
+    The smallest of m is multiplied by m, the next by m - 1, and so on; none may fall below the one before.
     """
     corrected = np.full(len(p_values), np.nan)
     tested = [index for index in np.argsort(p_values) if not np.isnan(p_values[index])]
@@ -123,56 +123,57 @@ def correlate(scores: np.ndarray, distances: np.ndarray) -> list[list[Correlatio
 
     Args:
         scores: `[arms, languages]`.
-        distances: `[kinds, languages]`; NaN where there is none: for that kind these languages are left out.
+        distances: `[kinds, languages]`; a language whose distance is NaN is left out for that kind.
 
     Returns:
-        One for each arm and kind. With fewer than three languages, or where one side is constant, its values are NaN.
+        For each arm a correlation for each kind. It is NaN for fewer than three languages, or if the scores or the
+        distances are constant.
     """
     nothing = Estimate(np.nan, np.nan, np.nan)
-    found = [[Correlation(0, nothing, np.nan, nothing, np.nan)] * len(distances) for _ in scores]
-    # Kinds that know the same languages share the ranks of the scores, which take the most time.
+    correlations = [[Correlation(0, nothing, np.nan, nothing, np.nan)] * len(distances) for _ in scores]
+    # Kinds with distances for the same languages share the ranks of the scores, which take the most time.
     for known in np.unique(~np.isnan(distances), axis=0):
         kinds = np.flatnonzero((~np.isnan(distances) == known).all(axis=1))
         languages = int(known.sum())
-        of_known, their_distances = scores[:, known], distances[np.ix_(kinds, known)]
+        known_scores, known_distances = scores[:, known], distances[np.ix_(kinds, known)]
         if languages < 3:
-            for of_arm in found:
+            for arm_correlations in correlations:
                 for kind in kinds:
-                    of_arm[kind] = Correlation(languages, nothing, np.nan, nothing, np.nan)
+                    arm_correlations[kind] = Correlation(languages, nothing, np.nan, nothing, np.nan)
             continue
         counts = resample(languages, LANGUAGE_RESAMPLES)
-        resampled_r = [_resampled_pearson(of_known, distance, counts) for distance in their_distances]
-        resampled_of_kinds = [resampled_ranks(distance, counts) for distance in their_distances]
-        for arm, row in enumerate(of_known):
-            resampled_of_arm = resampled_ranks(row, counts)
+        resampled_r = [_resampled_pearson(known_scores, distance, counts) for distance in known_distances]
+        distance_ranks = [resampled_ranks(distance, counts) for distance in known_distances]
+        for arm, row in enumerate(known_scores):
+            score_ranks = resampled_ranks(row, counts)
             for position, kind in enumerate(kinds):
-                distance = their_distances[position]
+                distance = known_distances[position]
                 r, rho = _pearson(row, distance), _pearson(ranks(row), ranks(distance))
-                resampled_rho = _rank_correlation(resampled_of_arm, resampled_of_kinds[position], counts)
-                found[arm][kind] = Correlation(
+                resampled_rho = _rank_correlation(score_ranks, distance_ranks[position], counts)
+                correlations[arm][kind] = Correlation(
                     languages,
                     estimate(r, resampled_r[position][:, arm]),
                     _correlation_p(r, languages),
                     estimate(rho, resampled_rho),
                     _correlation_p(rho, languages),
                 )
-    return found
+    return correlations
 
 
 def ranks(values: np.ndarray) -> np.ndarray:
-    """Return the rank of each of `values` `[n]`, from 1 on, ties sharing their mean rank."""
+    """Return the rank of each of `values` `[n]`, from 1 on; ties share their mean rank."""
     return resampled_ranks(values, np.ones((1, len(values))))[0]
 
 
 def resampled_ranks(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Return the rank that each value has within each resample, ties sharing their mean rank.
+    """Return the rank of each value within each resample; ties share their mean rank.
 
     Args:
         values: `[n]`.
         counts: `[resamples, n]`, see :func:`resample`.
 
     Returns:
-        `[resamples, n]`; of what was not drawn the rank has no meaning.
+        The ranks `[resamples, n]`; those of values that were not drawn have no meaning.
     """
     _, group, sizes = np.unique(values, return_inverse=True, return_counts=True)
     by_value = counts[:, np.argsort(group, kind="stable")]
@@ -185,10 +186,10 @@ def halves(scores: np.ndarray, distance: np.ndarray) -> list[Halves]:
 
     Args:
         scores: `[arms, languages]`.
-        distance: `[languages]`; NaN where there is none: these languages are left out.
+        distance: `[languages]`; languages whose distance is NaN are left out.
 
     Returns:
-        One for each arm; none where all languages are at the same distance.
+        The halves of each arm; an empty list if all languages are at the same distance.
     """
     known = ~np.isnan(distance)
     scores, distance = scores[:, known], distance[known]
@@ -215,9 +216,13 @@ def halves(scores: np.ndarray, distance: np.ndarray) -> list[Halves]:
 
 
 def halving_threshold(distance: np.ndarray) -> float | None:
-    """Return up to which of the distances `[languages]` a language is close, for halves as equal as possible.
+    """Return the largest distance of a close language, so that the halves are as equal as possible.
 
-    Languages at the same distance stay together; None where all are at the same.
+    Args:
+        distance: `[languages]`; languages at the same distance stay together.
+
+    Returns:
+        The threshold; None if all languages are at the same distance.
     """
     thresholds = np.unique(distance)[:-1]
     if not len(thresholds):
@@ -232,9 +237,12 @@ def _pearson(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def _resampled_pearson(scores: np.ndarray, distance: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Pearson's r of each arm in each resample, by moments.
+    """Pearson's r of each arm in each resample `[resamples, arms]`, by moments.
 
-    Scores `[arms, n]`, distance `[n]`, counts `[resamples, n]`, to `[resamples, arms]`.
+    Args:
+        scores: `[arms, n]`.
+        distance: `[n]`.
+        counts: `[resamples, n]`.
     """
     n = counts.shape[1]
     x, y = distance - distance.mean(), scores - scores.mean(axis=1, keepdims=True)
@@ -247,16 +255,16 @@ def _resampled_pearson(scores: np.ndarray, distance: np.ndarray, counts: np.ndar
 
 
 def _rank_correlation(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Spearman's rho in each resample, of ranks within it: all `[resamples, n]`, to `[resamples]`."""
+    """Spearman's rho in each resample `[resamples]`, from the ranks within it; all arguments `[resamples, n]`."""
     mean = (counts.shape[1] + 1) / 2
-    of_x, of_y = counts * (x - mean), counts * (y - mean)
-    variance = np.einsum("rn,rn->r", of_x, x - mean) * np.einsum("rn,rn->r", of_y, y - mean)
-    covariance = np.einsum("rn,rn->r", of_x, y - mean)
+    weighted_x, weighted_y = counts * (x - mean), counts * (y - mean)
+    variance = np.einsum("rn,rn->r", weighted_x, x - mean) * np.einsum("rn,rn->r", weighted_y, y - mean)
+    covariance = np.einsum("rn,rn->r", weighted_x, y - mean)
     return np.divide(covariance, np.sqrt(variance), out=np.full_like(covariance, np.nan), where=variance > 1e-12)
 
 
 def _correlation_p(r: float, count: int) -> float:
-    """Two-sided p of a correlation: t = r sqrt((n - 2) / (1 - r^2)) with n - 2 degrees of freedom."""
+    """The two-sided p-value of a correlation: t = r sqrt((n - 2) / (1 - r^2)) with n - 2 degrees of freedom."""
     if np.isnan(r):
         return float("nan")
     t = r * np.sqrt((count - 2) / max(1 - r**2, 1e-300))

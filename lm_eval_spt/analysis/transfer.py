@@ -1,6 +1,6 @@
-"""The numbers of a transfer analysis, as plain tables: lists of rows that reports, figures and other tools read.
+"""A transfer analysis: its numbers, as lists of rows for reports, figures and other tools.
 
-Scores are shares of 1. A transfer gap is the score in the source language minus that in the target languages.
+Scores are shares of 1. The transfer gap is the score in the source language minus the mean over the target languages.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lm_eval_spt.analysis.arms import Arm
+from lm_eval_spt.analysis.arms import Arm, left_out_languages, partial_data
 from lm_eval_spt.analysis.comparison import Comparison, Row, compare
 from lm_eval_spt.analysis.distances import KINDS, Distances
 from lm_eval_spt.analysis.languages import languages as known_languages
@@ -21,10 +21,10 @@ from lm_eval_spt.analysis.statistics import METHODS, correlate, halves, holm
 from lm_eval_spt.common.errors import UserError
 
 MEAN = "mean"
-"""What stands under ``run`` in the rows of an arm as a whole; in those of a single run it is the results file."""
+"""The value of ``run`` in the rows of an arm as a whole; in the rows of a single run it is the results file."""
 
 METRICS = ("acc", "macro_f1")
-"""Always shown, where there."""
+"""Metrics that are shown in any case, if all arms have them."""
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,14 @@ class Analysis:
 
     Attributes:
         source: the source language's code.
-        metric: what the correlations, halves and differences are of.
-        targets: the target languages that all arms have: means are over these.
-        arms: the arms' names, in order; the first, or the one asked for, is the `reference` of the differences.
-        reference: see `arms`.
-        tables: name to rows. All rows of a table have the same keys. ``languages``, ``scores``, ``groups``,
-            ``correlations``, ``halves``, ``differences``, ``language_differences``.
-        method: how the numbers came about, one sentence for each kind.
-        notes: what to know of the data: what was left out, partial, or missing, a line for each.
+        metric: the metric of the correlations, halves and differences.
+        targets: the target languages that all arms have; means are over these.
+        arms: the arms' names, in order.
+        reference: the name of the arm that the others are compared with.
+        tables: name to rows; the names are ``languages``, ``scores``, ``groups``, ``correlations``, ``halves``,
+            ``differences`` and ``language_differences``. All rows of a table have the same keys.
+        method: how the numbers were computed, one sentence for each kind.
+        notes: lines that say what was left out, partial or missing.
     """
 
     source: str
@@ -52,10 +52,14 @@ class Analysis:
     method: Mapping[str, str]
     notes: Sequence[str]
 
+    def rows(self, table: str, **values: object) -> list[Row]:
+        """Return the rows of a table that have these values under these keys."""
+        return [row for row in self.tables[table] if all(row[key] == value for key, value in values.items())]
+
 
 @dataclass(frozen=True)
 class _Series:
-    """What rows are made for: an arm as a whole, or one of its runs; with its scores by metric and language."""
+    """An arm as a whole, or one of its runs, with its scores by metric and language: rows are made for each."""
 
     arm: Arm
     run: str
@@ -82,10 +86,10 @@ def analyse(
 
     Args:
         arms: from :func:`lm_eval_spt.analysis.arms.read_arms`.
-        distances: from the source language to all others.
-        metric: what correlations, halves and differences are of; it may be any that all runs have.
+        distances: the distances from the source language to all others.
+        metric: the metric of correlations, halves and differences; any that all runs have.
         reference: the name of the arm that the others are compared with; default: the first.
-        over_documents: resample documents for the differences, where the harness logged its samples; else languages.
+        over_documents: for the differences resample documents, if the harness logged its samples; otherwise languages.
         notes: lines to begin the notes with.
 
     Raises:
@@ -103,27 +107,29 @@ def analyse(
     if reference not in by_name:
         raise UserError(f"there is no arm {reference!r} to compare with: the arms are {', '.join(map(repr, by_name))}")
     metrics = [metric, *(other for other in METRICS if other != metric and all(arm.scores(other) for arm in arms))]
-    everywhere = [{language for name in metrics for language in arm.scores(name)} - {source} for arm in arms]
+    languages = [{language for name in metrics for language in arm.scores(name)} - {source} for arm in arms]
     targets = sorted(set.intersection(*(set(arm.scores(name)) for arm in arms for name in metrics)) - {source})
     if not targets:
         raise UserError(f"the arms have no target language in common (source: {source}): score them in the same ones")
 
     single = [(arm, str(run.path), [run]) for arm in arms if len(arm.runs) > 1 for run in arm.runs]
-    series = [
+    all_series = [
         _Series(arm, run, runs, {name: mean_over_runs(runs, name) for name in metrics})
         for arm, run, runs in [*((arm, MEAN, arm.runs) for arm in arms), *single]
     ]
     differences = compare(arms, by_name[reference], distances, metric, targets, over_documents)
     tables = {
-        "languages": [row for one in series for row in _language_rows(one, distances)],
+        "languages": [row for series in all_series for row in _language_rows(series, distances)],
         "scores": [
-            _score_row(one, source, targets, name, differences if name == metric and one.run == MEAN else None)
+            _score_row(series, source, targets, name, differences if name == metric and series.run == MEAN else None)
             for name in metrics
-            for one in series
+            for series in all_series
         ],
-        "groups": [row for name in metrics for one in series for row in _group_rows(one, source, targets, name)],
-        "correlations": _correlation_rows(series, distances, metric, targets),
-        "halves": _halves_rows(series, distances, metric, targets),
+        "groups": [
+            row for name in metrics for series in all_series for row in _group_rows(series, source, targets, name)
+        ],
+        "correlations": _correlation_rows(all_series, distances, metric, targets),
+        "halves": _halves_rows(all_series, distances, metric, targets),
         "differences": differences.means,
         "language_differences": differences.per_language,
     }
@@ -143,12 +149,12 @@ def analyse(
         reference,
         tables,
         method,
-        [*notes, *_caveats(arms, everywhere, targets, distances), *differences.notes],
+        [*notes, *_caveats(arms, languages, targets, distances), *differences.notes],
     )
 
 
 def group_of(language: str, grouping: str) -> str | None:
-    """Return the ``family``, ``branch``, ``script`` or ``macro_area`` of a language's code; None where unknown."""
+    """Return the ``family``, ``branch``, ``script`` or ``macro_area`` of a language's code; None if it is unknown."""
     known = known_languages().get(language)
     if known is None:
         return None
@@ -159,7 +165,7 @@ def _language_rows(series: _Series, distances: Distances) -> list[Row]:
     """A row for every language that the arm has."""
     seen = seen_by(series.arm.base_model)
     rows = []
-    for language in sorted({language for of_metric in series.scores.values() for language in of_metric}):
+    for language in sorted({language for by_language in series.scores.values() for language in by_language}):
         known = known_languages().get(language)
         row = series.label | {
             "language": language,
@@ -170,8 +176,8 @@ def _language_rows(series: _Series, distances: Distances) -> list[Row]:
             "macro_area": group_of(language, "macro_area"),
             "seen": None if seen is None or known is None else language in seen,
         }
-        for metric, of_metric in series.scores.items():
-            score, at_source = of_metric.get(language), of_metric.get(distances.source)
+        for metric, by_language in series.scores.items():
+            score, at_source = by_language.get(language), by_language.get(distances.source)
             row |= {
                 metric: score.value if score else None,
                 f"{metric}_stderr": score.stderr if score else None,
@@ -200,9 +206,9 @@ def _score_row(series: _Series, source: str, targets: Sequence[str], metric: str
     }
 
 
-def _spread(of_runs: Sequence[Mapping[str, Score]], targets: Sequence[str]) -> float | None:
-    """The standard deviation, from run to run, of the mean over the target languages."""
-    means = [basic.fmean(scores[language].value for language in targets) for scores in of_runs]
+def _spread(run_scores: Sequence[Mapping[str, Score]], targets: Sequence[str]) -> float | None:
+    """The standard deviation over runs of the mean over the target languages; None for a single run."""
+    means = [basic.fmean(scores[language].value for language in targets) for scores in run_scores]
     return basic.stdev(means) if len(means) > 1 else None
 
 
@@ -231,17 +237,18 @@ def _group_rows(series: _Series, source: str, targets: Sequence[str], metric: st
 
 
 def _correlation_rows(
-    series: Sequence[_Series], distances: Distances, metric: str, targets: Sequence[str]
+    all_series: Sequence[_Series], distances: Distances, metric: str, targets: Sequence[str]
 ) -> list[Row]:
-    values = np.array([one.values(metric, targets) for one in series])
-    found = correlate(values, np.array([distances.vector(kind, targets) for kind in KINDS]))
+    """A row for each series and distance."""
+    values = np.array([series.values(metric, targets) for series in all_series])
+    table = correlate(values, np.array([distances.vector(kind, targets) for kind in KINDS]))
     rows = []
-    for one, of_kinds in zip(series, found, strict=True):
-        pearson_corrected = holm([correlation.pearson_p for correlation in of_kinds])
-        spearman_corrected = holm([correlation.spearman_p for correlation in of_kinds])
-        for position, (kind, correlation) in enumerate(zip(KINDS, of_kinds, strict=True)):
+    for series, correlations in zip(all_series, table, strict=True):
+        pearson_corrected = holm([correlation.pearson_p for correlation in correlations])
+        spearman_corrected = holm([correlation.spearman_p for correlation in correlations])
+        for position, (kind, correlation) in enumerate(zip(KINDS, correlations, strict=True)):
             rows.append(
-                one.label
+                series.label
                 | {
                     "metric": metric,
                     "distance": kind,
@@ -263,24 +270,25 @@ def _correlation_rows(
     return rows
 
 
-def _halves_rows(series: Sequence[_Series], distances: Distances, metric: str, targets: Sequence[str]) -> list[Row]:
-    values = np.array([one.values(metric, targets) for one in series])
+def _halves_rows(all_series: Sequence[_Series], distances: Distances, metric: str, targets: Sequence[str]) -> list[Row]:
+    """A row for each distance and series; none for a distance at which all targets are the same."""
+    values = np.array([series.values(metric, targets) for series in all_series])
     rows = []
     for kind in KINDS:
-        for one, found in zip(series, halves(values, distances.vector(kind, targets)), strict=False):
+        for series, split in zip(all_series, halves(values, distances.vector(kind, targets)), strict=False):
             rows.append(
-                one.label
+                series.label
                 | {
                     "metric": metric,
                     "distance": kind,
-                    "threshold": found.threshold,
-                    "close_languages": found.close_languages,
-                    "distant_languages": found.distant_languages,
-                    "close": found.close,
-                    "distant": found.distant,
-                    "gap": found.gap.value,
-                    "gap_low": found.gap.low,
-                    "gap_high": found.gap.high,
+                    "threshold": split.threshold,
+                    "close_languages": split.close_languages,
+                    "distant_languages": split.distant_languages,
+                    "close": split.close,
+                    "distant": split.distant,
+                    "gap": split.gap.value,
+                    "gap_low": split.gap.low,
+                    "gap_high": split.gap.high,
                     "distance_method": distances.method,
                 }
             )
@@ -292,20 +300,12 @@ def _metrics_of(arm: Arm) -> str:
 
 
 def _caveats(
-    arms: Sequence[Arm], everywhere: Sequence[set[str]], targets: Sequence[str], distances: Distances
+    arms: Sequence[Arm], languages: Sequence[set[str]], targets: Sequence[str], distances: Distances
 ) -> Iterable[str]:
-    for arm in arms:
-        for partial in dict.fromkeys(run.partial for run in arm.runs if run.partial):
-            yield f"PARTIAL DATA: {arm.name}: {partial}"
-    every = set.union(*everywhere)
-    if len(targets) < len(every):
-        lacking = [
-            f"{arm.name} lacks {len(every - of)}" for arm, of in zip(arms, everywhere, strict=True) if every - of
-        ]
-        yield (
-            f"means are over the {len(targets)} target languages that all arms have, of {len(every)}: "
-            + "; ".join(lacking)
-        )
+    """Lines about what is partial, left out or missing."""
+    yield from (f"PARTIAL DATA: {line}" for line in partial_data(arms))
+    if left_out := left_out_languages(arms, languages, targets):
+        yield f"means are over {left_out}"
     for kind in KINDS:
         missing = [language for language in targets if language not in distances.values[kind]]
         if missing:

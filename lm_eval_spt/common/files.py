@@ -19,6 +19,9 @@ from lm_eval_spt.common.errors import UserError
 MAX_NESTING = 64
 """Lists and objects within each other in a JSON text; what reads them recursively must not run out of stack."""
 
+MAX_RESULTS_FILE = 2**27
+"""Bytes of a results file of the harness; a file of 205 languages with many metrics has a hundredth of it."""
+
 
 def write(path: Path, data: bytes) -> None:
     """Put `data` into `path`, whole or not at all: write beside it, make it durable, then rename.

@@ -20,9 +20,8 @@ from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import simple_parse_args_string
 
-from lm_eval_spt.analysis.results import MAX_FILE
 from lm_eval_spt.common.errors import UserError
-from lm_eval_spt.common.files import parse_json, read_text, written_together
+from lm_eval_spt.common.files import MAX_RESULTS_FILE, parse_json, read_text, written_together
 from lm_eval_spt.harness.lm import SPTLM, TokenisedRequest
 from lm_eval_spt.harness.patches import MODEL_NAME, results_name, task_manager
 from lm_eval_spt.inference import probe, scoring
@@ -297,7 +296,7 @@ def _finished(folder: Path, shots: dict[str, int], limit: float | None) -> Path 
     """Return the newest results file in `folder` that holds all tasks with these shots and this limit, if any."""
     for path in sorted(folder.glob("results_*.json"), reverse=True):
         try:
-            content = parse_json(read_text(path, MAX_FILE))
+            content = parse_json(read_text(path, MAX_RESULTS_FILE))
             same_limit = content["config"]["limit"] == limit
             same_shots = all(content["n-shot"][task] == number for task, number in shots.items())
         except (OSError, ValueError, KeyError, TypeError):

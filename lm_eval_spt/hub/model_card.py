@@ -18,8 +18,9 @@ from huggingface_hub import EvalResult, HfApi, ModelCardData
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
 from lm_eval_spt.analysis.arms import Arm, data_set
-from lm_eval_spt.analysis.report import mean_score, transfer_table
+from lm_eval_spt.analysis.report import transfer_table
 from lm_eval_spt.analysis.results import Score
+from lm_eval_spt.analysis.tables import mean_score
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.common.files import parse_yaml, read_text
 from lm_eval_spt.prompt.soft_prompt import REPOSITORY_ID, SoftPrompt

@@ -10,7 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from lm_eval_spt.analysis.arms import Arm
+from lm_eval_spt.analysis.distances import distances
 from lm_eval_spt.analysis.languages import languages
+from lm_eval_spt.analysis.results import read_run
+from lm_eval_spt.analysis.transfer import Analysis, analyse
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 
 
@@ -103,3 +107,33 @@ def some_scores(mean: float, count: int = 205, seed: int = 0) -> dict[str, float
     codes = dict.fromkeys(["eng_Latn", *list(languages())[:count]])
     noise = np.random.default_rng(seed).normal(0, 0.08, len(codes))
     return {code: round(float(np.clip(mean + extra, 0, 1)), 6) for code, extra in zip(codes, noise, strict=True)}
+
+
+LABELS = np.random.default_rng(0).integers(0, 7, 60)
+"""The right answers of the 60 documents of :func:`write_answers`."""
+
+
+def write_answers(folder: Path, skill: dict[str, float], seed: int = 0, **options: Any) -> Path:
+    """Write a results file and its samples: 60 documents, answered right with a probability for each language."""
+    random = np.random.default_rng(seed)
+    hardness = random.random(len(LABELS))
+    scores, lines = {}, {}
+    for code, chance in skill.items():
+        predicted = np.where(hardness < chance, LABELS, random.integers(0, 7, len(LABELS)))
+        scores[code] = float((predicted == LABELS).mean())
+        samples = [
+            {"doc_id": i, "target": str(label), "acc": float(label == answer), "macro_f1": [int(label), int(answer)]}
+            for i, (label, answer) in enumerate(zip(LABELS, predicted, strict=True))
+        ]
+        lines[code] = "".join(json.dumps(sample) + "\n" for sample in reversed(samples))
+    file = write_results(folder, scores, **options)
+    stamp = file.stem.removeprefix("results_")
+    for code, text in lines.items():
+        (folder / f"samples_{options.get('family', 'sib200')}_{code}_{stamp}.jsonl").write_text(text)
+    return file
+
+
+def analysed(arms: dict[str, list[Path]], **options: Any) -> Analysis:
+    """Analyse arms, given as name and results files, without a record of their training; English is the source."""
+    made = [Arm(name, [read_run(file) for file in files], [{}] * len(files)) for name, files in arms.items()]
+    return analyse(made, distances("eng_Latn", languages()), **options)

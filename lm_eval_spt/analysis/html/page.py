@@ -1,7 +1,7 @@
-"""The leaderboard as one HTML file that needs nothing else: style, scripts, plotting library and all numbers.
+"""The leaderboard as one HTML file that needs nothing else: it holds style, scripts, plotting library and all numbers.
 
-The parts lie beside this file: ``index.html`` with its placeholders, ``page.css``, and the scripts in the order
-of :data:`SCRIPTS`. The numbers go in as JSON and are drawn in the browser.
+The parts are files beside this one: ``index.html`` with its placeholders, ``page.css``, and the scripts in the order of
+:data:`SCRIPTS`. The numbers are embedded as JSON and drawn in the browser.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from lm_eval_spt.analysis.results import Score
 
 PARTS = Path(__file__).parent
 SCRIPTS = ("d3.min.js", "plot.min.js", "table.js", "charts.js", "page.js")
-DECIMALS = 4  # of a score: a hundredth of a percent
+DECIMALS = 4  # of a score, which is a share of 1
 
 
 def page(board: Leaderboard) -> str:
     """Return the HTML of a leaderboard. The same leaderboard gives the same text.
 
-    Only the scripts that are part of the page can run in it: their digests stand in its security policy, so that text
-    from a results file can not become one, whatever it says.
+    Only the page's own scripts can run in it: its security policy lists their digests, so that text from a results file
+    can never become a script.
     """
     scripts = [_part(name) for name in SCRIPTS]
     values = {
@@ -40,12 +40,12 @@ def page(board: Leaderboard) -> str:
         "scripts": "\n".join(f"<script>{script}</script>" for script in scripts),
         "script_hashes": " ".join(f"'sha256-{_digest(script)}'" for script in scripts),
     }
-    # All at once: what is put in may hold braces of its own.
+    # All at once, because inserted text may hold braces of its own.
     return re.sub(r"{{(\w+)}}", lambda match: values[match[1]], _part("index.html"))
 
 
 def contents(board: Leaderboard) -> dict[str, Any]:
-    """Return everything that the page shows; `page.js` says how. Scores are shares of 1."""
+    """Return the data that `page.js` shows. Scores are shares of 1."""
     codes = sorted({language for arm in board.arms for name in board.standings for language in arm.scores(name)})
     measured = distances(board.source, codes)
     return {
@@ -63,7 +63,7 @@ def contents(board: Leaderboard) -> dict[str, Any]:
             for code in codes
         ],
         "arms": [
-            _arm(arm, {name: of[index] for name, of in board.standings.items()}, codes, board.source)
+            _arm(arm, {name: by_arm[index] for name, by_arm in board.standings.items()}, codes, board.source)
             for index, arm in enumerate(board.arms)
         ],
         "curves": {
@@ -115,17 +115,17 @@ def _values(scores: Mapping[str, Score], codes: list[str]) -> list[float | None]
 
 
 def _language(code: str, base_models: Iterable[str | None]) -> dict[str, Any]:
-    """A language's facts; those of one that the table lacks are its code."""
+    """A language's facts; of a language that the table lacks only the code is known."""
     unknown = Language(code, code[:3], code, code[4:], code[4:], "unknown", "", "", None, None, ())
     language = languages().get(code, unknown)
-    seen = {code in found for base_model in set(base_models) if (found := seen_by(base_model)) is not None}
+    known = [seen for base_model in set(base_models) if (seen := seen_by(base_model)) is not None]
     words = {(): "unknown", (True,): "yes", (False,): "no", (False, True): "by some base models"}
     return {
         "code": code,
         "name": language.name,
         "family": language.family or "unknown",
         "script": language.script_name,
-        "seen": words[tuple(sorted(seen))],
+        "seen": words[tuple(sorted({code in seen for seen in known}))],
     }
 
 
@@ -157,7 +157,7 @@ def _round(number: float | None) -> float | None:
 
 
 def as_json(content: Mapping[str, Any]) -> str:
-    """Return JSON that can stand between script tags: with no character that HTML could take for one of its own."""
+    """Return JSON that can stand between script tags: it holds no character that has a meaning in HTML."""
     text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return re.sub("[<>&\u2028\u2029]", lambda match: f"\\u{ord(match[0]):04x}", text)
 

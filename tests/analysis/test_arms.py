@@ -1,0 +1,85 @@
+"""Sorting runs into arms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lm_eval_spt.analysis.arms import Arm, comparable, curves, read_arms
+from lm_eval_spt.analysis.results import read_run
+from lm_eval_spt.prompt.soft_prompt import SoftPrompt
+from tests.helpers.results import write_prompt, write_results
+
+
+def test_runs_that_differ_in_the_seed_alone_are_one_arm(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        prompt = write_prompt(tmp_path / f"a{seed}.safetensors", seed=seed)
+        write_results(tmp_path / f"a{seed}", {"eng_Latn": 0.8, "deu_Latn": 0.4 + 0.2 * seed}, prompt=prompt)
+    prompt = write_prompt(tmp_path / "b.safetensors", seed=2, lr=0.1)
+    write_results(tmp_path / "b", {"eng_Latn": 0.8, "deu_Latn": 0.3}, prompt=prompt)
+    write_results(tmp_path / "none", {"eng_Latn": 0.2, "deu_Latn": 0.2})
+    write_results(tmp_path / "instruct", {"eng_Latn": 0.3, "deu_Latn": 0.3}, family="sib200_instruct")
+    arms = {arm.name: arm for arm in read_arms([(None, tmp_path)])[0]}
+    assert set(arms) == {"a0, a1", "b", "bloom-560m", "bloom-560m (sib200_instruct)"}
+    assert arms["a0, a1"].scores("acc")["deu_Latn"].value == pytest.approx(0.5)
+    assert [training["seed"] for training in arms["a0, a1"].training] == [0, 1]
+    assert (arms["b"].tuned_parameters, arms["bloom-560m"].tuned_parameters) == (32, 0)
+    assert arms["b"].training_cost == "56 documents × 20 epochs"
+
+
+def test_names_make_arms_and_a_mixed_one_is_pointed_out(tmp_path: Path) -> None:
+    for length in (4, 8):
+        prompt = write_prompt(tmp_path / f"{length}.safetensors", length=length)
+        write_results(tmp_path / f"{length}", {"eng_Latn": 0.8, "deu_Latn": length / 10}, prompt=prompt)
+    arms, notices = read_arms([("mine", tmp_path / "4"), ("mine", tmp_path / "8")])
+    assert [arm.name for arm in arms] == ["mine"]
+    assert arms[0].scores("acc")["deu_Latn"].value == pytest.approx(0.6)
+    assert notices == ["mine: the mean of runs that differ in more than their seed"]
+
+
+def test_a_prompt_that_has_changed_since_tells_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    prompt = write_prompt(tmp_path / "p.safetensors")
+    file = write_results(tmp_path / "results", {"eng_Latn": 0.8}, prompt=prompt, prompt_metadata=None)
+    assert read_arms([(None, file)])[0][0].trained_on == "sib200_eng_Latn, 8 shots"
+    write_prompt(prompt, seed=7)
+    (arm,) = read_arms([(None, file)])[0]
+    assert (arm.trained_on, arm.tuned_parameters, arm.training_cost) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("difference", "reason"),
+    [
+        ({"version": 2.0}, "task version 2.0, not 1.0"),
+        ({"num_fewshot": 5}, "few-shot number 5, not 0"),
+        ({"limit": 10}, "limit 10, not none"),
+        ({"family": "mini_topics"}, "data set mini_topics, not sib200"),
+    ],
+)
+def test_what_can_not_be_compared_is_left_out_with_the_reason(tmp_path: Path, difference: dict, reason: str) -> None:
+    same = [write_results(tmp_path / name, {"eng_Latn": 0.5}) for name in "ab"]
+    other = write_results(tmp_path / "c", {"eng_Latn": 0.5}, **difference)
+    kept, lines = comparable([read_run(path) for path in (other, *same)])
+    assert [run.path for run in kept] == same
+    assert lines == [f"left out: {other} can not be compared with the others: {reason}"]
+
+
+def test_curves_join_arms_that_differ_in_nothing_else(tmp_path: Path) -> None:
+    arms = []
+    for kind in ("none", "mlp"):
+        for length in (2, 16, 4):
+            prompt = write_prompt(tmp_path / f"{kind}{length}.safetensors", length, reparameterization=kind)
+            arms.append((f"{kind}{length}", prompt))
+    arms.append(("other lr", write_prompt(tmp_path / "lr.safetensors", 8, reparameterization="none", lr=1.0)))
+    runs = [(name, write_results(tmp_path / name, {"eng_Latn": 0.5}, prompt=prompt), prompt) for name, prompt in arms]
+    arms = [Arm(name, [read_run(path)], [SoftPrompt.load(prompt).metadata]) for name, path, prompt in runs]
+    assert curves(arms, "prompt_length") == [
+        ("reparameterization mlp", [3, 4, 5]),
+        ("reparameterization none", [0, 1, 2]),
+    ]
+    assert curves(arms, "reparameterization") == [
+        ("prompt length 2", [0, 3]),
+        ("prompt length 4", [2, 5]),
+        ("prompt length 16", [1, 4]),
+    ]

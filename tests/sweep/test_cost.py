@@ -1,0 +1,109 @@
+"""What a sweep takes, against PyTorch's own count and the models' and texts' real sizes."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import yaml
+from torch.utils.flop_counter import FlopCounterMode
+
+from lm_eval_spt.common.errors import UserError
+from lm_eval_spt.common.paths import tasks_folder
+from lm_eval_spt.harness.lm import SPTLM
+from lm_eval_spt.inference import onednn
+from lm_eval_spt.sweep import cost
+from lm_eval_spt.sweep.command import sweep
+from lm_eval_spt.sweep.plan import read_plan
+from lm_eval_spt.train.config import TrainingConfig
+from lm_eval_spt.train.loop import train
+from tests.helpers.sweeps import LIMIT, TARGETS, score, sweep_file
+
+
+@pytest.fixture(scope="module")
+def mini_model():
+    return SPTLM(pretrained="mini", device="cpu").model
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"placement": "prefix", "loss": "target"}, {"context_cache": "off"}],
+    ids=str,
+)
+def test_the_estimate_is_what_torch_counts(tmp_path, changes, monkeypatch):
+    """PyTorch's own count of matrix products while the run trains and is scored, on a model whose head weighs most."""
+    monkeypatch.setattr(onednn, "better_than_mkl", lambda: False)  # those of oneDNN it does not count
+    settings = yaml.safe_load(sweep_file(tmp_path).read_text())["settings"]
+    settings |= {"epochs": 2, "shots": 4, "validation_shots": 1, "prompt_length": 10, "batch_size": 4} | changes
+    plan = read_plan(sweep_file(tmp_path, settings=settings, axes={}))
+    (run,) = plan.runs
+    estimate = cost.plan_work(plan, cost.TextSizes(limit=LIMIT), "run")[run.name]
+    with FlopCounterMode(display=False) as counter:
+        train(run.config)
+        lm = SPTLM(prompt=run.config.output, device="cpu", batch_size="auto")
+        monkeypatch.setattr(lm, "try_out", lambda *_, **__: None)  # what is tried beforehand is not the run's
+        score(lm)
+    assert estimate == pytest.approx(counter.get_total_flops(), rel=0.25)
+
+
+def test_sharing_saves_what_is_read_more_than_once(tmp_path):
+    """Three suffix prompts of one shard read the texts once, a prefix prompt gains nothing."""
+    sizes = cost.TextSizes()
+    plan = read_plan(sweep_file(tmp_path, axes={"prompt_length": [1, 2, 4]}))
+    totals = [sum(cost.plan_work(plan, sizes, way).values()) for way in ("shard", "run", "none")]
+    assert totals[0] < totals[1] < totals[2]
+    config = plan.runs[0].config
+    model = cost.model_size("mini")
+    texts = [sizes.test(config, TARGETS), *sizes.training(config)]
+    once = 2 * model.body * sum(text.documents * text.tokens for text in texts)
+    assert totals[1] - totals[0] == pytest.approx(2 * once)
+    plan = read_plan(sweep_file(tmp_path, axes={"prompt_length": [1, 2]}, arms={"a": {"placement": "prefix"}}))
+    assert len({sum(cost.plan_work(plan, sizes, way).values()) for way in ("shard", "run", "none")}) == 1
+
+
+def test_sizes_are_those_of_the_model_and_its_texts(mini_model, tokenizer):
+    size = cost.model_size("mini")
+    assert size.total == sum(weight.numel() for weight in mini_model.parameters())
+    assert size.hidden == mini_model.config.hidden_size
+    assert cost.model_size("bigscience/bloom-560m").total == 559_214_592  # as its model card says
+    assert cost.model_size("facebook/xglm-564M").total == pytest.approx(564e6, rel=0.01)
+    config = TrainingConfig(model="mini", task="mini_topics_eng_Latn", output="x.safetensors", shots=3)
+    sizes = cost.TextSizes()
+    assert [texts.documents for texts in sizes.training(config)] == [21, 21]
+    test = sizes.test(config, ["mini_topics"])
+    assert (test.documents, test.choices) == (84 * 21, 7)
+    rows = (tasks_folder() / "mini_topics/data/eng_Latn/test.tsv").read_text(encoding="utf-8").splitlines()[1:]
+    lengths = [len(tokenizer(row.split("\t")[2].strip('"'))["input_ids"]) for row in rows[: cost.SAMPLED_DOCUMENTS]]
+    assert sizes.test(config, TARGETS[:1]).tokens == pytest.approx(sum(lengths) / len(lengths), rel=0.05)
+
+
+def test_what_is_not_here_is_assumed_and_said(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("SIB200_DIR", raising=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("lm_eval_spt.sweep.cost._tokenizer", _only_mini)
+    monkeypatch.setattr("lm_eval_spt.sweep.cost._look", _nothing_there)
+    settings = {"model": "bigscience/bloom-560m", "task": "sib200_eng_Latn"}
+    sweep(str(sweep_file(tmp_path, settings=settings, targets=["sib200_paper"])), dry_run=True, throughput=10)
+    printed = capsys.readouterr().out
+    assert "the embedded model's tokens stand for those of bigscience/bloom-560m" in printed
+    assert "sib200_paper: texts of 103 tokens" in printed
+    assert "2 runs, 2 to do, in 1 shards" in printed
+
+
+def _only_mini(model: str, revision: str | None):
+    if model != "mini":
+        raise UserError("no such model here")
+    return None
+
+
+def _nothing_there(*arguments: object) -> cost.Texts:
+    raise UserError("no network")
+
+
+def test_too_little_disk_is_said_before_anything_is_done(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=20_000)
+    monkeypatch.setattr("lm_eval_spt.sweep.cost.shutil.disk_usage", lambda path: usage)
+    with pytest.raises(UserError, match="needs about 0.07 MB in .*, where 0.02 MB are free"):
+        sweep(str(sweep_file(tmp_path)), throughput=1)
+    assert not (tmp_path / "out").exists()
+    sweep(str(sweep_file(tmp_path)), throughput=1, dry_run=True)
