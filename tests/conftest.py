@@ -13,7 +13,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lm_eval_spt.inference.base_model import model_path
-from lm_eval_spt.prompt.soft_prompt import SoftPrompt, embedding_fingerprint
+from lm_eval_spt.prompt.fingerprint import embedding_fingerprint
+from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 
 ROOT = Path(__file__).resolve().parents[1]
 VOCABULARY = 20480

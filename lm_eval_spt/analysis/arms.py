@@ -34,7 +34,7 @@ class Arm:
     Attributes:
         name: unique among the arms of a leaderboard.
         runs: at least one, all of one task family.
-        training: what each run's prompt says of its training (see :mod:`lm_eval_spt.prompt.soft_prompt`); empty
+        training: what each run's prompt says of its training (see :mod:`lm_eval_spt.prompt.metadata`); empty
             where there is no prompt or nothing is known of it.
     """
 

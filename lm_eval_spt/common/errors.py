@@ -7,7 +7,9 @@ traceback, and exit with status 1.
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from types import TracebackType
 
 
@@ -23,13 +25,22 @@ class UserError(ValueError):
         super().__init__(printable(message))
 
 
+@contextlib.contextmanager
+def error_context(where: str) -> Iterator[None]:
+    """Begin the message of a UserError raised inside with `where` and a colon."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
 def printable(text: str) -> str:
-    """Return a text on one line, its control characters and the like escaped."""
-    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
+    """Return a text on one line, with control characters and the like escaped."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
 def shown(value: object) -> str:
-    """Return in a few characters what a file holds in a wrong place; a list may be endless, a number very long."""
+    """Return a wrong value from a file in a few characters, however long it is."""
     if isinstance(value, list | dict) and not value:
         return repr(value)
     if not isinstance(value, str | int | float | None):
