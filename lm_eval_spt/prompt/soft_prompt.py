@@ -11,15 +11,20 @@ import json
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from lm_eval_spt.common.errors import UserError, error_context
 from lm_eval_spt.common.files import is_below_current_folder, write
 from lm_eval_spt.prompt import file_format, peft
+from lm_eval_spt.prompt.fingerprint import embedding_fingerprint
 from lm_eval_spt.prompt.hub_download import REPOSITORY_ID, download
 from lm_eval_spt.prompt.metadata import Placement, checked_metadata
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +43,7 @@ class SoftPrompt:
             contradicts the vectors, names an unknown placement or is of a newer format version.
     """
 
-    vectors: torch.Tensor = field(repr=False)
+    vectors: Tensor = field(repr=False)
     metadata: dict[str, Any] = field(default_factory=dict)
     name: str = ""
 
@@ -131,6 +136,62 @@ class SoftPrompt:
                 "prompt for this model"
             )
 
+    def inputs_embeds(self, model: PreTrainedModel, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Embed texts and put this prompt where it belongs: what ``model.generate(inputs_embeds=...)`` takes.
+
+        Padding stays left of everything, so that it never falls between prompt and text. The mask that goes with the
+        result is :meth:`attention_mask`'s.
+
+        Args:
+            model: the base model. Its input embedding is called as a module, because some (XGLM, Gemma) scale in it.
+            ids: `[batch, time]`, token ids of the texts.
+            attention_mask: `[batch, time]`, 0 at the padding and 1 at the text, for texts that are padded on the left.
+                None: there is no padding.
+
+        Returns:
+            `[batch, P + time, d]`, in the dtype and on the device of the model's embeddings. Gradients flow to the
+            embeddings, and to :attr:`vectors` where they require them.
+
+        Raises:
+            UserError: the prompt was trained for another model; ids or mask of another shape; padding that is not on
+                the left.
+        """
+        embedding: Any = model.get_input_embeddings()
+        base_model = getattr(model, "name_or_path", "") or type(model).__name__
+        self.check_fits(embedding.weight.shape[1], embedding_fingerprint(embedding), base_model)
+        if ids.dim() != 2:
+            raise UserError(f"ids have shape {list(ids.shape)}, expected [batch, time]: give one row for each text")
+        padding = [0] * len(ids)
+        if attention_mask is not None:
+            if attention_mask.shape != ids.shape:
+                raise UserError(
+                    f"the attention mask has shape {list(attention_mask.shape)} and the ids have {list(ids.shape)}, "
+                    "expected the same: give the mask that the tokenizer returned with the ids"
+                )
+            _check_padded_on_the_left(attention_mask)
+            padding = (attention_mask == 0).sum(dim=1).tolist()
+        texts = embedding(ids.to(embedding.weight.device))
+        vectors = self.vectors.to(texts.device, texts.dtype)
+        before, after = vectors[: self.num_prefix_tokens], vectors[self.num_prefix_tokens :]
+        return torch.stack(
+            [torch.cat([text[:start], before, text[start:], after]) for text, start in zip(texts, padding, strict=True)]
+        )
+
+    def attention_mask(self, attention_mask: Tensor) -> Tensor:
+        """Return the mask of what :meth:`inputs_embeds` returns: the texts' mask, and a one for each virtual token.
+
+        Args:
+            attention_mask: `[batch, time]`, of texts that are padded on the left or not at all.
+
+        Returns:
+            `[batch, time + P]`. The placement does not matter: prompt and text are one run of ones after the padding.
+
+        Raises:
+            UserError: padding that is not on the left.
+        """
+        _check_padded_on_the_left(attention_mask)
+        return torch.nn.functional.pad(attention_mask, (0, self.length), value=1)
+
     @classmethod
     def from_pretrained(cls, name_or_path: str | os.PathLike[str], revision: str | None = None) -> SoftPrompt:
         """Read a prompt from wherever it is: a file, a folder or a repository on the Hugging Face Hub.
@@ -218,6 +279,15 @@ class SoftPrompt:
     def _read(cls, path: Path) -> SoftPrompt:
         with error_context(f"prompt file {path}"):
             return cls(*file_format.read(path), path.stem)
+
+
+def _check_padded_on_the_left(attention_mask: Tensor) -> None:
+    """Raise UserError unless every row of the mask `[batch, time]` is zeros, then ones."""
+    if (attention_mask[:, 1:] < attention_mask[:, :-1]).any():
+        raise UserError(
+            "the attention mask has zeros after ones, expected padding on the left of every text: tokenize with "
+            "padding_side='left'"
+        )
 
 
 def _folder_name(folder: Path) -> str:
