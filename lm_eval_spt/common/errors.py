@@ -1,8 +1,8 @@
 """The one exception type for mistakes in what the user gave, and how it is shown.
 
 Everything a user can get wrong (a file, a flag, a task name) raises :class:`UserError` where the value enters, with a
-message that says what was given, what was expected and what to do. Command lines show that message alone, without a
-traceback, and exit with status 1.
+message that says what was given, what was expected and what to do. Command lines show that message without a traceback
+and exit with status 1.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from types import TracebackType
 class UserError(ValueError):
     """A mistake in what the user gave.
 
-    The message is one line and stands by itself; what a file brings into it can neither fill nor steer a terminal.
+    The message is one line of limited length without control characters, even where a file's content is quoted in it.
     """
 
     def __init__(self, message: str) -> None:

@@ -38,9 +38,9 @@ def model_card(prompt: SoftPrompt, place: str, arms: Sequence[Arm] = (), existin
 
     Args:
         prompt: what the card is about.
-        place: how it is loaded: a file or a repository on the Hub.
+        place: what ``prompt=`` loads it from: a file or a repository on the Hub.
         arms: results to show: those of this prompt, and others to compare them with.
-        existing: the card so far. Text outside the marks, and entries of its front matter that are not made here, stay.
+        existing: the card so far. Text outside the marks stays, as do front matter entries that are not written here.
 
     Raises:
         UserError: there are results, but none of this prompt; the existing front matter is not YAML.
@@ -59,7 +59,7 @@ def model_card(prompt: SoftPrompt, place: str, arms: Sequence[Arm] = (), existin
         )
     source = next(iter(prompt.metadata.get("source_languages") or ()), "eng_Latn")
     match = FRONT_MATTER.match(existing)
-    front_matter = _known(match[1] if match else "") | _front_matter(prompt, own, source)
+    front_matter = _parse_front_matter(match[1] if match else "") | _front_matter(prompt, own, source)
     text = existing[match.end() :] if match else existing
     parts = [
         _description(prompt),
@@ -68,9 +68,9 @@ def model_card(prompt: SoftPrompt, place: str, arms: Sequence[Arm] = (), existin
         _results(own, others, source),
     ]
     written = "\n\n".join([BEGIN, *filter(None, parts), END])
-    before, begun, rest = text.partition(BEGIN)
-    _, ended, after = rest.partition(END)
-    text = f"{before}{written}{after}" if begun and ended else f"{text}\n\n{written}"
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    text = f"{before}{written}{after}" if begin and end else f"{text}\n\n{written}"
     return f"---\n{yaml.safe_dump(front_matter, sort_keys=False, allow_unicode=True)}---\n\n{text.strip()}\n"
 
 
@@ -88,21 +88,22 @@ def read_card(path: Path) -> str:
         raise UserError(f"{path} is there but can not be read ({error}): correct or delete that card") from None
 
 
-def _known(front_matter: str) -> dict[str, Any]:
+def _parse_front_matter(text: str) -> dict[str, Any]:
+    """The entries of an existing card's front matter; UserError where they are no YAML mapping."""
     try:
-        known = parse_yaml(front_matter) or {}
-        yaml.safe_dump(known)  # it is to be written again
+        entries = parse_yaml(text) or {}
+        yaml.safe_dump(entries)  # it is to be written again
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(
             f"the card's front matter is not YAML ({' '.join(str(error).split())}): correct it or delete the card"
         ) from None
-    if not isinstance(known, dict):
+    if not isinstance(entries, dict):
         raise UserError("the card's front matter is not a YAML mapping: correct it or delete the card")
-    return known
+    return entries
 
 
 def _front_matter(prompt: SoftPrompt, own: Sequence[Arm], source: str) -> dict[str, Any]:
-    """What the Hub reads of a card."""
+    """The entries that the Hub reads."""
     metadata = prompt.metadata
     base_model = str(metadata.get("base_model") or "")
     families = {task.removesuffix(f"_{source}") for task in metadata.get("tasks") or ()} | {
@@ -126,7 +127,7 @@ def _eval_results(arm: Arm, source: str) -> list[EvalResult]:
     """The score in the source language and the mean over the others, for the Hub's leaderboards."""
     family = arm.runs[0].family
     data_set_name = data_set(family)
-    found = []
+    results = []
     for metric, hub_metric in METRICS.items():
         scores = arm.scores(metric)
         targets = [score for language, score in scores.items() if language != source]
@@ -135,7 +136,7 @@ def _eval_results(arm: Arm, source: str) -> list[EvalResult]:
             (f"mean of {len(targets)} target languages", mean_score(targets)),
         ):
             if score is not None:
-                found.append(
+                results.append(
                     EvalResult(
                         task_type="text-classification",
                         dataset_type=DATASETS.get(data_set_name, data_set_name),
@@ -147,7 +148,7 @@ def _eval_results(arm: Arm, source: str) -> list[EvalResult]:
                         metric_value=round(score.value, 4),
                     )
                 )
-    return found
+    return results
 
 
 def _description(prompt: SoftPrompt) -> str:
@@ -201,7 +202,7 @@ def _usage(prompt: SoftPrompt, place: str, scored: Sequence[str]) -> str:
 
 
 def _training(prompt: SoftPrompt) -> str:
-    """What the prompt file says of its training, as a table."""
+    """The record of the training, as a table."""
     metadata = prompt.metadata
     shown = ("tasks", "source_languages", "shots", "seed", "training_documents", "tuned_parameters")
     facts = {name: metadata[name] for name in shown if metadata.get(name) is not None}
@@ -214,7 +215,7 @@ def _training(prompt: SoftPrompt) -> str:
 
 
 def _results(own: Sequence[Arm], others: Sequence[Arm], source: str) -> str:
-    """A table of this prompt's scores in every language, beside the accuracy of what it is compared with."""
+    """A table of this prompt's scores in every language, beside the accuracy of the other results."""
     if not own:
         return ""
     columns: dict[str, dict[str, Score]] = {}
@@ -231,7 +232,7 @@ def _results(own: Sequence[Arm], others: Sequence[Arm], source: str) -> str:
 
 
 def _cell(value: Any) -> str:
-    """Text for a cell of a Markdown table, whatever it holds."""
+    """Any value as text for a cell of a Markdown table."""
     values = value if isinstance(value, list) else [value]
-    text = ", ".join(f"{one:.4g}" if isinstance(one, float) else str(one) for one in values)
+    text = ", ".join(f"{item:.4g}" if isinstance(item, float) else str(item) for item in values)
     return re.sub(r"([\\|`<*\[\]])", r"\\\1", text.replace("\n", "\\n"))

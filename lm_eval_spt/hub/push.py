@@ -83,7 +83,7 @@ def _existing_card(api: HfApi, repository: str, prompts: set[str]) -> str:
 
 
 def _what_went_wrong(repository: str, error: Exception) -> str:
-    """One line on why the upload failed."""
+    """Why the upload failed, in one line."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     reason = " ".join(str(error).split())
     if status in (401, 403):

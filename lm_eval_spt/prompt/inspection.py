@@ -1,4 +1,4 @@
-"""What is in a soft prompt: its provenance, the norms of its vectors, and the vocabulary tokens nearest to them."""
+"""Look into a soft prompt: its record, the norms of its vectors, and the vocabulary tokens nearest to them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ VOCABULARY_CHUNK = 16384  # embedding rows held in float32 at a time
 
 
 def report(prompt: SoftPrompt) -> dict[str, Any]:
-    """Return what a prompt says of itself, as JSON takes it: provenance, and the norms of its vectors."""
+    """Return a prompt's identity, record and norms as a JSON object."""
     norms = prompt.vectors.norm(dim=1).tolist()
     return {
         "name": prompt.name,
@@ -39,10 +39,10 @@ def nearest_vocabulary(
     base_model: str,
     count: int,
 ) -> dict[str, Any]:
-    """Return what there is to add to :func:`report` once the base model is known: the tokens nearest to each vector.
+    """Return the part of the report that needs the base model: norms of its vocabulary, tokens nearest to each vector.
 
     Args:
-        prompt: what to look into.
+        prompt: the prompt.
         embedding: the base model's input-embedding module, on the CPU.
         tokenizer: the base model's.
         base_model: its name, for error messages.
@@ -70,7 +70,7 @@ def nearest_tokens(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Find the vocabulary tokens that point in the direction of each vector.
 
-    Compared with what the embedding module puts out, not with its weight: some models scale between the two.
+    They are compared with the embedding module's outputs, not with its weight: some models scale between the two.
 
     Args:
         vectors: `[P, d]`.
@@ -92,7 +92,7 @@ def nearest_tokens(
 
 
 def _token_text(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
-    """The text of a token; where it has none of its own (a part of a character), its entry in the vocabulary in <>."""
+    """A token's text, or its vocabulary entry in <> where it is only a part of a character."""
     text = str(tokenizer.decode([token_id]))
     if text and "\N{REPLACEMENT CHARACTER}" not in text:
         return text
