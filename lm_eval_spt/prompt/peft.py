@@ -2,6 +2,11 @@
 
 A folder holds ``adapter_config.json`` and ``adapter_model.safetensors``. The weights are a prompt file
 (:mod:`lm_eval_spt.prompt.file_format`): the record travels in its metadata, which PEFT ignores.
+
+What PEFT makes of ``prompt_embeddings``, read in its ``peft_model.py`` and ``tuners/p_tuning/model.py`` (0.21.2):
+P-tuning runs its vectors through a network while it trains, saves what comes out and serves that as it is, so that a
+saved adapter is a soft prompt like any other. An encoder-decoder model has two ``num_transformer_submodules`` by
+default: the first half of the vectors stands before the encoder's text, the second before the decoder's tokens.
 """
 
 from __future__ import annotations
@@ -12,26 +17,27 @@ from typing import Any
 
 from torch import Tensor
 
-from lm_eval_spt.common.errors import UserError, error_context
+from lm_eval_spt.common.errors import UserError, error_context, shown
 from lm_eval_spt.common.files import parse_json, read_text, write
 from lm_eval_spt.prompt import file_format
 
 PEFT_CONFIG = "adapter_config.json"
 PEFT_WEIGHTS = "adapter_model.safetensors"
+PEFT_TYPES = ("PROMPT_TUNING", "P_TUNING")
 MAX_CONFIG = 2**24
 """Bytes of an adapter's configuration."""
 
 
 def read_adapter(folder: Path) -> tuple[Tensor, dict[str, Any]]:
-    """Read an adapter of type ``PROMPT_TUNING``.
+    """Read an adapter of type ``PROMPT_TUNING`` or ``P_TUNING``.
 
     Returns:
         The vectors `[P, d]`, and their record. The base model and its revision are taken from the configuration where
         the weights' metadata does not name them.
 
     Raises:
-        UserError: another type of adapter, pickled weights, damaged files, or files that do not belong together. The
-            message does not name the folder: the caller does.
+        UserError: another type of adapter, vectors before the decoder's tokens, pickled weights, damaged files, or
+            files that do not belong together. The message does not name the folder: the caller does.
     """
     config = _read_config(folder)
     with error_context(PEFT_WEIGHTS):
@@ -90,10 +96,18 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{PEFT_CONFIG} is not JSON ({error}): copy the folder again") from None
     if not isinstance(config, dict):
         raise UserError(f"{PEFT_CONFIG} is a JSON {type(config).__name__}, expected an object: copy the folder again")
-    if config.get("peft_type") != "PROMPT_TUNING":
+    if config.get("peft_type") not in PEFT_TYPES:
         raise UserError(
-            f"the adapter's type is {config.get('peft_type')!r}, expected 'PROMPT_TUNING': only such an adapter is a "
-            "soft prompt"
+            f"the adapter's type is {config.get('peft_type')!r}, expected {' or '.join(map(repr, PEFT_TYPES))}: only "
+            "such an adapter is a soft prompt"
+        )
+    submodules = config.get("num_transformer_submodules")
+    if submodules is None:  # PEFT's defaults
+        submodules = 2 if config.get("task_type") == "SEQ_2_SEQ_LM" else 1
+    if submodules != 1:
+        raise UserError(
+            f"the adapter's num_transformer_submodules is {shown(submodules)}, expected 1: vectors before the "
+            "decoder's tokens are not supported, train with num_transformer_submodules=1"
         )
     if not (folder / PEFT_WEIGHTS).exists():
         raise UserError(

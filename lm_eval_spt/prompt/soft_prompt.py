@@ -243,14 +243,15 @@ class SoftPrompt:
 
     @classmethod
     def from_peft(cls, folder: str | os.PathLike[str]) -> SoftPrompt:
-        """Read a PEFT adapter folder of type ``PROMPT_TUNING``.
+        """Read a PEFT adapter folder of type ``PROMPT_TUNING`` or ``P_TUNING``.
 
         Args:
             folder: holds ``adapter_config.json`` and ``adapter_model.safetensors``. The base model and its revision are
                 taken from the configuration where the weights' metadata does not name them.
 
         Raises:
-            UserError: no such folder, another type of adapter, pickled weights, or damaged files.
+            UserError: no such folder, another type of adapter, vectors before a decoder's tokens, pickled weights, or
+                damaged files.
         """
         folder = Path(os.path.expanduser(folder))
         with error_context(f"PEFT folder {folder}"):

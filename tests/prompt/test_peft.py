@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,26 @@ from typing import Any
 import peft
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedModel
 
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from tests.conftest import build_model, random_prompt
 from tests.prompt.test_soft_prompt import raw_prompt
+
+
+def build_t5() -> PreTrainedModel:
+    """A tiny random T5, with weights large enough that answers differ."""
+    config = AutoConfig.for_model(
+        "t5", vocab_size=600, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=0
+    )
+    torch.manual_seed(0)
+    model = AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() > 1:
+                weight.normal_(std=0.3)
+    return model.eval()
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "xglm"])
@@ -39,6 +55,41 @@ def test_we_read_what_peft_wrote(tmp_path: Path) -> None:
     assert torch.equal(prompt.vectors, model.get_prompt_embedding_to_save("default"))
     assert prompt.metadata == {"base_model": "owner/base", "base_model_revision": "abc"}
     assert (prompt.name, prompt.placement) == ("adapter", "prefix")
+
+
+@pytest.mark.parametrize("encoder", ["MLP", "LSTM"])
+def test_p_tuning_is_a_prefix_that_peft_serves_the_same(encoder: str, tmp_path: Path) -> None:
+    """While it trains P-tuning has a network behind its vectors; what it saves is the network's output."""
+    config = peft.PromptEncoderConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=3, encoder_hidden_size=16, encoder_reparameterization_type=encoder
+    )
+    trained = peft.get_peft_model(build_model("llama"), config)
+    with torch.no_grad():
+        for weight in trained.prompt_encoder.parameters():
+            weight.normal_(std=0.5)
+    trained.save_pretrained(str(tmp_path))
+    prompt = SoftPrompt.from_pretrained(tmp_path)
+    assert (prompt.placement, prompt.length) == ("prefix", 3)
+    model, ids = build_model("llama"), torch.tensor([[11, 12, 13, 14, 15]])
+    with torch.no_grad():
+        plain = model(input_ids=ids).logits
+        own = model(inputs_embeds=prompt.inputs_embeds(model, ids)).logits[:, -5:]
+        served = peft.PeftModel.from_pretrained(model, tmp_path)(input_ids=ids).logits[:, -5:]
+    torch.testing.assert_close(own, served, atol=1e-5, rtol=1e-5)
+    assert (own - plain).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("kind", [peft.PromptTuningConfig, peft.PromptEncoderConfig])
+def test_vectors_before_the_decoders_tokens_are_refused(kind: Any, tmp_path: Path) -> None:
+    """Two submodules are PEFT's default for encoder-decoder models."""
+    config = kind(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=3)
+    peft.get_peft_model(build_t5(), config).save_pretrained(str(tmp_path))
+    for submodules in (2, None):
+        path = tmp_path / "adapter_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"num_transformer_submodules": submodules}))
+        with pytest.raises(UserError, match="num_transformer_submodules is 2, expected 1: .*not supported") as caught:
+            SoftPrompt.from_pretrained(tmp_path)
+        assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_peft_round_trip_keeps_the_provenance(tmp_path: Path) -> None:
