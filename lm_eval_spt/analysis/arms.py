@@ -36,7 +36,7 @@ class Arm:
     Attributes:
         name: unique among the arms that are compared.
         runs: at least one, all of one task family.
-        training: for each run the record of its prompt's training (see :mod:`lm_eval_spt.prompt.soft_prompt`); empty
+        training: for each run the record of its prompt's training (see :mod:`lm_eval_spt.prompt.metadata`); empty
             without a prompt, or where the record is not known.
     """
 

@@ -71,11 +71,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def inspect(arguments: argparse.Namespace) -> None:
     """Print where a prompt comes from, the norms of its vectors and, given the base model, their nearest tokens."""
-    from lm_eval_spt.prompt.inspection import as_text, report
+    from lm_eval_spt.inference.base_model import load_embedding
+    from lm_eval_spt.prompt.inspection import as_text, nearest_vocabulary, report
     from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 
-    found = report(SoftPrompt.from_pretrained(arguments.prompt), arguments.base_model, arguments.neighbours)
-    print(json.dumps(found, indent=2) if arguments.json else "\n".join(as_text(found)))
+    prompt = SoftPrompt.from_pretrained(arguments.prompt)
+    content = report(prompt)
+    if arguments.base_model:
+        embedding, tokenizer = load_embedding(arguments.base_model)
+        content |= nearest_vocabulary(prompt, embedding, tokenizer, arguments.base_model, arguments.neighbours)
+    print(json.dumps(content, indent=2) if arguments.json else "\n".join(as_text(content)))
 
 
 def convert(arguments: argparse.Namespace) -> None:
@@ -195,13 +200,13 @@ def card(arguments: argparse.Namespace) -> None:
 def push(arguments: argparse.Namespace) -> None:
     """Upload a prompt with its card and results to the Hub."""
     from lm_eval_spt.analysis.arms import read_arms
-    from lm_eval_spt.hub import model_card as sharing
+    from lm_eval_spt.hub.push import push
     from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 
     prompt = SoftPrompt.load(arguments.prompt)
     arms, left_out = read_arms(_places(arguments.results)) if arguments.results else ([], [])
     _print_notices(left_out)
-    print(sharing.push(prompt, arguments.repository, arms, arguments.private))
+    print(push(prompt, arguments.repository, arms, arguments.private))
     print(f"lm_eval --model spt --model_args prompt={arguments.repository} loads it")
 
 

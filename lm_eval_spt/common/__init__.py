@@ -1,1 +1,1 @@
-"""What every part needs: errors, files, places."""
+"""What every other folder uses: errors, files, paths."""

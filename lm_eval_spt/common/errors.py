@@ -1,20 +1,22 @@
 """The one exception type for mistakes in what the user gave, and how it is shown.
 
 Everything a user can get wrong (a file, a flag, a task name) raises :class:`UserError` where the value enters, with a
-message that says what was given, what was expected and what to do. Command lines show that message alone, without a
-traceback, and exit with status 1.
+message that says what was given, what was expected and what to do. Command lines show that message without a traceback
+and exit with status 1.
 """
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from types import TracebackType
 
 
 class UserError(ValueError):
     """A mistake in what the user gave.
 
-    The message is one line and stands by itself; what a file brings into it can neither fill nor steer a terminal.
+    The message is one line of limited length without control characters, even where a file's content is quoted in it.
     """
 
     def __init__(self, message: str) -> None:
@@ -23,13 +25,22 @@ class UserError(ValueError):
         super().__init__(printable(message))
 
 
+@contextlib.contextmanager
+def error_context(where: str) -> Iterator[None]:
+    """Begin the message of a UserError raised inside with `where` and a colon."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
 def printable(text: str) -> str:
-    """Return a text on one line, its control characters and the like escaped."""
-    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
+    """Return a text on one line, with control characters and the like escaped."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
 def shown(value: object) -> str:
-    """Return in a few characters what a file holds in a wrong place; a list may be endless, a number very long."""
+    """Return a wrong value from a file in a few characters, however long it is."""
     if isinstance(value, list | dict) and not value:
         return repr(value)
     if not isinstance(value, str | int | float | None):

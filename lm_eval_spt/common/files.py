@@ -29,7 +29,7 @@ def write(path: Path, data: bytes) -> None:
     Raises:
         UserError: `path` can not be written; what was there before is still there.
     """
-    # Of this write alone: two processes, on two machines even, may write the same file.
+    # A name that no other write has: two processes, even on two machines, may write the same file.
     temporary = path.parent / f".{path.name[:100]}.{secrets.token_hex(8)}.tmp"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,14 +54,14 @@ def write(path: Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def written_together(target: Path, last: str) -> Iterator[Path]:
-    """Give a folder for files that others write; when all are there, each goes below `target`, whole.
+    """Yield a temporary folder for files that a library writes; on leaving, move each to `target`, whole.
 
     Args:
-        target: folder that the files are for.
-        last: how the name of the file begins that comes last: once it is there, all are.
+        target: the folder that the files belong in.
+        last: beginning of the name of the file that is moved last: once it is there, all are.
 
     Raises:
-        UserError: one can not be written.
+        UserError: a file can not be written.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

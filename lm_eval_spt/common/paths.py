@@ -1,4 +1,4 @@
-"""Where the files lie that ship with the package."""
+"""Paths of the files that ship with the package."""
 
 from __future__ import annotations
 

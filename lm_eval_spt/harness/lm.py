@@ -32,7 +32,8 @@ from lm_eval_spt.inference import probe, scoring, transformers_internals
 from lm_eval_spt.inference.base_model import bitsandbytes_config, cannot_load, ensure_available
 from lm_eval_spt.inference.capabilities import Capabilities
 from lm_eval_spt.inference.virtual_tokens import model_inputs, pad_left, place
-from lm_eval_spt.prompt.soft_prompt import SoftPrompt, embedding_fingerprint
+from lm_eval_spt.prompt.fingerprint import embedding_fingerprint
+from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -176,7 +177,7 @@ class SPTLM(HFLM):
 
     @property
     def fingerprint(self) -> str:
-        """The base model's identity: see :func:`lm_eval_spt.prompt.soft_prompt.embedding_fingerprint`."""
+        """The base model's identity: see :func:`lm_eval_spt.prompt.fingerprint.embedding_fingerprint`."""
         return embedding_fingerprint(self.model.get_input_embeddings())
 
     def use(self, prompt: SoftPrompt) -> None:

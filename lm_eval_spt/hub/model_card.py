@@ -1,21 +1,18 @@
-"""Sharing a soft prompt: its model card, and a repository on the Hugging Face Hub.
+"""The model card of a soft prompt: a ``README.md`` whose front matter the Hub reads.
 
-The card is a ``README.md`` whose front matter the Hub reads. The text that is written here stands between two marks, so
-that a card can be made again without losing what people wrote around it.
+The text that is written here stands between two marks, so that a card can be made again without losing what people
+wrote around it.
 """
 
 from __future__ import annotations
 
 import re
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import EvalResult, HfApi, ModelCardData
-from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+from huggingface_hub import EvalResult, ModelCardData
 
 from lm_eval_spt.analysis.arms import Arm, data_set
 from lm_eval_spt.analysis.report import transfer_table
@@ -23,7 +20,8 @@ from lm_eval_spt.analysis.results import Score
 from lm_eval_spt.analysis.tables import mean_score
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.common.files import parse_yaml, read_text
-from lm_eval_spt.prompt.soft_prompt import REPOSITORY_ID, SoftPrompt
+from lm_eval_spt.prompt.hub_download import REPOSITORY_ID
+from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 
 CARD = "README.md"
 MAX_CARD = 2**20
@@ -41,9 +39,9 @@ def model_card(prompt: SoftPrompt, place: str, arms: Sequence[Arm] = (), existin
 
     Args:
         prompt: what the card is about.
-        place: how it is loaded: a file or a repository on the Hub.
+        place: what ``prompt=`` loads it from: a file or a repository on the Hub.
         arms: results to show: those of this prompt, and others to compare them with.
-        existing: the card so far. Text outside the marks, and entries of its front matter that are not made here, stay.
+        existing: the card so far. Text outside the marks stays, as do front matter entries that are not written here.
 
     Raises:
         UserError: there are results, but none of this prompt; the existing front matter is not YAML.
@@ -62,7 +60,7 @@ def model_card(prompt: SoftPrompt, place: str, arms: Sequence[Arm] = (), existin
         )
     source = next(iter(prompt.metadata.get("source_languages") or ()), "eng_Latn")
     match = FRONT_MATTER.match(existing)
-    front_matter = _known(match[1] if match else "") | _front_matter(prompt, own, source)
+    front_matter = _parse_front_matter(match[1] if match else "") | _front_matter(prompt, own, source)
     text = existing[match.end() :] if match else existing
     parts = [
         _description(prompt),
@@ -71,9 +69,9 @@ def model_card(prompt: SoftPrompt, place: str, arms: Sequence[Arm] = (), existin
         _results(own, others, source),
     ]
     written = "\n\n".join([BEGIN, *filter(None, parts), END])
-    before, begun, rest = text.partition(BEGIN)
-    _, ended, after = rest.partition(END)
-    text = f"{before}{written}{after}" if begun and ended else f"{text}\n\n{written}"
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    text = f"{before}{written}{after}" if begin and end else f"{text}\n\n{written}"
     return f"---\n{yaml.safe_dump(front_matter, sort_keys=False, allow_unicode=True)}---\n\n{text.strip()}\n"
 
 
@@ -91,98 +89,22 @@ def read_card(path: Path) -> str:
         raise UserError(f"{path} is there but can not be read ({error}): correct or delete that card") from None
 
 
-def push(prompt: SoftPrompt, repository: str, arms: Sequence[Arm] = (), private: bool = False) -> str:
-    """Upload a prompt, its card and its results to a repository on the Hub, in one commit.
-
-    A prefix prompt is uploaded as a PEFT adapter, which PEFT and this package load; a suffix prompt as a prompt file.
-    Afterwards ``prompt=<repository>`` loads it.
-
-    Args:
-        prompt: what to upload.
-        repository: ``owner/name``; created where there is none.
-        arms: as for :func:`model_card`; all their results files are uploaded.
-        private: whether a repository that is created can be seen by its owner alone.
-
-    Returns:
-        The commit's address.
-
-    Raises:
-        UserError: the repository holds another prompt, may not be written, or the Hub can not be reached.
-    """
-    if not REPOSITORY_ID.fullmatch(repository):
-        raise UserError(f"{repository!r} is not a repository on the Hub: expected owner/name")
-    api = HfApi()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        if prompt.placement == "prefix":
-            prompt.to_peft(folder)
-        else:
-            prompt.save(folder / f"{prompt.name}.safetensors")
-        for arm in arms:
-            for run in arm.runs:
-                target = folder / "results" / run.path.parent.name / run.path.name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(run.path, target)
-        try:
-            existing = _existing_card(api, repository, {path.name for path in folder.glob("*.safetensors")})
-            (folder / CARD).write_text(model_card(prompt, repository, arms, existing), encoding="utf-8")
-            api.create_repo(repository, private=private, exist_ok=True)
-            commit = api.upload_folder(
-                repo_id=repository, folder_path=folder, commit_message=f"Soft prompt {prompt.name}"
-            )
-        except UserError:
-            raise
-        except HFValidationError as error:
-            raise UserError(f"{repository!r} is not a repository on the Hub: {error}") from None
-        except Exception as error:  # which ones mean "no connection" differs between versions of the Hub's client
-            raise UserError(_what_went_wrong(repository, error)) from error
-    return str(commit.commit_url)
-
-
-def _existing_card(api: HfApi, repository: str, prompts: set[str]) -> str:
-    """The card that the repository has; UserError where it holds a prompt file that `prompts` would not replace."""
+def _parse_front_matter(text: str) -> dict[str, Any]:
+    """The entries of an existing card's front matter; UserError where they are no YAML mapping."""
     try:
-        info = api.model_info(repository, timeout=10)  # the first request: without a connection it ends here
-    except RepositoryNotFoundError:
-        return ""
-    files = [sibling.rfilename for sibling in info.siblings or []]
-    others = sorted(name for name in files if re.fullmatch(r"[^/]+\.safetensors", name) and name not in prompts)
-    if others:
-        raise UserError(
-            f"{repository} already holds {', '.join(others)}, and a repository can hold one prompt: push to "
-            "another one, or delete that file there"
-        )
-    return read_card(Path(api.hf_hub_download(repository, CARD))) if CARD in files else ""
-
-
-def _what_went_wrong(repository: str, error: Exception) -> str:
-    """One line on why the upload failed."""
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    reason = " ".join(str(error).split())
-    if status in (401, 403):
-        return f"the Hub does not let you write to {repository}: log in with `hf auth login`, or choose another owner"
-    if status is not None:
-        return f"the Hub refused the upload to {repository} (status {status}): {reason}"
-    return (
-        f"{repository} could not be uploaded ({type(error).__name__}: {reason}): check the connection, then push again"
-    )
-
-
-def _known(front_matter: str) -> dict[str, Any]:
-    try:
-        known = parse_yaml(front_matter) or {}
-        yaml.safe_dump(known)  # it is to be written again
+        entries = parse_yaml(text) or {}
+        yaml.safe_dump(entries)  # it is to be written again
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(
             f"the card's front matter is not YAML ({' '.join(str(error).split())}): correct it or delete the card"
         ) from None
-    if not isinstance(known, dict):
+    if not isinstance(entries, dict):
         raise UserError("the card's front matter is not a YAML mapping: correct it or delete the card")
-    return known
+    return entries
 
 
 def _front_matter(prompt: SoftPrompt, own: Sequence[Arm], source: str) -> dict[str, Any]:
-    """What the Hub reads of a card."""
+    """The entries that the Hub reads."""
     metadata = prompt.metadata
     base_model = str(metadata.get("base_model") or "")
     families = {task.removesuffix(f"_{source}") for task in metadata.get("tasks") or ()} | {
@@ -206,7 +128,7 @@ def _eval_results(arm: Arm, source: str) -> list[EvalResult]:
     """The score in the source language and the mean over the others, for the Hub's leaderboards."""
     family = arm.runs[0].family
     data_set_name = data_set(family)
-    found = []
+    results = []
     for metric, hub_metric in METRICS.items():
         scores = arm.scores(metric)
         targets = [score for language, score in scores.items() if language != source]
@@ -215,7 +137,7 @@ def _eval_results(arm: Arm, source: str) -> list[EvalResult]:
             (f"mean of {len(targets)} target languages", mean_score(targets)),
         ):
             if score is not None:
-                found.append(
+                results.append(
                     EvalResult(
                         task_type="text-classification",
                         dataset_type=DATASETS.get(data_set_name, data_set_name),
@@ -227,7 +149,7 @@ def _eval_results(arm: Arm, source: str) -> list[EvalResult]:
                         metric_value=round(score.value, 4),
                     )
                 )
-    return found
+    return results
 
 
 def _description(prompt: SoftPrompt) -> str:
@@ -281,7 +203,7 @@ def _usage(prompt: SoftPrompt, place: str, scored: Sequence[str]) -> str:
 
 
 def _training(prompt: SoftPrompt) -> str:
-    """What the prompt file says of its training, as a table."""
+    """The record of the training, as a table."""
     metadata = prompt.metadata
     shown = ("tasks", "source_languages", "shots", "seed", "training_documents", "tuned_parameters")
     facts = {name: metadata[name] for name in shown if metadata.get(name) is not None}
@@ -294,7 +216,7 @@ def _training(prompt: SoftPrompt) -> str:
 
 
 def _results(own: Sequence[Arm], others: Sequence[Arm], source: str) -> str:
-    """A table of this prompt's scores in every language, beside the accuracy of what it is compared with."""
+    """A table of this prompt's scores in every language, beside the accuracy of the other results."""
     if not own:
         return ""
     columns: dict[str, dict[str, Score]] = {}
@@ -311,7 +233,7 @@ def _results(own: Sequence[Arm], others: Sequence[Arm], source: str) -> str:
 
 
 def _cell(value: Any) -> str:
-    """Text for a cell of a Markdown table, whatever it holds."""
+    """Any value as text for a cell of a Markdown table."""
     values = value if isinstance(value, list) else [value]
-    text = ", ".join(f"{one:.4g}" if isinstance(one, float) else str(one) for one in values)
+    text = ", ".join(f"{item:.4g}" if isinstance(item, float) else str(item) for item in values)
     return re.sub(r"([\\|`<*\[\]])", r"\\\1", text.replace("\n", "\\n"))

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.common.paths import mini_model_folder
+
+if TYPE_CHECKING:
+    from torch.nn import Embedding
+    from transformers import PreTrainedTokenizerBase
 
 MINI = "mini"
 
@@ -20,8 +24,8 @@ def model_path(name: str) -> str:
 def ensure_available(name: str, revision: str | None = None) -> str:
     """Return :func:`model_path`'s answer after making sure that there is such a model.
 
-    Asks the Hub for the model's configuration alone, which fails at once where loading would retry an unreachable Hub
-    for a minute.
+    Only the model's configuration is fetched: that fails at once, where loading would retry an unreachable Hub for a
+    minute.
 
     Raises:
         UserError: neither a folder nor a model that the Hub, or the local cache of it, has.
@@ -35,6 +39,32 @@ def ensure_available(name: str, revision: str | None = None) -> str:
         except (OSError, ValueError) as error:
             raise cannot_load(name, error) from error
     return path
+
+
+def load_embedding(name: str) -> tuple[Embedding, PreTrainedTokenizerBase]:
+    """Load what a prompt's vectors are compared with.
+
+    Args:
+        name: the base model, as for :func:`model_path`.
+
+    Returns:
+        Its input-embedding module `[V, d]`, on the CPU, and its tokenizer.
+
+    Raises:
+        UserError: there is no such model, or it can not be loaded.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    path = ensure_available(name)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype="auto", trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise cannot_load(name, error) from error
+    return cast("Embedding", model.get_input_embeddings()), tokenizer
 
 
 def bitsandbytes_config(settings: dict[str, Any], dtype: Any = None) -> Any:

@@ -1,1 +1,1 @@
-"""The soft prompt: its vectors and their record, the prompt file, PEFT adapters, several prompts made into one."""
+"""The soft prompt: vectors and record, the prompt file, PEFT adapter folders, composition, inspection."""

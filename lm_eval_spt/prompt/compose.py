@@ -24,15 +24,15 @@ def compose(prompts: Sequence[SoftPrompt], mode: Mode, weight: float | None = No
     """Return one prompt made of several.
 
     Args:
-        prompts: two or more, of one base model and one placement. Where they stand on both sides of the text, what
-            stands before it and what stands after it are composed apart.
+        prompts: two or more, of one base model and one placement. With the placement ``both`` the vectors before the
+            text and those after it are composed separately.
         mode: ``concat``: all vectors, in the order given; ``mean``: the mean of prompts of one length;
             ``interpolate``: (1 - weight) * first + weight * second.
         weight: of the second prompt, 0.5 by default; any number, beyond 0 and 1 it extrapolates. Only for
             ``interpolate``.
 
     Returns:
-        A prompt whose metadata says under ``composed`` the mode and the parts' names and digests. Of the parts' own
+        A prompt whose metadata holds the mode and the parts' names and digests under ``composed``. Of the parts'
         metadata it keeps the base model, and the tasks and source languages of all.
 
     Raises:
@@ -73,26 +73,26 @@ def compose(prompts: Sequence[SoftPrompt], mode: Mode, weight: float | None = No
         metadata[key] = next((prompt.metadata[key] for prompt in prompts if prompt.metadata.get(key)), None)
     for key in ("tasks", "source_languages"):
         metadata[key] = list(dict.fromkeys(value for prompt in prompts for value in prompt.metadata.get(key, [])))
-    if (add_bos_token := _add_bos_token(prompts[0])) is not None:  # how the model class encodes texts for the prompt
+    if (add_bos_token := _add_bos_token(prompts[0])) is not None:  # the model class encodes texts by it
         metadata["hyperparameters"] = {"add_bos_token": add_bos_token}
     return SoftPrompt(vectors, metadata, "+".join(prompt.name for prompt in prompts))
 
 
 def _weighted_sum(parts: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Return the sum of tensors of one shape, in float64 as long as it is summed."""
+    """Return the weighted sum of tensors of one shape, computed in float64."""
     return sum(part.double() * weight for part, weight in zip(parts, weights, strict=True))  # type: ignore[return-value]
 
 
 def _check_together(prompts: Sequence[SoftPrompt]) -> None:
-    """Raise UserError unless the prompts are of one base model, as far as they tell, and one placement."""
+    """Raise UserError unless the prompts have one placement and, where they record it, one base model."""
     _check_same(prompts, "vector size", [prompt.hidden_size for prompt in prompts], "they have different base models")
     identities = ["embedding_fingerprint", "base_model"]
     for first, other in ((prompts[0], other) for other in prompts[1:]):
         # A base model can have several names; its fingerprint decides where both prompts record one.
         known = next((key for key in identities if first.metadata.get(key) and other.metadata.get(key)), None)
         if known:
-            found = [first.metadata[known], other.metadata[known]]
-            _check_same([first, other], known.replace("_", " "), found, "prompts of different base models do not mix")
+            values = [first.metadata[known], other.metadata[known]]
+            _check_same([first, other], known.replace("_", " "), values, "prompts of different base models do not mix")
     _check_same(prompts, "placement", [prompt.placement for prompt in prompts])
     _check_same(prompts, "add_bos_token", [_add_bos_token(prompt) for prompt in prompts])
 

@@ -1,35 +1,27 @@
-"""What is in a soft prompt: its provenance, the norms of its vectors, and the vocabulary tokens nearest to them."""
+"""Look into a soft prompt: its record, the norms of its vectors, and the vocabulary tokens nearest to them."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.functional import normalize
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
-from transformers.utils import logging
 
-from lm_eval_spt.inference.base_model import cannot_load, ensure_available
-from lm_eval_spt.prompt.soft_prompt import SoftPrompt, embedding_fingerprint
+from lm_eval_spt.prompt.fingerprint import embedding_fingerprint
+from lm_eval_spt.prompt.soft_prompt import SoftPrompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 VOCABULARY_CHUNK = 16384  # embedding rows held in float32 at a time
 
 
-def report(prompt: SoftPrompt, base_model: str | None, neighbours: int) -> dict[str, Any]:
-    """Return what there is to say of a prompt, as JSON takes it.
-
-    Args:
-        prompt: what to look into.
-        base_model: its base model; without it no tokens are compared.
-        neighbours: how many tokens per vector.
-
-    Raises:
-        UserError: the base model can not be loaded, or is another one.
-    """
+def report(prompt: SoftPrompt) -> dict[str, Any]:
+    """Return a prompt's identity, record and norms as a JSON object."""
     norms = prompt.vectors.norm(dim=1).tolist()
-    found: dict[str, Any] = {
+    return {
         "name": prompt.name,
         "digest": prompt.digest,
         "length": prompt.length,
@@ -38,7 +30,39 @@ def report(prompt: SoftPrompt, base_model: str | None, neighbours: int) -> dict[
         "metadata": prompt.metadata,
         "norms": {"min": min(norms), "mean": statistics.fmean(norms), "max": max(norms), "per_vector": norms},
     }
-    return found | _compare_with_vocabulary(prompt, base_model, neighbours) if base_model else found
+
+
+def nearest_vocabulary(
+    prompt: SoftPrompt,
+    embedding: torch.nn.Embedding,
+    tokenizer: PreTrainedTokenizerBase,
+    base_model: str,
+    count: int,
+) -> dict[str, Any]:
+    """Return the part of the report that needs the base model: norms of its vocabulary, tokens nearest to each vector.
+
+    Args:
+        prompt: the prompt.
+        embedding: the base model's input-embedding module, on the CPU.
+        tokenizer: the base model's.
+        base_model: its name, for error messages.
+        count: how many tokens per vector.
+
+    Raises:
+        UserError: the prompt was trained for another model.
+    """
+    prompt.check_fits(embedding.weight.shape[1], embedding_fingerprint(embedding), base_model)
+    ids, cosines, norms = nearest_tokens(prompt.vectors, embedding, count)
+    return {
+        "vocabulary_norms": {"mean": norms.mean().item(), "median": norms.median().item()},
+        "nearest_tokens": [
+            [
+                {"id": token_id, "token": _token_text(tokenizer, token_id), "cosine": cosine}
+                for token_id, cosine in zip(row_ids, row_cosines, strict=True)
+            ]
+            for row_ids, row_cosines in zip(ids.tolist(), cosines.tolist(), strict=True)
+        ],
+    }
 
 
 def nearest_tokens(
@@ -46,7 +70,7 @@ def nearest_tokens(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Find the vocabulary tokens that point in the direction of each vector.
 
-    Compared with what the embedding module puts out, not with its weight: some models scale between the two.
+    They are compared with the embedding module's outputs, not with its weight: some models scale between the two.
 
     Args:
         vectors: `[P, d]`.
@@ -67,38 +91,8 @@ def nearest_tokens(
     return best.indices, best.values, torch.cat(norms)
 
 
-def _compare_with_vocabulary(prompt: SoftPrompt, name: str, count: int) -> dict[str, Any]:
-    """The part of the report that needs the base model."""
-    embedding, tokenizer = _load_embedding(name)
-    prompt.check_fits(embedding.weight.shape[1], embedding_fingerprint(embedding), name)
-    ids, cosines, norms = nearest_tokens(prompt.vectors, embedding, count)
-    return {
-        "vocabulary_norms": {"mean": norms.mean().item(), "median": norms.median().item()},
-        "nearest_tokens": [
-            [
-                {"id": token_id, "token": _token_text(tokenizer, token_id), "cosine": cosine}
-                for token_id, cosine in zip(row_ids, row_cosines, strict=True)
-            ]
-            for row_ids, row_cosines in zip(ids.tolist(), cosines.tolist(), strict=True)
-        ],
-    }
-
-
-def _load_embedding(name: str) -> tuple[torch.nn.Embedding, PreTrainedTokenizerBase]:
-    """The input-embedding module and the tokenizer of base model `name`, on the CPU; UserError where there is none."""
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    path = ensure_available(name)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype="auto", trust_remote_code=False)
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        return cast("torch.nn.Embedding", model.get_input_embeddings()), tokenizer
-    except (OSError, ValueError) as error:
-        raise cannot_load(name, error) from error
-
-
 def _token_text(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
-    """The text of a token; where it has none of its own (a part of a character), its entry in the vocabulary in <>."""
+    """A token's text, or its vocabulary entry in <> where it is only a part of a character."""
     text = str(tokenizer.decode([token_id]))
     if text and "\N{REPLACEMENT CHARACTER}" not in text:
         return text

@@ -1,16 +1,43 @@
-"""What a prompt says of where it comes from: the types of the entries that this package reads.
+"""The record of a soft prompt: what its metadata says of the vectors and of where they come from.
 
-A prompt file and a results file both hold them, and both may come from anywhere. Entries that are not listed here are
-kept as they are and only ever shown.
+The metadata is one JSON object:
+
+=========================  ===========================================================================
+``format_version``         1; a file of a newer version is refused
+``hidden_size``            d
+``num_virtual_tokens``     P
+``placement``              ``"prefix"`` (before the text), ``"suffix"`` (after it) or ``"both"``
+``num_prefix_tokens``      with ``"both"``: how many of the vectors, the first ones, stand before the text
+``base_model``             name of the model that the prompt was trained for
+``base_model_revision``    its revision on the Hub, or null
+``embedding_fingerprint``  :func:`~lm_eval_spt.prompt.fingerprint.embedding_fingerprint` of that model
+``tasks``                  names of the harness tasks it was trained on
+``source_languages``       their languages
+``shots``, ``seed``        training documents per class (null: all of them), random seed
+``hyperparameters``        object: every setting of the training run
+``validation``             object: scores of the epoch that was kept
+``versions``               object: library name to version
+``created``                time of writing, ISO 8601, UTC
+=========================  ===========================================================================
+
+The first five describe the vectors and are filled in on writing. The rest is optional. Entries that are not listed here
+are kept as they are and only ever shown. Prompt files and results files both hold such a record, and both may come from
+anywhere. This module imports no torch: the analysis of results reads records, too.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, get_args
 
 from lm_eval_spt.common.errors import UserError
+from lm_eval_spt.common.files import parse_json
+
+FORMAT_VERSION = 1
+Placement = Literal["prefix", "suffix", "both"]
+PLACEMENTS: tuple[Placement, ...] = get_args(Placement)
 
 # A name of a branch, a tag or a commit. What git does not allow in one would be a path elsewhere in the Hub's cache.
 REVISION = re.compile(r"(?!.*\.\.)[\w.+-]+(/[\w.+-]+)*")
@@ -21,20 +48,60 @@ _OBJECTS = ("hyperparameters", "validation", "versions")
 _NUMBERS = ("shots", "training_documents", "tuned_parameters")
 
 
-def check_metadata(metadata: Mapping[str, Any]) -> None:
-    """Make sure that the entries which are read later are what they should be, or null.
+def checked_metadata(metadata: dict[str, Any], length: int, hidden_size: int) -> dict[str, Any]:
+    """Return a copy of a record as JSON gives it back, once it agrees with the vectors that it belongs to.
 
     Args:
-        metadata: a parsed JSON object; :mod:`lm_eval_spt.prompt.soft_prompt` says what is in it.
+        metadata: the record, as the module's docstring describes it.
+        length: number of vectors, P.
+        hidden_size: size of each, d.
 
     Raises:
-        UserError: names the first entry that is something else.
+        UserError: the record is not JSON, contradicts the vectors, names an unknown placement, is of a newer format
+            version, or :func:`check_metadata` refuses it.
+    """
+    try:
+        metadata = parse_json(json.dumps(metadata, allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"metadata is not valid JSON ({error}): use strings, finite numbers, lists and objects"
+        ) from None
+    if not isinstance(metadata, dict):
+        raise UserError(f"metadata is a JSON {type(metadata).__name__}, expected an object: write the file again")
+
+    version = metadata.get("format_version", FORMAT_VERSION)
+    if not isinstance(version, int) or version < 1:
+        raise UserError(f"format_version is {version!r}, expected a whole number from 1 on: write the file again")
+    if version > FORMAT_VERSION:
+        raise UserError(f"format_version is {version}, this version reads up to {FORMAT_VERSION}: upgrade lm_eval_spt")
+    if metadata.get("placement", "prefix") not in PLACEMENTS:
+        expected = " or ".join(map(repr, PLACEMENTS))
+        raise UserError(f"placement is {metadata['placement']!r}, expected {expected}: write the file again")
+    _check_num_prefix_tokens(metadata, length)
+    for key, actual in (("num_virtual_tokens", length), ("hidden_size", hidden_size)):
+        if metadata.get(key, actual) != actual:
+            raise UserError(
+                f"metadata says {key} {metadata[key]!r}, but the tensor has {actual}: the file was altered, get it "
+                "again"
+            )
+    check_metadata(metadata)
+    return metadata
+
+
+def check_metadata(metadata: Mapping[str, Any]) -> None:
+    """Make sure that the entries which this package reads have the right types, or are null.
+
+    Args:
+        metadata: a parsed JSON object.
+
+    Raises:
+        UserError: names the first entry that has another type.
     """
     for key in _TEXTS:
         _expect(metadata, key, isinstance(metadata.get(key), str | None), "a string")
     for key in _LISTS:
-        listed = metadata.get(key) or []
-        _expect(metadata, key, isinstance(listed, list) and all(isinstance(one, str) for one in listed), "strings")
+        values = metadata.get(key) or []
+        _expect(metadata, key, isinstance(values, list) and all(isinstance(value, str) for value in values), "strings")
     for key in _OBJECTS:
         _expect(metadata, key, isinstance(metadata.get(key), dict | None), "an object")
     for key in _NUMBERS:
@@ -49,3 +116,20 @@ def check_metadata(metadata: Mapping[str, Any]) -> None:
 def _expect(entries: Mapping[str, Any], key: str, holds: bool, expected: str) -> None:
     if not holds:
         raise UserError(f"metadata says {key} {repr(entries[key])[:80]}, expected {expected}: write the file again")
+
+
+def _check_num_prefix_tokens(metadata: Mapping[str, Any], length: int) -> None:
+    """Raise UserError unless ``num_prefix_tokens`` agrees with the placement; only ``both`` needs it."""
+    placement = metadata.get("placement", "prefix")
+    before = metadata.get("num_prefix_tokens")
+    if placement == "both":
+        fits = type(before) is int and 0 < before < length
+        expected = f"a whole number from 1 to {length - 1}" if length > 1 else "two vectors at least"
+    else:
+        expected = str(length if placement == "prefix" else 0)
+        fits = before is None or before == int(expected)
+    if not fits:
+        raise UserError(
+            f"num_prefix_tokens is {before!r} for {length} vectors and placement {placement!r}, expected {expected}: "
+            "write the file again"
+        )

@@ -16,7 +16,7 @@ from transformers import HfArgumentParser
 
 from lm_eval_spt.common.errors import UserError, shown
 from lm_eval_spt.common.files import is_text, parse_yaml, read_text
-from lm_eval_spt.prompt.soft_prompt import PLACEMENTS, Placement
+from lm_eval_spt.prompt.metadata import PLACEMENTS, Placement
 from lm_eval_spt.train.reparameterization import KINDS, Kind
 
 INITIALIZATIONS = ("uniform", "vocab", "text", "labels")

@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from lm_eval_spt import cli
 from lm_eval_spt.inference.base_model import model_path
 from lm_eval_spt.prompt import inspection
-from lm_eval_spt.prompt.soft_prompt import SoftPrompt, embedding_fingerprint
+from lm_eval_spt.prompt.fingerprint import embedding_fingerprint
+from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from tests.helpers.models import build_model
 from tests.helpers.paths import ROOT
 

@@ -35,7 +35,8 @@ from lm_eval_spt.harness.evaluate import _finished
 from lm_eval_spt.harness.topics import read_file
 from lm_eval_spt.hub.model_card import model_card, read_card
 from lm_eval_spt.prompt.inspection import as_text, report
-from lm_eval_spt.prompt.soft_prompt import PEFT_CONFIG, PEFT_WEIGHTS, SoftPrompt
+from lm_eval_spt.prompt.peft import PEFT_CONFIG, PEFT_WEIGHTS
+from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from lm_eval_spt.sweep import records
 from lm_eval_spt.sweep.command import _print_runs
 from lm_eval_spt.sweep.plan import Plan, read_plan
@@ -90,7 +91,7 @@ def _prompt_file(metadata: dict[str, str] | None, dtype: str = "F32", width: int
 
 
 def _use_prompt(prompt: SoftPrompt) -> None:
-    list(as_text(json.loads(json.dumps(report(prompt, None, 5)))))
+    list(as_text(json.loads(json.dumps(report(prompt)))))
     model_card(prompt, "owner/name").encode()
     assert math.isfinite(prompt.vectors.sum(dtype=torch.float64)) and prompt.digest
     here, named = os.getcwd(), prompt.base_model or "mini"

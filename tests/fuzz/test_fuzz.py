@@ -14,8 +14,7 @@ from lm_eval_spt.analysis.results import read_run, read_runs
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.harness.evaluate import evaluate_prompts
 from lm_eval_spt.harness.lm import SPTLM
-from lm_eval_spt.inference.base_model import model_path
-from lm_eval_spt.prompt.inspection import report
+from lm_eval_spt.inference.base_model import load_embedding, model_path
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from lm_eval_spt.train.config import TrainingConfig
 from tests.fuzz.readers import READERS
@@ -185,7 +184,7 @@ def test_a_model_that_brings_code_is_not_run(tmp_path):
     prompt = SoftPrompt(random_prompt(AnyModel).vectors)
     for use in (
         lambda: SPTLM(pretrained=str(tmp_path), prompt=prompt, device="cpu"),
-        lambda: report(prompt, str(tmp_path), 3),
+        lambda: load_embedding(str(tmp_path)),
     ):
         with pytest.raises(UserError, match="contains custom code"):
             use()

@@ -10,7 +10,7 @@ from lm_eval.models.huggingface import HFLM
 from peft import LoraConfig, get_peft_model
 
 from lm_eval_spt.inference.capabilities import capabilities
-from lm_eval_spt.prompt.soft_prompt import PLACEMENTS
+from lm_eval_spt.prompt.metadata import PLACEMENTS
 from tests.helpers.models import build_model, random_prompt
 from tests.helpers.scoring import CLOSE, LONG, around, peft_lm, requests, restated, spt, values
 

@@ -9,7 +9,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from lm_eval_spt.inference.capabilities import Capabilities, set_capabilities
 from lm_eval_spt.inference.transformers_internals import prepare
-from lm_eval_spt.prompt.soft_prompt import SoftPrompt, embedding_fingerprint
+from lm_eval_spt.prompt.fingerprint import embedding_fingerprint
+from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 
 VOCABULARY = 20480
 HIDDEN = 32

@@ -16,7 +16,8 @@ from peft import PeftModel
 from lm_eval_spt.analysis.arms import read_arms
 from lm_eval_spt.cli import main
 from lm_eval_spt.common.errors import UserError
-from lm_eval_spt.hub.model_card import BEGIN, END, model_card, push
+from lm_eval_spt.hub.model_card import BEGIN, END, model_card
+from lm_eval_spt.hub.push import push
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from tests.helpers.hub import Hub, running_hub
 from tests.helpers.models import build_model

@@ -14,15 +14,13 @@ from typing import Any
 
 import huggingface_hub
 import numpy as np
-import peft
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm_eval_spt.common.errors import UserError
-from lm_eval_spt.prompt.soft_prompt import SoftPrompt, embedding_fingerprint
-from tests.helpers.models import build_model, random_prompt
+from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 
 BASICS = {"format_version", "hidden_size", "num_virtual_tokens", "placement"}
 
@@ -84,10 +82,13 @@ def test_round_trip_keeps_vectors_metadata_and_digest(prompt: SoftPrompt) -> Non
     assert (again.name, again.placement, again.digest) == ("eng.v2", prompt.placement, prompt.digest)
 
 
-def test_the_same_prompt_is_the_same_file() -> None:
+def test_the_same_prompt_is_the_same_file(tmp_path: Path) -> None:
     """safetensors by itself puts the metadata in another order each time."""
-    prompt = SoftPrompt(torch.ones(2, 3), {"seed": 3})
-    assert len({prompt._to_bytes() for _ in range(50)}) == 1
+    contents = set()
+    for _ in range(50):
+        SoftPrompt(torch.ones(2, 3), {"seed": 3}).save(tmp_path / "p.safetensors")
+        contents.add((tmp_path / "p.safetensors").read_bytes())
+    assert len(contents) == 1
 
 
 def test_file_is_what_the_format_says(tmp_path: Path) -> None:
@@ -137,6 +138,25 @@ def test_digest_depends_on_what_changes_a_score_and_on_nothing_else() -> None:
     longer = vectors.reshape(3, 2)
     others += [SoftPrompt(longer, {"placement": "both", "num_prefix_tokens": before}) for before in (1, 2)]
     assert len({digest, *(other.digest for other in others)}) == 6
+
+
+def test_how_many_vectors_stand_before_the_text() -> None:
+    vectors = torch.zeros(3, 2)
+    assert SoftPrompt(vectors).num_prefix_tokens == 3
+    assert SoftPrompt(vectors, {"placement": "suffix"}).num_prefix_tokens == 0
+    assert SoftPrompt(vectors, {"placement": "both", "num_prefix_tokens": 2}).num_prefix_tokens == 2
+    with pytest.raises(UserError, match="expected two vectors at least"):
+        SoftPrompt(torch.zeros(1, 2), {"placement": "both", "num_prefix_tokens": 1})
+
+
+def test_prompt_of_another_model_does_not_fit() -> None:
+    prompt = SoftPrompt(torch.zeros(2, 8), {"base_model": "a/first", "embedding_fingerprint": "0" * 16}, name="eng")
+    prompt.check_fits(8, "0" * 16, "copy/of-first")
+    with pytest.raises(UserError, match="'eng' has vectors of size 8, but 'b/second' takes vectors of size 16"):
+        prompt.check_fits(16, "0" * 16, "b/second")
+    with pytest.raises(UserError, match="trained for 'a/first' .* not for 'b/second'"):
+        prompt.check_fits(8, "f" * 16, "b/second")
+    SoftPrompt(torch.zeros(2, 8)).check_fits(8, "f" * 16, "b/second")  # says nothing of its model: nothing to compare
 
 
 # -- a write happens whole or not at all -------------------------------------------------------------------------------
@@ -356,140 +376,3 @@ def test_repository_of_a_whole_model_is_refused_before_any_download(hub: Path, t
     with pytest.raises(UserError, match="holds 2 .safetensors files"):
         SoftPrompt.from_pretrained("owner/name", revision="v1")
     assert not (tmp_path / "cache").exists()
-
-
-# -- PEFT --------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("family", ["gpt2", "llama", "xglm"])
-def test_peft_loads_our_folder_and_computes_the_same(family: str, tmp_path: Path) -> None:
-    """XGLM scales its embeddings: vectors are stored after the scale, and PEFT adds none."""
-    model = build_model(family)
-    prompt = random_prompt(model)
-    prompt.to_peft(tmp_path)
-    ids = torch.tensor([[11, 12, 13, 14, 15]])
-    with torch.no_grad():
-        embedded = torch.cat([prompt.vectors[None], model.get_input_embeddings()(ids)], dim=1)
-        expected = model(inputs_embeds=embedded).logits
-        actual = peft.PeftModel.from_pretrained(model, tmp_path)(input_ids=ids).logits
-    torch.testing.assert_close(actual[:, -5:], expected[:, -5:], atol=1e-5, rtol=1e-5)
-
-
-def test_we_read_what_peft_wrote(tmp_path: Path) -> None:
-    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3, revision="abc")
-    model = peft.get_peft_model(build_model("llama"), config)
-    model.peft_config["default"].base_model_name_or_path = "owner/base"
-    model.save_pretrained(str(tmp_path / "adapter"))
-    prompt = SoftPrompt.from_pretrained(tmp_path / "adapter")
-    assert torch.equal(prompt.vectors, model.get_prompt_embedding_to_save("default"))
-    assert prompt.metadata == {"base_model": "owner/base", "base_model_revision": "abc"}
-    assert (prompt.name, prompt.placement) == ("adapter", "prefix")
-
-
-def test_peft_round_trip_keeps_the_provenance(tmp_path: Path) -> None:
-    metadata = {"base_model": "owner/base", "seed": 7, "validation": {"acc": 0.5}, "language": "čeština"}
-    prompt = SoftPrompt(torch.randn(3, 4), metadata)
-    prompt.to_peft(tmp_path)
-    again = SoftPrompt.from_peft(tmp_path)
-    assert again.digest == prompt.digest and again.metadata.items() >= metadata.items()
-    assert "base_model: owner/base\n" in (tmp_path / "README.md").read_text()
-
-
-def test_model_card_that_exists_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "README.md").write_text("mine")
-    SoftPrompt(torch.zeros(1, 2)).to_peft(tmp_path)
-    assert (tmp_path / "README.md").read_text() == "mine"
-
-
-def test_peft_can_not_express_a_suffix(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="'suffix', which PEFT can not express"):
-        SoftPrompt(torch.zeros(1, 2), {"placement": "suffix"}).to_peft(tmp_path / "new")
-    both = SoftPrompt(torch.zeros(2, 2), {"placement": "both", "num_prefix_tokens": 1})
-    with pytest.raises(UserError, match="'both', which PEFT can not express"):
-        both.to_peft(tmp_path / "new")
-    assert not (tmp_path / "new").exists()
-
-
-def test_how_many_vectors_stand_before_the_text() -> None:
-    vectors = torch.zeros(3, 2)
-    assert SoftPrompt(vectors).num_prefix_tokens == 3
-    assert SoftPrompt(vectors, {"placement": "suffix"}).num_prefix_tokens == 0
-    assert SoftPrompt(vectors, {"placement": "both", "num_prefix_tokens": 2}).num_prefix_tokens == 2
-    with pytest.raises(UserError, match="expected two vectors at least"):
-        SoftPrompt(torch.zeros(1, 2), {"placement": "both", "num_prefix_tokens": 1})
-
-
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        (None, "adapter_config.json can not be read"),
-        ("{", "not JSON"),
-        ("[]", "JSON list, expected an object"),
-        ('{"peft_type": "LORA"}', "type is 'LORA'"),
-        ('{"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 9}', "says num_virtual_tokens 9, .* has 2"),
-        ('{"peft_type": "PROMPT_TUNING", "token_dim": 9}', "says token_dim 9, .* has 3"),
-        ('{"peft_type": "PROMPT_TUNING", "base_model_name_or_path": 9}', "base_model 9, expected a string"),
-    ],
-)
-def test_bad_peft_folder_is_refused(tmp_path: Path, config: str | None, message: str) -> None:
-    (tmp_path / "adapter_model.safetensors").write_bytes(raw_prompt())
-    if config is not None:
-        (tmp_path / "adapter_config.json").write_text(config)
-    with pytest.raises(UserError, match=message) as caught:
-        SoftPrompt.from_peft(tmp_path)
-    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_pickled_adapter_is_never_opened(tmp_path: Path) -> None:
-    class Trap:
-        def __reduce__(self) -> Any:
-            return (Path.touch, (tmp_path / "opened",))
-
-    (tmp_path / "adapter_config.json").write_text('{"peft_type": "PROMPT_TUNING"}')
-    (tmp_path / "adapter_model.bin").write_bytes(pickle.dumps(Trap()))
-    with pytest.raises(UserError, match="safe_serialization"):
-        SoftPrompt.from_pretrained(tmp_path)
-    with pytest.raises(UserError, match="not a safetensors file"):
-        SoftPrompt.from_pretrained(tmp_path / "adapter_model.bin")
-    assert not (tmp_path / "opened").exists()
-
-
-# -- which base model --------------------------------------------------------------------------------------------------
-
-
-def embedding_of(weight: torch.Tensor) -> torch.nn.Embedding:
-    return torch.nn.Embedding.from_pretrained(weight)
-
-
-@pytest.mark.parametrize("rows", [3, 512, 1300])
-def test_fingerprint_is_a_hash_of_the_signs_of_evenly_spread_rows(rows: int) -> None:
-    weight = torch.randn(rows, 5)
-    count = min(rows, 512)
-    signs = [value < 0 for i in range(count) for value in weight[i * rows // count].tolist()]
-    bits = "".join("1" if sign else "0" for sign in signs).ljust(-(-len(signs) // 8) * 8, "0")
-    expected = hashlib.sha256(f"[{rows}, 5]".encode() + int(bits, 2).to_bytes(len(bits) // 8, "big")).hexdigest()[:16]
-    assert embedding_fingerprint(embedding_of(weight)) == expected
-
-
-def test_fingerprint_does_not_depend_on_the_dtype() -> None:
-    weight = torch.randn(600, 8) * torch.logspace(-40, 3, 8)  # float16 underflows, bfloat16 rounds
-    weight[5] = 0
-    prints = {embedding_fingerprint(embedding_of(weight.to(t))) for t in (torch.float32, torch.float16, torch.bfloat16)}
-    assert len(prints) == 1
-
-
-def test_fingerprint_tells_models_apart() -> None:
-    weight = torch.randn(600, 64) * 0.02
-    tuned = weight + torch.randn_like(weight) * 1e-4  # some steps with a small learning rate
-    others = [tuned, torch.randn(600, 64), weight[:599], torch.cat([weight, torch.zeros(1, 64)])]
-    assert len({embedding_fingerprint(embedding_of(w)) for w in [weight, *others]}) == 5
-
-
-def test_prompt_of_another_model_does_not_fit() -> None:
-    prompt = SoftPrompt(torch.zeros(2, 8), {"base_model": "a/first", "embedding_fingerprint": "0" * 16}, name="eng")
-    prompt.check_fits(8, "0" * 16, "copy/of-first")
-    with pytest.raises(UserError, match="'eng' has vectors of size 8, but 'b/second' takes vectors of size 16"):
-        prompt.check_fits(16, "0" * 16, "b/second")
-    with pytest.raises(UserError, match="trained for 'a/first' .* not for 'b/second'"):
-        prompt.check_fits(8, "f" * 16, "b/second")
-    SoftPrompt(torch.zeros(2, 8)).check_fits(8, "f" * 16, "b/second")  # says nothing of its model: nothing to compare

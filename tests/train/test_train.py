@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.harness.lm import SPTLM
-from lm_eval_spt.prompt.soft_prompt import PLACEMENTS, SoftPrompt
+from lm_eval_spt.prompt.metadata import PLACEMENTS
+from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from lm_eval_spt.train import main
 from lm_eval_spt.train.config import PRESETS, TrainingConfig
 from lm_eval_spt.train.context_cache import ContextCache

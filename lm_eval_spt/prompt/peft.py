@@ -1,0 +1,117 @@
+"""PEFT's adapter folders: vectors and their record in and out.
+
+A folder holds ``adapter_config.json`` and ``adapter_model.safetensors``. The weights are a prompt file
+(:mod:`lm_eval_spt.prompt.file_format`): the record travels in its metadata, which PEFT ignores.
+
+What PEFT makes of ``prompt_embeddings``, read in its ``peft_model.py`` and ``tuners/p_tuning/model.py`` (0.21.2):
+P-tuning runs its vectors through a network while it trains, saves what comes out and serves that as it is, so that a
+saved adapter is a soft prompt like any other. An encoder-decoder model has two ``num_transformer_submodules`` by
+default: the first half of the vectors stands before the encoder's text, the second before the decoder's tokens.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lm_eval_spt.common.errors import UserError, error_context, shown
+from lm_eval_spt.common.files import parse_json, read_text, write
+from lm_eval_spt.prompt import file_format
+
+PEFT_CONFIG = "adapter_config.json"
+PEFT_WEIGHTS = "adapter_model.safetensors"
+PEFT_TYPES = ("PROMPT_TUNING", "P_TUNING")
+MAX_CONFIG = 2**24
+"""Bytes of an adapter's configuration."""
+
+
+def read_adapter(folder: Path) -> tuple[Tensor, dict[str, Any]]:
+    """Read an adapter of type ``PROMPT_TUNING`` or ``P_TUNING``.
+
+    Returns:
+        The vectors `[P, d]`, and their record. The base model and its revision are taken from the configuration where
+        the weights' metadata does not name them.
+
+    Raises:
+        UserError: another type of adapter, vectors before the decoder's tokens, pickled weights, damaged files, or
+            files that do not belong together. The message does not name the folder: the caller does.
+    """
+    config = _read_config(folder)
+    with error_context(PEFT_WEIGHTS):
+        vectors, metadata = file_format.read(folder / PEFT_WEIGHTS)
+        file_format.check_vectors(vectors)
+    for key, actual in zip(("num_virtual_tokens", "token_dim"), vectors.shape, strict=True):
+        if config.get(key) not in (actual, None):
+            raise UserError(
+                f"{PEFT_CONFIG} says {key} {config[key]!r}, but {PEFT_WEIGHTS} has {actual}: the two files do not "
+                "belong together, copy the folder again"
+            )
+    recorded = {"base_model": "base_model_name_or_path", "base_model_revision": "revision"}
+    return vectors, {key: config[name] for key, name in recorded.items() if config.get(name) is not None} | metadata
+
+
+def write_adapter(folder: Path, vectors: Tensor, metadata: dict[str, Any]) -> None:
+    """Write an adapter that ``peft.PeftModel.from_pretrained(base_model, folder)`` loads.
+
+    Args:
+        folder: created where missing; the adapter's two files in it are replaced.
+        vectors: `[P, d]`, float32, contiguous, on the CPU. PEFT puts them before the text.
+        metadata: their record.
+
+    Raises:
+        UserError: the folder can not be written.
+    """
+    length, hidden_size = vectors.shape
+    config = {
+        "peft_type": "PROMPT_TUNING",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": metadata.get("base_model"),
+        "revision": metadata.get("base_model_revision"),
+        "inference_mode": True,
+        "num_virtual_tokens": length,
+        "token_dim": hidden_size,
+        "num_transformer_submodules": 1,
+        # Prompt tuning uses neither, but PEFT refuses a model, such as XGLM, where it does not find them.
+        "num_layers": 1,
+        "num_attention_heads": 1,
+        "prompt_tuning_init": "RANDOM",
+    }
+    # The configuration comes last: without it PEFT does not take the folder for an adapter.
+    write(folder / PEFT_WEIGHTS, file_format.to_bytes(vectors, metadata))
+    write(folder / PEFT_CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """The configuration in `folder`, once it is that of a prompt tuning adapter with safetensors weights."""
+    try:
+        config = parse_json(read_text(folder / PEFT_CONFIG, MAX_CONFIG))
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"{PEFT_CONFIG} can not be read ({error.strerror}): give a folder that PEFT saved") from None
+    except ValueError as error:
+        raise UserError(f"{PEFT_CONFIG} is not JSON ({error}): copy the folder again") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{PEFT_CONFIG} is a JSON {type(config).__name__}, expected an object: copy the folder again")
+    if config.get("peft_type") not in PEFT_TYPES:
+        raise UserError(
+            f"the adapter's type is {config.get('peft_type')!r}, expected {' or '.join(map(repr, PEFT_TYPES))}: only "
+            "such an adapter is a soft prompt"
+        )
+    submodules = config.get("num_transformer_submodules")
+    if submodules is None:  # PEFT's defaults
+        submodules = 2 if config.get("task_type") == "SEQ_2_SEQ_LM" else 1
+    if submodules != 1:
+        raise UserError(
+            f"the adapter's num_transformer_submodules is {shown(submodules)}, expected 1: vectors before the "
+            "decoder's tokens are not supported, train with num_transformer_submodules=1"
+        )
+    if not (folder / PEFT_WEIGHTS).exists():
+        raise UserError(
+            f"no {PEFT_WEIGHTS} in it (adapter_model.bin is a pickle, which can run code and is never opened here): "
+            "load the adapter with PEFT where you trust it and save it again with safe_serialization=True"
+        )
+    return config
