@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lm_eval.api.instance import Instance
@@ -31,6 +31,9 @@ from lm_eval_spt.inference import scoring
 from lm_eval_spt.inference.base_model import bitsandbytes_config, cannot_load, ensure_available
 from lm_eval_spt.inference.virtual_tokens import model_inputs, pad_left, place
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt, embedding_fingerprint
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 logger = logging.getLogger(__name__)
 
@@ -143,6 +146,12 @@ class SPTLM(HFLM):
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"peft={peft} can not be loaded ({reason}): expected a PEFT adapter's folder") from error
+
+    def attach_adapter(self, config: LoraConfig) -> None:
+        """Wrap the model with a new PEFT adapter, to be trained."""
+        from peft import get_peft_model
+
+        self._model = get_peft_model(self.model, config)
 
     # -- what the prompt is ------------------------------------------------------------------------------------------
 

@@ -16,18 +16,19 @@ from hypothesis import strategies as st
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
-from lm_eval_spt.train import context_cache, loop
+from lm_eval_spt.train import context_cache, scheduler
+from lm_eval_spt.train.base import Base, base_of
 from lm_eval_spt.train.config import TrainingConfig
 from lm_eval_spt.train.context_cache import ContextCache
 from lm_eval_spt.train.examples import Example
-from lm_eval_spt.train.loop import base_of, train, train_together
+from lm_eval_spt.train.loop import train, train_together
 from lm_eval_spt.train.objective import LossRequest, evaluate
 from tests.conftest import random_prompt
 from tests.train.test_train import examples_of, settings_for
 
 
 @pytest.fixture(scope="module")
-def base() -> loop.Base:
+def base() -> Base:
     return base_of(SPTLM(pretrained="mini", device="cpu"))
 
 
@@ -61,9 +62,9 @@ def test_several_prompts_in_one_batch_are_as_each_by_itself(tiny_models, data):
 def test_runs_of_one_length_share_every_batch(base, tmp_path, monkeypatch):
     """Four seeds and two lengths: two calls of the model where eight runs by themselves would make eight."""
     sizes = []
-    shared = loop.evaluate
+    shared = scheduler.evaluate
     monkeypatch.setattr(
-        loop,
+        scheduler,
         "evaluate",
         lambda model, requests, cache: (sizes.append(len(requests)), shared(model, requests, cache))[1],
     )
@@ -131,7 +132,7 @@ def test_activation_checkpointing_keeps_less(tiny_models):
                 sizes.append(tensor.numel())
                 return tensor
 
-            context = loop.activation_checkpointing(model) if again else loop.nullcontext()
+            context = scheduler.activation_checkpointing(model) if again else scheduler.nullcontext()
             with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), context:
                 (outcome,) = evaluate(model, data)
             outcome.loss.backward()
@@ -204,7 +205,7 @@ class Stopped(Exception):
 
 
 def stopped_after(calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    shared = loop.evaluate
+    shared = scheduler.evaluate
     left = calls
 
     def evaluate_some(*arguments):
@@ -214,7 +215,7 @@ def stopped_after(calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
         left -= 1
         return shared(*arguments)
 
-    monkeypatch.setattr(loop, "evaluate", evaluate_some)
+    monkeypatch.setattr(scheduler, "evaluate", evaluate_some)
 
 
 @pytest.mark.parametrize("changes", [{}, {"reparameterization": "xpe"}, {"tune": "all"}])
@@ -279,7 +280,7 @@ def test_a_run_that_was_interrupted_before_its_first_checkpoint_is_trained_anew(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop, "evaluate", interrupt)
+        patch.setattr(scheduler, "evaluate", interrupt)
         train(config, base)
     assert SoftPrompt.load(config.output).metadata["interrupted"]
     train(config, base)
@@ -287,7 +288,7 @@ def test_a_run_that_was_interrupted_before_its_first_checkpoint_is_trained_anew(
     assert Path(config.output).read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
 
 
-def interrupted(output: Path, base: loop.Base, monkeypatch: pytest.MonkeyPatch, **changes) -> TrainingConfig:
+def interrupted(output: Path, base: Base, monkeypatch: pytest.MonkeyPatch, **changes) -> TrainingConfig:
     config = settings_for(output, **changes)
     with monkeypatch.context() as patch:
         stopped_after(9, patch)
@@ -300,7 +301,7 @@ def interrupted(output: Path, base: loop.Base, monkeypatch: pytest.MonkeyPatch, 
 def test_a_tuned_model_without_a_prompt_is_not_trained_again(tmp_path, monkeypatch):
     config = settings_for(tmp_path / "m.safetensors", tune="model", prompt_length=0, epochs=1, resume=True)
     assert train(config) is None
-    monkeypatch.setattr(loop, "evaluate", None)
+    monkeypatch.setattr(scheduler, "evaluate", None)
     assert train(config) is None
 
 

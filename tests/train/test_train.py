@@ -250,10 +250,10 @@ def test_training_that_turns_nan_keeps_the_best_prompt(tmp_path):
 
 
 def test_ctrl_c_keeps_the_best_prompt(tmp_path, monkeypatch):
-    import lm_eval_spt.train.loop as loop
+    import lm_eval_spt.train.scheduler as scheduler
 
     calls = 0
-    evaluate = loop.evaluate
+    evaluate = scheduler.evaluate
 
     def interrupted(*arguments):
         nonlocal calls
@@ -262,7 +262,7 @@ def test_ctrl_c_keeps_the_best_prompt(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return evaluate(*arguments)
 
-    monkeypatch.setattr(loop, "evaluate", interrupted)
+    monkeypatch.setattr(scheduler, "evaluate", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(settings_for(tmp_path / "p.safetensors", epochs=50))
     assert SoftPrompt.load(tmp_path / "p.safetensors").metadata["validation"]["epoch"] >= 0

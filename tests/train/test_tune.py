@@ -129,17 +129,17 @@ def test_a_start_for_another_model_is_refused(tiny, tmp_path, capsys):
 
 
 def test_several_source_languages_balanced(tmp_path, monkeypatch):
-    import lm_eval_spt.train.run as run_module
+    import lm_eval_spt.train.loop as loop
 
     shown: list[list[int]] = []
-    epochs = run_module.epochs
+    epochs = loop.epochs
 
     def watched(*arguments):
         for order in epochs(*arguments):
             shown.append(order)
             yield order
 
-    monkeypatch.setattr(run_module, "epochs", watched)
+    monkeypatch.setattr(loop, "epochs", watched)
     tasks = [TASK, "mini_topics_arb_Arab", "mini_topics_hin_Deva"]
     prompt, _ = run(tmp_path / "p.safetensors", task=",".join(tasks), mixture="balanced", epochs=1, shots=2)
     assert prompt.metadata["tasks"] == tasks
