@@ -13,7 +13,7 @@ import torch
 
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from tests.conftest import ROOT
-from tests.train.test_train import TASK
+from tests.helpers.training import TASK
 
 # On CPUs `accelerate launch` starts a single process; torchrun starts several, and accelerate finds them.
 LAUNCHER = ["-m", "torch.distributed.run", "--master_port", "0", "--rdzv_backend", "c10d"]
