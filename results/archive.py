@@ -12,9 +12,9 @@ import json
 import zlib
 from pathlib import Path
 
-from lm_eval_spt.analysis.results import MAX_FILE, read_runs, results_files
+from lm_eval_spt.analysis.results import read_runs, results_files
 from lm_eval_spt.common.errors import UserError, show_user_errors_in_one_line
-from lm_eval_spt.common.files import parse_json, read_text, write
+from lm_eval_spt.common.files import MAX_RESULTS_FILE, parse_json, read_text, write
 
 KEPT = ("results", "versions", "n-shot", "n-samples", "config", "date", "lm_eval_version", "model_name")
 
@@ -32,7 +32,7 @@ def pack(folder: Path, archive: Path) -> None:
     lines = []
     for path in results_files(folder):
         read_runs(path)  # refuses what no command could read later
-        content = parse_json(read_text(path, MAX_FILE))
+        content = parse_json(read_text(path, MAX_RESULTS_FILE))
         kept = {key: content[key] for key in KEPT if key in content}
         lines.append(f"{json.dumps(path.relative_to(folder).as_posix())}: {json.dumps(kept)}")
     write(archive, gzip.compress(("{\n" + ",\n".join(lines) + "\n}\n").encode(), mtime=0))

@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from peft import LoraConfig
     from typing_extensions import Self
 
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
 logger = logging.getLogger(__name__)
 
 TokenisedRequest = tuple[tuple[str, str] | None, list[int], list[int]]

@@ -22,8 +22,8 @@ from lm_eval_spt.harness.evaluate import evaluate_model, evaluate_prompts
 from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.sweep.plan import BASE, Plan, SweepRun
 from lm_eval_spt.sweep.records import record_of, save_record
+from lm_eval_spt.train.base import Base, base_of, load_base
 from lm_eval_spt.train.grid import train_grid
-from lm_eval_spt.train.loop import Base, base_of, load_base
 
 Report = Callable[[], None]
 """Called whenever records have changed."""

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
+from lm_eval_spt.train.base import Base
 from lm_eval_spt.train.config import TrainingConfig
-from lm_eval_spt.train.loop import Base, train_together
+from lm_eval_spt.train.loop import train_together
 
 AXES = (
     "seed", "prompt-length", "lr", "shots", "epochs", "batch-size", "placement", "init", "loss", "tune", "model-lr",

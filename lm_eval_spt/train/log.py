@@ -15,21 +15,23 @@ logger = logging.getLogger(__name__)
 
 
 class TrainingLog:
-    """A log that is whole at any time, and that a run can do without.
+    """A log whose file is complete after every row. A run can do without it.
 
     Args:
-        path: of the file; what is there is replaced.
-        rows: what it begins with.
+        path: the file, which is replaced; None writes nothing.
+        rows: the first rows.
     """
 
-    def __init__(self, path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    def __init__(self, path: Path | None, rows: Sequence[dict[str, Any]]) -> None:
         self._path = path
         self._text = ""
         self._failed = False
         self.add(*rows)
 
     def add(self, *rows: dict[str, Any]) -> None:
-        """Add lines. Where they can not be written the run goes on, and a warning says so, once."""
+        """Add rows. Where they can not be written the run goes on, and a warning says so, once."""
+        if self._path is None:
+            return
         self._text += "".join(json.dumps(row) + "\n" for row in rows)
         try:
             write(self._path, self._text.encode())

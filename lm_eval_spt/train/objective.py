@@ -1,4 +1,7 @@
-"""What training minimizes and validation reports, both from the log-likelihoods that the harness decides by."""
+"""The loss that training minimizes and validation reports, from the log-likelihoods that the harness decides by.
+
+An example's loss and weight depend on it alone, not on the batch that it is in.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +22,12 @@ from lm_eval_spt.train.examples import Example
 
 @dataclass
 class Outcome:
-    """Of a batch of examples.
+    """Loss and accuracy of a batch of examples.
 
     Attributes:
-        loss: summed over `weight` examples (loss `choices`) or tokens (loss `target`), differentiable.
-        weight: by what to divide it.
+        loss: the sum of the examples' losses, differentiable.
+        weight: what to divide it by, the sum of the examples' weights: 1 for cross-entropy over choices, the number of
+            the answer's tokens for cross-entropy over the vocabulary.
         correct: how many examples the harness would count as right.
     """
 
@@ -34,14 +38,14 @@ class Outcome:
 
 @dataclass(frozen=True)
 class LossRequest:
-    """What a run wants to know: how its prompt does on a batch of examples.
+    """A batch of examples whose loss under a prompt is asked for.
 
     Attributes:
         examples: the batch.
-        vectors: `[P, d]`, as the model receives them; None without a prompt.
-        before: how many of them stand before the text; the others stand after it.
+        vectors: the prompt `[P, d]`, as the model receives it; None without a prompt.
+        before: how many of the vectors stand before the text; the others stand after it.
         loss: `choices`, cross-entropy over the log-likelihoods of an example's choices; or `target`, cross-entropy of
-            the right answer's tokens over the vocabulary. Examples without choices have only the latter.
+            the right answer's tokens over the vocabulary. Examples without choices always have the latter.
         label_smoothing: share of the target that is spread evenly over the choices, or over the vocabulary.
     """
 
@@ -58,8 +62,8 @@ class LossRequest:
 
     @property
     def over_vocabulary(self) -> bool:
-        """Whether label smoothing spreads the target over the vocabulary."""
-        return self.label_smoothing > 0 and not over_choices(self.examples, self.loss)
+        """Whether label smoothing spreads the target of an example over the vocabulary."""
+        return self.label_smoothing > 0 and not all(over_choices(example, self.loss) for example in self.examples)
 
 
 def evaluate(
@@ -69,11 +73,12 @@ def evaluate(
 
     Args:
         model: the base model.
-        loss_requests: of one run or several, read in one batch; their prompts have one length and one placement.
+        loss_requests: requests of one run or several, read in one batch; their prompts have one length and one
+            placement.
         cache: keys and values of the examples' contexts, for suffix prompts.
 
     Returns:
-        An outcome for each.
+        An outcome for each request.
     """
     batches = [_scoring_requests(loss_request.examples) for loss_request in loss_requests]
     contexts = [context for batch in batches for context in batch.contexts]
@@ -96,8 +101,8 @@ def evaluate(
         values, greedy, mean_logprobs = encoder_decoder.loglikelihoods(model, requests, vectors)
     else:
         states = forward_tree(model, requests, vectors, past=past)
-        wanted = any(loss_request.over_vocabulary for loss_request in loss_requests)
-        values, greedy, mean_logprobs = loglikelihoods_with_mean(model, states, wanted)
+        smooth = any(loss_request.over_vocabulary for loss_request in loss_requests)
+        values, greedy, mean_logprobs = loglikelihoods_with_mean(model, states, smooth)
     sizes = [len(batch.positions) for batch in batches]
     answers = zip(values.split(sizes), greedy.split(sizes), mean_logprobs.split(sizes), strict=True)
     return [
@@ -113,53 +118,59 @@ def _outcome(
     greedy: Tensor,
     mean_logprobs: Tensor,
 ) -> Outcome:
-    """Compare the answers to a request's continuations, at (example, choice) `positions`, with what is right."""
+    """Return a request's loss and accuracy.
+
+    Args:
+        loss_request: the request.
+        positions: (example, choice) of each continuation.
+        values: `[continuations]`, log-likelihoods.
+        greedy: `[continuations]`, whether greedy decoding would produce it.
+        mean_logprobs: `[continuations]`, what label smoothing over the vocabulary mixes in.
+    """
     examples, smoothing = loss_request.examples, loss_request.label_smoothing
-    # [batch, most choices], what an example does not have being impossible.
+    device = values.device
     most = max(len(example.pairs) for example in examples)
-    cells = torch.tensor([row * most + choice for row, choice in positions], device=values.device)
+    cells = torch.tensor([row * most + choice for row, choice in positions], device=device)
+    # [batch, most choices]; the choices that an example does not have are impossible.
     impossible = values.new_full((len(examples) * most,), -torch.inf)
     table = impossible.index_copy(0, cells, values).view(len(examples), most)
-    gold = torch.tensor([example.gold for example in examples], device=values.device)
+    gold = torch.tensor([example.gold for example in examples], device=device)
+    gold_cells = torch.tensor([row * most + example.gold for row, example in enumerate(examples)], device=device)
 
-    correct = table.argmax(dim=1) == gold
-    if most == 1:
-        correct = greedy
-    weight = weight_of(examples, loss_request.loss)
-    if over_choices(examples, loss_request.loss):
-        losses = nn.functional.cross_entropy(table, gold, reduction="none")
-        if smoothing:
-            logprobs, here = table.log_softmax(dim=1), table.isfinite()
-            evenly = -logprobs.masked_fill(~here, 0.0).sum(dim=1) / here.sum(dim=1)
-            losses = torch.lerp(losses, evenly, smoothing)
-        return Outcome(losses.sum(), weight, int(correct.sum()))
-    right = table.gather(1, gold[:, None]).sum()
+    produced = torch.zeros(table.numel(), dtype=torch.bool, device=device).index_copy(0, cells, greedy)
+    has_choices = torch.tensor([example.has_choices for example in examples], device=device)
+    correct = torch.where(has_choices, table.argmax(dim=1) == gold, produced[gold_cells])
+
+    by_choice = nn.functional.cross_entropy(table, gold, reduction="none")
+    by_token = -table.flatten()[gold_cells]
     if smoothing:
-        evenly = impossible.index_copy(0, cells, mean_logprobs).view_as(table).gather(1, gold[:, None]).sum()
-        right = torch.lerp(right, evenly, smoothing)
-    return Outcome(-right, weight, int(correct.sum()))
+        logprobs, exists = table.log_softmax(dim=1), table.isfinite()
+        evenly = -logprobs.masked_fill(~exists, 0.0).sum(dim=1) / exists.sum(dim=1)
+        by_choice = torch.lerp(by_choice, evenly, smoothing)
+        by_token = torch.lerp(by_token, -impossible.index_copy(0, cells, mean_logprobs)[gold_cells], smoothing)
+    chooses = torch.tensor([over_choices(example, loss_request.loss) for example in examples], device=device)
+    losses = torch.where(chooses, by_choice, by_token)
+    return Outcome(losses.sum(), weight_of(examples, loss_request.loss), int(correct.sum()))
 
 
-def over_choices(examples: Sequence[Example], loss: str) -> bool:
-    """Tell whether the loss of these examples is over their choices, and not over the vocabulary."""
-    return loss == "choices" and any(example.has_choices for example in examples)
+def over_choices(example: Example, loss: str) -> bool:
+    """Tell whether the loss of an example is over its choices, and not over the vocabulary."""
+    return loss == "choices" and example.has_choices
 
 
 def weight_of(examples: Sequence[Example], loss: str) -> int:
-    """Return by what the loss of these examples is divided: their number, or their answers' tokens."""
-    if over_choices(examples, loss):
-        return len(examples)
-    return sum(len(example.pairs[example.gold][1]) for example in examples)
+    """Return what the summed loss of examples is divided by: see :class:`Outcome`."""
+    return sum(1 if over_choices(example, loss) else len(example.pairs[example.gold][1]) for example in examples)
 
 
 @dataclass
 class _Batch:
-    """Examples as what the model is asked.
+    """Examples as scoring requests.
 
     Attributes:
-        contexts: each distinct one of an example once.
-        requests: one for each context, their own contexts still empty.
-        positions: for every continuation which example's which choice it is.
+        contexts: the distinct contexts of each example.
+        requests: a request for each context, to which the context is not yet added.
+        positions: (example, choice) of every continuation.
     """
 
     contexts: list[tuple[int, ...]]

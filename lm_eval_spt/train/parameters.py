@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lm_eval_spt.harness.lm import SPTLM
@@ -14,15 +13,15 @@ from lm_eval_spt.train.config import TrainingConfig
 from lm_eval_spt.train.examples import Example
 from lm_eval_spt.train.initialization import embedding_scale, initial_vectors, record_of, starting_prompt
 from lm_eval_spt.train.reparameterization import Reparameterization, reparameterize
-from lm_eval_spt.train.tuning import BaseModel
+from lm_eval_spt.train.tuning import TunableModel
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What was learned at one moment of a run, on the CPU.
+    """A copy of what a run had learned at one moment, on the CPU.
 
     Attributes:
-        vectors: the prompt as the model receives it, `[P, d]`; None where there is none.
+        vectors: the prompt as the model receives it, `[P, d]`; None without a prompt.
         model: tuned parameters of the base model, by name.
     """
 
@@ -32,6 +31,11 @@ class Snapshot:
 
 class TrainableParameters:
     """The parameters of a run.
+
+    Attributes:
+        model: the base model, of which something may be tuned.
+        prompt: makes the prompt's vectors, before the embedding's scale; None without a prompt.
+        started_from: which trained prompt the vectors start from; None where they start from none.
 
     Args:
         lm: holds the base model, which gets an adapter where the settings say so.
@@ -44,14 +48,14 @@ class TrainableParameters:
 
     def __init__(self, lm: SPTLM, config: TrainingConfig, examples: Sequence[Example]) -> None:
         self._config = config
-        self.base = BaseModel(lm, config)
-        self.start: dict[str, Any] | None = None
+        self.model = TunableModel(lm, config)
+        self.started_from: dict[str, Any] | None = None
         self.prompt: Reparameterization | None = None
         self._scale = 1.0
         if config.prompt_length:
             embedding = lm.model.get_input_embeddings()
             start = starting_prompt(lm, config)
-            self.start = record_of(start, config.prompt_length) if start else None
+            self.started_from = record_of(start, config.prompt_length) if start else None
             self._scale = embedding_scale(embedding)
             self.prompt = reparameterize(
                 initial_vectors(lm, config, examples, start),
@@ -62,15 +66,15 @@ class TrainableParameters:
             ).to(embedding.weight.device)
 
     def vectors(self) -> Tensor | None:
-        """Return the prompt as the model receives it, `[P, d]`, differentiable; None where there is none."""
+        """Return the prompt as the model receives it, `[P, d]`, differentiable; None without a prompt."""
         return None if self.prompt is None else self.prompt() * self._scale
 
     def parameters(self) -> list[nn.Parameter]:
         """Return everything that is learned."""
-        return [*(self.prompt.parameters() if self.prompt else ()), *self.base.tuned.values()]
+        return [*(self.prompt.parameters() if self.prompt else ()), *self.model.tuned.values()]
 
     def buffers(self) -> dict[str, Tensor]:
-        """Return the rest of the state: how many masks of dropout the network has drawn."""
+        """Return the rest of the state: how many dropout masks the network has drawn."""
         return dict(self.prompt.named_buffers()) if self.prompt else {}
 
     def load_buffers(self, state: dict[str, Tensor]) -> None:
@@ -82,24 +86,24 @@ class TrainableParameters:
         """Return how many numbers are learned."""
         return sum(weight.numel() for weight in self.parameters())
 
-    def optimizer(self) -> torch.optim.AdamW:
-        """Return AdamW over everything, with a learning rate for each of vectors, network and model."""
+    def groups(self) -> list[dict[str, Any]]:
+        """Return the optimizer's groups: vectors, network and model, each with its learning rate."""
         config = self._config
         groups = (
             self.prompt.parameter_groups(config.lr, config.reparameterization_lr or config.lr) if self.prompt else []
         )
-        if self.base.tuned:
-            groups.append({"params": list(self.base.tuned.values()), "lr": self.base.lr})
-        return torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+        if self.model.tuned:
+            groups.append({"params": list(self.model.tuned.values()), "lr": self.model.lr})
+        return groups
 
     def train(self, mode: bool = True) -> None:
         """Turn dropout on for a step, or off."""
-        self.base.train(mode)
+        self.model.train(mode)
         if self.prompt is not None:
             self.prompt.train(mode)
 
-    def learned(self) -> Snapshot:
+    def snapshot(self) -> Snapshot:
         """Return a copy of what has been learned so far, the network folded into vectors."""
         self.train(False)
         vectors = self.vectors()
-        return Snapshot(None if vectors is None else vectors.detach().cpu().clone(), self.base.state())
+        return Snapshot(None if vectors is None else vectors.detach().cpu().clone(), self.model.state())

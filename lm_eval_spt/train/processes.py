@@ -1,17 +1,19 @@
-"""The processes that a run is spread over, as ``accelerate launch`` or ``torchrun`` start them."""
+"""The processes that share a run, started as ``accelerate launch`` or ``torchrun`` do it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+Item = TypeVar("Item")
+
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among all of a run.
+    """This process among those that share a run.
 
     Attributes:
         rank: its number, from 0.
@@ -26,9 +28,9 @@ class Processes:
         """Whether this process is the one that writes and prints."""
         return self.rank == 0
 
-    def share(self, of: list[Any]) -> list[Any]:
-        """Return this process's part of what all have in the same order."""
-        return of[self.rank :: self.count]
+    def share(self, items: list[Item]) -> list[Item]:
+        """Return this process's part of a list that is the same in all processes."""
+        return items[self.rank :: self.count]
 
     def sum(self, *tensors: Tensor) -> None:
         """Replace each tensor by its sum over all processes, as one message."""

@@ -1,4 +1,4 @@
-"""What is tuned beside the prompt: nothing, the whole base model, or a LoRA adapter on it.
+"""The model that is tuned beside the prompt: nothing of it, the whole base model, or a LoRA adapter on it.
 
 A tuned model is saved as transformers does (a folder with the tokenizer), an adapter as PEFT does, so that
 ``pretrained=<folder>`` and ``peft=<folder>`` load them in the harness.
@@ -21,15 +21,14 @@ from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.train.config import MODEL_LR, TrainingConfig
 
 RECORD = "lm_eval_spt.json"
-"""The file in a tuned model's folder that says how it was trained: what a prompt file's metadata says."""
-
+"""The file in a tuned model's folder that says how it was trained, as a prompt file's metadata does."""
 
 MAX_RECORD = 2**20
 """Bytes of such a file."""
 
 
-class BaseModel:
-    """The base model of a run, of which something may be tuned.
+class TunableModel:
+    """The base model of a run, of which nothing, everything or an adapter is tuned.
 
     Args:
         lm: holds the model; with ``--tune lora`` its model gets the adapter.
@@ -52,6 +51,10 @@ class BaseModel:
         """The parameters that are tuned, by name; none where the model is frozen."""
         return {name: weight for name, weight in self.lm.model.named_parameters() if weight.requires_grad}
 
+    def size(self) -> int:
+        """Return the number of the model's parameters, an adapter's included."""
+        return sum(weight.numel() for weight in self.lm.model.parameters())
+
     def train(self, mode: bool = True) -> None:
         """Turn dropout on, for a step of a tuned model, or off."""
         if self._tune != "prompt":
@@ -70,11 +73,11 @@ class BaseModel:
         """Write the tuned model or the adapter; a folder that is already there is replaced whole or not at all.
 
         Args:
-            folder: where to.
-            record: its provenance, which becomes a JSON file in it.
+            folder: is made or replaced.
+            record: the provenance, which becomes a JSON file in it.
 
         Raises:
-            UserError: the folder can not be written, or is something else than a model that was saved before.
+            UserError: the folder can not be written, or holds something that is not a saved model.
         """
         check_replaceable(folder)
         try:
@@ -95,13 +98,13 @@ class BaseModel:
 
 
 def check_replaceable(folder: Path) -> None:
-    """Raise UserError where `folder` is there and nothing that :meth:`BaseModel.save` could have written."""
+    """Raise UserError where `folder` exists and is nothing that :meth:`TunableModel.save` could have written."""
     if folder.exists() and not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise UserError(f"{folder} is there and holds no model: it is not replaced by one, choose another --output")
 
 
 def record_in(folder: Path) -> dict[str, Any]:
-    """Return the provenance of what :meth:`BaseModel.save` wrote, empty where there is none."""
+    """Return the record that :meth:`TunableModel.save` wrote; empty where there is none."""
     try:
         record = parse_json(read_text(folder / RECORD, MAX_RECORD))
     except (OSError, ValueError):

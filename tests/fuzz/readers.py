@@ -42,11 +42,14 @@ from lm_eval_spt.sweep.command import _print_runs
 from lm_eval_spt.sweep.plan import Plan, read_plan
 from lm_eval_spt.train import checkpoint
 from lm_eval_spt.train import config as settings
-from lm_eval_spt.train import run as training
+from lm_eval_spt.train import results as training_results
 from lm_eval_spt.train.config import TrainingConfig
 from lm_eval_spt.train.examples import Example
-from lm_eval_spt.train.loop import _has_ended
+from lm_eval_spt.train.loop import training_loop
 from lm_eval_spt.train.objective import Outcome
+from lm_eval_spt.train.processes import Processes
+from lm_eval_spt.train.run import TrainingRun
+from lm_eval_spt.train.state import resume, state_of
 from lm_eval_spt.train.tuning import RECORD
 from tests.helpers.paths import ROOT
 
@@ -253,27 +256,28 @@ class _Model(torch.nn.Module):
 
 
 LM: Any = SimpleNamespace(model=_Model(), device=torch.device("cpu"), fingerprint="0123456789abcdef")
+BASE: Any = SimpleNamespace(lm=LM, processes=Processes(), context_cache=lambda config, examples: None)
 EXAMPLES: Any = SimpleNamespace(
     training=[Example((((4,), (5,)), ((4,), (6,))), 0)] * 2, validation=[Example((((4,), (5,)),), 0)], sizes=[2]
 )
 
 
-training._versions = functools.cache(training._versions)  # the same in every prompt
+training_results._versions = functools.cache(training_results._versions)  # the same in every prompt
 
 
-def _training_run(folder: Path) -> training.TrainingRun:
+def _training_run(folder: Path) -> TrainingRun:
     config = TrainingConfig(
         model="mini", task="mini_topics_eng_Latn", output=str(folder / "p.safetensors"), prompt_length=2, epochs=2,
         batch_size=1, init="uniform", reparameterization="xpe", reparameterization_hidden_size=2,
     )  # fmt: skip
-    run = training.TrainingRun(config, LM, EXAMPLES)
-    run._say = lambda line: None  # type: ignore[method-assign]
+    run = TrainingRun(config, BASE, EXAMPLES)
+    run.say = lambda line, file=None: None  # type: ignore[method-assign]
     return run
 
 
-def _go_on(run: training.TrainingRun, batches: int = 100) -> None:
+def _go_on(run: TrainingRun, batches: int = 100) -> None:
     """Have a run do so many batches; each has the loss 1."""
-    program = run.program()
+    program = training_loop(run)
     next(program)
     with contextlib.suppress(StopIteration):
         for _ in range(batches):
@@ -287,7 +291,7 @@ def _checkpoints() -> list[bytes]:
         for batches in (4, 5):
             run = _training_run(Path(folder))
             _go_on(run, batches)
-            checkpoint.save(checkpoint.path_of(run.output), run.state())
+            checkpoint.save(checkpoint.path_of(run.output), state_of(run))
             found.append(checkpoint.path_of(run.output).read_bytes())
     return found
 
@@ -296,12 +300,11 @@ def read_checkpoint(path: Path) -> None:
     """Go on with a run, and write its prompt."""
     state = checkpoint.load(path)
     run = _training_run(path.parent)
-    run.resume(state)
-    try:
-        _go_on(run)
-    except training.Diverged:
+    resume(run, state)
+    _go_on(run)
+    if run.diverged is not None:
         return
-    prompt = run.save()
+    prompt = training_results.save_results(run)
     assert prompt is not None
     _use_prompt(prompt)
 
@@ -312,7 +315,7 @@ def _tuned(folder: Path) -> TrainingConfig:
 
 def read_tuned(path: Path) -> None:
     """Find out whether a tuned model needs more training."""
-    _has_ended(_tuned(path.parent))
+    training_results.has_ended(_tuned(path.parent))
 
 
 def read_model_card(path: Path) -> None:

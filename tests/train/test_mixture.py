@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm_eval_spt.train.mixture import epochs
+from tests.helpers.training import TASK, run
 
 SIZES = st.lists(st.integers(1, 12), min_size=1, max_size=4)
 
@@ -45,3 +46,23 @@ def test_the_seed_decides():
 
     assert orders(1) == orders(1) != orders(2)
     assert len({tuple(order) for order in orders(1)}) == 4
+
+
+def test_several_source_languages_balanced(tmp_path, monkeypatch):
+    import lm_eval_spt.train.loop as loop
+
+    shown: list[list[int]] = []
+    epochs = loop.epochs
+
+    def watched(*arguments):
+        for order in epochs(*arguments):
+            shown.append(order)
+            yield order
+
+    monkeypatch.setattr(loop, "epochs", watched)
+    tasks = [TASK, "mini_topics_arb_Arab", "mini_topics_hin_Deva"]
+    prompt, _ = run(tmp_path / "p.safetensors", task=",".join(tasks), mixture="balanced", epochs=1, shots=2)
+    assert prompt.metadata["tasks"] == tasks
+    assert prompt.metadata["source_languages"] == ["eng_Latn", "arb_Arab", "hin_Deva"]
+    assert prompt.metadata["training_documents"] == 3 * 14
+    assert sorted(number // 14 for number in shown[0]) == [0] * 14 + [1] * 14 + [2] * 14

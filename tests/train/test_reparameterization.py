@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from lm_eval_spt.train.reparameterization import HIDDEN_SIZES, KINDS, XPE_DROPOUT, SeededDropout, reparameterize
+from tests.helpers.training import accuracy, run
 
 
 def initial(length: int = 6, width: int = 8) -> Tensor:
@@ -131,3 +133,32 @@ def test_only_xpe_drops_out_and_only_while_it_trains():
         assert same == (kind not in ("xpe", "dual"))
         assert torch.equal(module.eval()(), module())
     assert XPE_DROPOUT == 0.1
+
+
+@pytest.mark.parametrize("kind", ["mlp", "residual", "xpe", "dual"])
+def test_a_network_is_folded_into_plain_vectors_that_score_as_validation_said(tmp_path, kind):
+    output = tmp_path / "p.safetensors"
+    prompt, rows = run(output, reparameterization=kind, reparameterization_lr=2e-3, epochs=4)
+    assert rows[-1]["training"]["loss"] < rows[1]["training"]["loss"]
+    again = SoftPrompt.load(output)
+    assert again.vectors.shape == (4, 256) and again.digest == prompt.digest
+    record = again.metadata
+    assert record["tuned_parameters"] > 4 * 256  # the network is counted: it was tuned
+    assert record["hyperparameters"]["reparameterization"] == kind
+    assert record["hyperparameters"]["reparameterization_lr"] == 2e-3
+    assert accuracy(prompt=str(output)) == pytest.approx(record["validation"]["accuracy"])
+
+
+def test_the_same_seed_gives_the_same_vectors_with_dropout_too(tmp_path):
+    digests = [run(tmp_path / f"{n}.safetensors", reparameterization="xpe", epochs=1)[0].digest for n in range(2)]
+    torch.manual_seed(99)
+    other = run(tmp_path / "other.safetensors", reparameterization="xpe", epochs=1, seed=1)[0].digest
+    assert digests[0] == digests[1] != other
+
+
+def test_dropout_does_not_depend_on_the_parts_in_which_a_batch_is_read(tmp_path):
+    # Small steps: Adam makes large ones of rounding where a gradient is next to nothing.
+    settings = dict(reparameterization="xpe", epochs=1, lr=1e-4)
+    whole = run(tmp_path / "a.safetensors", **settings)[1]
+    parts = run(tmp_path / "b.safetensors", gradient_accumulation_steps=3, **settings)[1]
+    assert parts[1]["training"]["steps"] == pytest.approx(whole[1]["training"]["steps"], rel=1e-4)

@@ -15,15 +15,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.train.config import TrainingConfig
-from lm_eval_spt.train.tuning import BaseModel, check_replaceable
+from lm_eval_spt.train.tuning import TunableModel, check_replaceable
 from tests.helpers.models import build_model, random_prompt
 
 PAIRS = [("The river", " sports"), ("A goal in the final", " the old town hall")]
 
 
-def base(tune: str, tokenizer, family: str = "llama", **changes) -> BaseModel:
+def base(tune: str, tokenizer, family: str = "llama", **changes) -> TunableModel:
     lm = SPTLM(pretrained=build_model(family), tokenizer=tokenizer, device="cpu")
-    return BaseModel(lm, TrainingConfig(model="me/base", task="t", output="x.safetensors", tune=tune, **changes))
+    return TunableModel(lm, TrainingConfig(model="me/base", task="t", output="x.safetensors", tune=tune, **changes))
 
 
 def answers(lm: HFLM) -> list[float]:
@@ -31,7 +31,7 @@ def answers(lm: HFLM) -> list[float]:
     return [value for value, _ in lm.loglikelihood(requests, disable_tqdm=True)]
 
 
-def nudge(model: BaseModel) -> None:
+def nudge(model: TunableModel) -> None:
     with torch.no_grad():
         for weight in model.tuned.values():
             weight += 0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
@@ -113,7 +113,7 @@ def test_an_adapter_leaves_rows_that_no_token_uses(tokenizer, tmp_path: Path):
     big.save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
     lm = SPTLM(pretrained=big, tokenizer=tokenizer, device="cpu")
-    model = BaseModel(lm, TrainingConfig(model="me/base", task="t", output="x.safetensors", tune="lora"))
+    model = TunableModel(lm, TrainingConfig(model="me/base", task="t", output="x.safetensors", tune="lora"))
     nudge(model)
     model.save(tmp_path / "adapter", {"seed": 3})
     loaded = SPTLM(pretrained=str(tmp_path / "base"), peft=str(tmp_path / "adapter"), device="cpu", dtype="float32")

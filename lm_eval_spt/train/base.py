@@ -1,0 +1,100 @@
+"""The loaded base model of a run, and what all runs that leave it frozen share: cached texts and read documents."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from lm_eval_spt.harness.lm import SPTLM
+from lm_eval_spt.inference.capabilities import capabilities
+from lm_eval_spt.inference.scoring import tokens_that_fit
+from lm_eval_spt.inference.virtual_tokens import place
+from lm_eval_spt.train.config import TrainingConfig
+from lm_eval_spt.train.context_cache import ContextCache
+from lm_eval_spt.train.examples import ExampleReader, Examples
+from lm_eval_spt.train.processes import Processes
+
+
+@dataclass
+class Base:
+    """A loaded base model. Left frozen, it serves any number of runs.
+
+    Attributes:
+        lm: holds the model and its tokenizer.
+        cache: keys and values of the texts that the model has read.
+        reader: reads the tasks' documents.
+    """
+
+    lm: SPTLM
+    cache: ContextCache
+    reader: ExampleReader
+
+    @property
+    def processes(self) -> Processes:
+        """The processes that share the work."""
+        return Processes(self.lm.rank, self.lm.world_size)
+
+    def try_out(self, config: TrainingConfig, examples: Examples, vectors: Tensor | None) -> None:
+        """Find out what the model can do with a run's texts, gradients of the prompt included.
+
+        Args:
+            config: the run's settings.
+            examples: the run's.
+            vectors: the prompt to start from, `[P, d]`; None without one.
+        """
+        if self.lm.backend != "causal":
+            return
+        before = config.vectors_before
+        pairs = [
+            (place(context, before, config.prompt_length - before), list(answer))
+            for context, answer in _pairs(examples)
+        ]
+        self.lm.try_out(pairs, vectors, gradient=True)
+
+    def context_cache(self, config: TrainingConfig, examples: Examples) -> ContextCache | None:
+        """Return the cache with a run's texts in it, or None where it is of no use or they do not fit.
+
+        It is of use for suffix prompts on a frozen causal LM: there a text's keys and values never change.
+        """
+        if config.placement != "suffix" or config.tune != "prompt" or config.context_cache == "off":
+            return None
+        if self.lm.backend != "causal":
+            return None
+        longest = max(len(context) + len(answer) for context, answer in _pairs(examples)) + config.prompt_length
+        if not capabilities(self.lm.model).reads_on(longest):
+            return None
+        texts = [context for context, _ in _pairs(examples)]
+        medium = None if config.context_cache == "auto" else config.context_cache
+        return self.cache if self.cache.add(texts, medium) else None
+
+
+def _pairs(examples: Examples) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Return the (context, continuation) of all documents and choices."""
+    return [pair for example in (*examples.training, *examples.validation) for pair in example.pairs]
+
+
+def load_base(config: TrainingConfig) -> Base:
+    """Load the base model of a run.
+
+    Raises:
+        UserError: it can not be loaded.
+    """
+    loading: dict[str, Any] = {"parallelize": True, "device_map": config.device_map} if config.device_map else {}
+    if config.quantization != "none":
+        loading[f"load_in_{config.quantization}"] = True
+    lm = SPTLM(
+        pretrained=config.model,
+        revision=config.revision,
+        dtype=config.dtype,
+        device=config.device,
+        add_bos_token=config.add_bos_token,
+        **loading,
+    )
+    return base_of(lm)
+
+
+def base_of(lm: SPTLM) -> Base:
+    """Return a loaded model as a base for runs."""
+    return Base(lm, ContextCache(lm.model, tokens_that_fit(lm.model, lm.device)), ExampleReader(lm))

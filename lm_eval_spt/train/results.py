@@ -1,0 +1,122 @@
+"""What a run leaves: the prompt file, the tuned model or adapter, and the record of how they were made."""
+
+from __future__ import annotations
+
+import platform
+import re
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from lm_eval_spt.common.errors import UserError
+from lm_eval_spt.prompt.soft_prompt import SoftPrompt
+from lm_eval_spt.train import checkpoint
+from lm_eval_spt.train.config import TrainingConfig
+from lm_eval_spt.train.run import TrainingRun
+from lm_eval_spt.train.tuning import record_in
+
+LANGUAGE = re.compile(r"[a-z]{3}_[A-Z][a-z]{3}$")
+"""The language at the end of a task's name."""
+
+
+def save_results(run: TrainingRun, *, interrupted: bool = False) -> SoftPrompt | None:
+    """Write the best prompt so far, and the model or adapter that belongs to it, with their provenance.
+
+    Args:
+        run: the run.
+        interrupted: whether it was stopped before its end, so that it can not be taken for a finished one.
+
+    Returns:
+        The prompt; None where the settings have none.
+    """
+    config = run.config
+    run.parameters.model.load(run.snapshot.model)
+    metadata = _metadata(run, interrupted)
+    folder = config.model_folder
+    if folder is not None:
+        if run.processes.is_main:
+            run.parameters.model.save(folder, metadata)
+        if config.tune == "lora":
+            metadata["adapter"] = str(folder)
+        else:
+            metadata |= {"base_model": str(folder), "base_model_revision": None, "tuned_from": config.model}
+    if run.snapshot.vectors is None:
+        return None
+    prompt = SoftPrompt(run.snapshot.vectors, metadata, name=run.output.stem)
+    if run.processes.is_main:
+        prompt.save(run.output)
+    return prompt
+
+
+def _metadata(run: TrainingRun, interrupted: bool) -> dict[str, Any]:
+    config = run.config
+    tuned = run.parameters.count()
+    metadata: dict[str, Any] = {
+        "placement": config.placement,
+        "base_model": config.model,
+        "base_model_revision": config.revision,
+        "embedding_fingerprint": run.lm.fingerprint,
+        "tasks": config.tasks,
+        "source_languages": [match[0] for name in config.tasks if (match := LANGUAGE.search(name))],
+        "shots": config.shots,
+        "seed": config.seed,
+        "hyperparameters": config.hyperparameters(),
+        "training_documents": len(run.examples.training),
+        "validation": run.best,
+        "tuned_parameters": tuned,
+        "tuned_share": tuned / run.parameters.model.size(),
+        "versions": _versions(),
+    }
+    if config.placement == "both":
+        metadata["num_prefix_tokens"] = config.vectors_before
+    if run.diverged is not None:
+        metadata["diverged"] = run.diverged
+    if interrupted:
+        metadata["interrupted"] = True
+    if run.parameters.started_from is not None:
+        metadata["started_from"] = run.parameters.started_from
+    return metadata
+
+
+def _versions() -> dict[str, str]:
+    libraries = ("lm_eval_spt", "torch", "transformers", "lm_eval", "datasets")
+    return {"python": platform.python_version(), **{name: version(name) for name in libraries}}
+
+
+def has_ended(config: TrainingConfig) -> bool:
+    """Tell whether a run that is to be resumed has nothing left to do.
+
+    Raises:
+        UserError: what is there was trained with other settings.
+    """
+    output, folder = Path(config.output), config.model_folder
+    if not config.resume or checkpoint.path_of(output).is_file():
+        return False
+    if config.prompt_length:
+        if not output.is_file():
+            return False
+        record = SoftPrompt.load(output).metadata
+    else:
+        record = record_in(folder) if folder is not None else {}
+    if not record or "diverged" in record or "interrupted" in record:
+        return False
+    if record.get("hyperparameters") != config.hyperparameters():
+        raise UserError(f"--resume: {output} was trained with other settings: choose another --output")
+    return True
+
+
+def check_writable(output: Path) -> None:
+    """Find out before training whether the prompt file can be written.
+
+    Raises:
+        UserError: it can not.
+    """
+    probe = output.with_name(f".{output.name}.probe")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink(missing_ok=True)
+        if output.is_dir():
+            raise IsADirectoryError(21, "Is a directory")
+    except OSError as error:
+        raise UserError(f"--output {output} can not be written: {error.strerror}") from error
