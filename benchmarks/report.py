@@ -1,4 +1,4 @@
-"""RESULTS.md and its figure, from what was measured."""
+"""Write RESULTS.md and its figure from the measurements."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks import score, train
 
 FOLDER = Path(__file__).parent
-FLOORS = [  # what was asked for: (label, file of the measurement, contender, against, times as fast)
+FLOORS = [  # the aims: (label, measurement, contender, position of the other contender, times as fast)
     ("score one prompt, category names", "score category names", "this package, suffix", 0, 8.0),
     ("score one prompt, single tokens", "score single tokens", "this package, suffix", 0, 2.5),
     ("score 20 suffix prompts, category names", "score 20 prompts category names", "this package", 0, 18.0),
@@ -23,22 +23,22 @@ FLOORS = [  # what was asked for: (label, file of the measurement, contender, ag
 
 
 def read() -> dict[str, Any]:
-    """Return what was measured before."""
-    found: dict[str, Any] = json.loads((FOLDER / "results.json").read_text(encoding="utf-8"))
-    return found
+    """Return the measurements that were written before."""
+    results: dict[str, Any] = json.loads((FOLDER / "results.json").read_text(encoding="utf-8"))
+    return results
 
 
-def write(found: dict[str, Any]) -> None:
-    """Write the figures as JSON, as Markdown, and as a picture."""
-    (FOLDER / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    (FOLDER / "RESULTS.md").write_text(markdown(found), encoding="utf-8")
-    if "growth" in found:
-        draw(found, FOLDER / "results.png")
+def write(results: dict[str, Any]) -> None:
+    """Write the measurements as JSON, as Markdown, and as a picture."""
+    (FOLDER / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    (FOLDER / "RESULTS.md").write_text(markdown(results), encoding="utf-8")
+    if "growth" in results:
+        draw(results, FOLDER / "results.png")
 
 
-def markdown(found: dict[str, Any]) -> str:
-    """Return all tables with the words that they need."""
-    setting = found["setting"]
+def markdown(results: dict[str, Any]) -> str:
+    """Return all tables in Markdown, with their explanations."""
+    setting = results["setting"]
     lines = [
         "# Speed and memory beside the harness with PEFT, PEFT with the HF Trainer, and the paper's recipe",
         "",
@@ -59,20 +59,21 @@ def markdown(found: dict[str, Any]) -> str:
         "|---|---:|---:|---:|",
     ]
     for label, measurement, contender, other, floor in FLOORS:
-        of = found["bloom-560m"].get(measurement)
-        if of is None:
+        contenders = results["bloom-560m"].get(measurement)
+        if contenders is None:
             continue
-        mine, theirs = of[contender], of[[name for name in of if isinstance(of[name], dict)][other]]
-        key = "total" if "total" in mine else "seconds"
-        share = f"{mine['limit'] / mine[key]:.0%}" if "limit" in mine else ""
-        ratio = theirs[key] / mine[key] * mine.get("documents", 1) / theirs.get("documents", 1)
+        package = contenders[contender]
+        rival = [figures for figures in contenders.values() if isinstance(figures, dict)][other]
+        key = "total" if "total" in package else "seconds"
+        share = f"{package['limit'] / package[key]:.0%}" if "limit" in package else ""
+        ratio = rival[key] / package[key] * package.get("documents", 1) / rival.get("documents", 1)
         lines.append(f"| {label} | {ratio:.1f}x | {floor:g}x | {share} |")
-    if memory := found["bloom-560m"].get("train P = 10"):
-        peft, ours = (memory[name]["memory"] for name in ("PEFT + Trainer (prefix)", "this package, suffix"))
-        lines.append(f"| memory in training above the model, of PEFT's | {ours / peft:.0%} | 33% | |")
-    outside = found.get("overhead")
-    if outside:
-        ratio = outside["hf"]["seconds"] / outside["this package"]["seconds"]
+    if memory := results["bloom-560m"].get("train P = 10"):
+        peft, package = (memory[name]["memory"] for name in ("PEFT + Trainer (prefix)", "this package, suffix"))
+        lines.append(f"| memory in training above the model, of PEFT's | {package / peft:.0%} | 33% | |")
+    overhead = results.get("overhead")
+    if overhead:
+        ratio = overhead["hf"]["seconds"] / overhead["this package"]["seconds"]
         lines.append(f"| time outside the model, against lm-eval's loop | {ratio:.1f}x | 2x | |")
     lines += [
         "",
@@ -80,13 +81,13 @@ def markdown(found: dict[str, Any]) -> str:
         "head where something is scored; in training forward and input gradient of the prompt's positions) over the "
         "rate of matrix products of these shapes, with 512 rows, measured in the same process.",
     ]
-    for shape in [name for name in found if name not in ("setting", "overhead", "growth")]:
+    for shape in [name for name in results if name not in ("setting", "overhead", "growth")]:
         lines += ["", f"## {shape}"]
-        for name, of in found[shape].items():
+        for name, contenders in results[shape].items():
             if name.startswith("train"):
-                lines += ["", f"| {name} | {train.HEADER}", *train.rows(of)]
+                lines += ["", f"| {name} | {train.HEADER}", *train.rows(contenders)]
             else:
-                lines += ["", f"| {name} | {score.HEADER}", *score.rows(of)]
+                lines += ["", f"| {name} | {score.HEADER}", *score.rows(contenders)]
     lines += [
         "",
         "hf + peft is lm-eval's `hf` with a PeftModel and batches of 8, its one-token cache on; with several prompts "
@@ -96,7 +97,7 @@ def markdown(found: dict[str, Any]) -> str:
         "includes reading the texts and validating after every epoch. Memory is the peak above what the process had "
         "with the model loaded.",
     ]
-    if outside:
+    if overhead:
         lines += [
             "",
             "## Outside the model",
@@ -106,19 +107,19 @@ def markdown(found: dict[str, Any]) -> str:
             "",
             "| | seconds | within the tiny model |",
             "|---|---:|---:|",
-            *(f"| {name} | {of['seconds']:.1f} | {of['inside']:.1f} |" for name, of in outside.items()),
+            *(f"| {name} | {times['seconds']:.1f} | {times['inside']:.1f} |" for name, times in overhead.items()),
         ]
     return "\n".join(lines) + "\n"
 
 
-def draw(found: dict[str, Any], path: Path) -> None:
+def draw(results: dict[str, Any], path: Path) -> None:
     """Draw how seconds grow with documents, choices, prompt length and number of prompts."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    growth = found["growth"]
+    growth = results["growth"]
     figure, axes = pyplot.subplots(1, len(growth), figsize=(4 * len(growth), 3.4), layout="constrained")
     for axis, (name, points) in zip(axes, growth.items(), strict=True):
         for contender in points[0]["seconds"]:
@@ -134,6 +135,6 @@ def draw(found: dict[str, Any], path: Path) -> None:
         axis.minorticks_off()
         axis.grid(alpha=0.3)
     axes[0].legend()
-    figure.suptitle(f"bloom-560m's shape, {found['setting']['machine']}", fontsize=10)
+    figure.suptitle(f"bloom-560m's shape, {results['setting']['machine']}", fontsize=10)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)

@@ -1,13 +1,14 @@
-"""What a sweep takes: floating-point operations, time and disk space, before anything is trained.
+"""The cost of a sweep in floating-point operations, time and disk space, estimated before anything is trained.
 
-Reading a token costs two operations for each parameter of the model's body (all but embeddings and vocabulary head),
-its gradient as much again, and where the model is tuned along the weights' gradients a third time; the vocabulary head
-costs the same for each position that is scored. Attention's own products, under a tenth at these lengths, are left out.
+To read a token costs two operations for each parameter of the model's body (all but embeddings and vocabulary head).
+Its gradient costs as much again; if the model is tuned, the weights' gradients cost the same a third time. The
+vocabulary head costs the same for each scored position. The products of attention itself are under a tenth at these
+lengths and are left out.
 
-Where a text comes before the prompt and the model is frozen, what the model makes of the text is the same in every step
-of every run. How often it is read is what `Sharing` says:
+If a text precedes the prompt and the model is frozen, the text's hidden states are the same in every step of every run.
+`Sharing` says how often such a text is read:
 
-``none``   in every step, and for every prompt that is scored: what tools without shared contexts do
+``none``   in every step, and for every prompt that is scored: tools without shared contexts do so
 ``run``    once in a training run, and once for every prompt that is scored
 ``shard``  once for all runs of a shard
 """
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -33,9 +34,11 @@ from lm_eval_spt.sweep.plan import Plan, SweepRun
 from lm_eval_spt.train.config import TrainingConfig
 
 Sharing = Literal["none", "run", "shard"]
+SHARING: tuple[Sharing, ...] = ("shard", "run", "none")
+"""All ways of sharing, the cheapest first."""
 
 UTILISATION = 0.4
-"""Share of the speed of large matrix products that training and scoring reach; see benchmarks/RESULTS.md."""
+"""The share of the speed of large matrix products that training and scoring reach; see benchmarks/RESULTS.md."""
 
 PUBLISHED: dict[str, tuple[str, dict[str, int]]] = {
     "facebook/xglm-564M": (
@@ -49,15 +52,15 @@ PUBLISHED: dict[str, tuple[str, dict[str, int]]] = {
     "bigscience/bloom-560m": ("bloom", {"vocab_size": 250880, "hidden_size": 1024, "n_layer": 24, "n_head": 16}),
     "bigscience/bloom-1b1": ("bloom", {"vocab_size": 250880, "hidden_size": 1536, "n_layer": 24, "n_head": 16}),
 }
-"""The shapes of the paper's models, so that a sweep of them can be planned where they can not be reached."""
+"""The shapes of the paper's models, so that their sweeps can be planned without access to them."""
 
 SAMPLED_DOCUMENTS = 32
-"""How many documents of each task are looked at."""
+"""The number of documents of each task that are measured."""
 
 
 @dataclass(frozen=True)
 class ModelSize:
-    """Parameters of the body, of the vocabulary head, and in all; the width of the embeddings."""
+    """Numbers of parameters in the body, in the vocabulary head and in total; the width of the embeddings."""
 
     body: int
     head: int
@@ -67,13 +70,13 @@ class ModelSize:
 
 @dataclass(frozen=True)
 class Texts:
-    """How much text a set of documents is.
+    """The amount of text in a set of documents.
 
     Attributes:
-        documents: how many.
-        tokens: in the context of a document, on average.
-        answer_tokens: that are read beyond an answer's first, in all choices of a document, on average.
-        choices: of a document.
+        documents: the number of documents.
+        tokens: the mean number of tokens in a document's context.
+        answer_tokens: the mean number of tokens in all choices of a document, without the first token of each.
+        choices: the number of choices of a document.
     """
 
     documents: int
@@ -87,7 +90,7 @@ ASSUMED = {
     "validation": Texts(99, 103.0, 0.0, 7),
     "test": Texts(204, 103.0, 0.0, 7),
 }
-"""Where a task's documents are not here: SIB-200, tokens of the embedded model, the mean of 205 languages."""
+"""Stand-ins for documents that are not available: SIB-200, in tokens of the embedded model, mean of 205 languages."""
 
 
 @cache
@@ -115,31 +118,34 @@ def model_size(name: str, revision: str | None = None) -> ModelSize:
 
 
 class TextSizes:
-    """Looks at the documents of tasks, to say how much text they are.
+    """Measures the documents of tasks.
 
     Args:
         include_path: folder with further tasks.
         limit: how many documents of each target task are scored, or their share, as in lm_eval.
+
+    Attributes:
+        assumptions: what was assumed about models and documents that are not available, a line for each.
     """
 
     def __init__(self, include_path: str | None = None, limit: float | None = None) -> None:
         self._include_path, self._limit = include_path, limit
-        self._found: dict[Hashable, Texts] = {}
+        self._measured: dict[Hashable, Texts] = {}
         self.assumptions: list[str] = []
 
     def training(self, config: TrainingConfig) -> tuple[Texts, Texts]:
-        """Return what a run trains on, and what validates it."""
+        """Return the sizes of a run's training and validation documents."""
         training, validation = (self._texts(tuple(config.tasks), split, config) for split in ("training", "validation"))
         return _few_shot(training, config.shots), _few_shot(validation, config.validation_shots)
 
     def test(self, config: TrainingConfig, targets: Sequence[str]) -> Texts:
-        """Return what a run is scored on."""
+        """Return the size of the documents that a run is scored on."""
         return self._texts(tuple(targets), "test", config)
 
     def _texts(self, tasks: tuple[str, ...], split: str, config: TrainingConfig) -> Texts:
         tokenizer = self._tokenizer(config)
         key = (tasks, split, id(tokenizer))
-        if key not in self._found:
+        if key not in self._measured:
             names = single_tasks(tasks, self._include_path)
             try:
                 loaded = task_manager(names, self._include_path).load(names)["tasks"].values()
@@ -151,13 +157,13 @@ class TextSizes:
             documents = [text.documents for text in each]
             if split == "test" and (limit := self._limit) is not None:
                 documents = [min(number, round(limit if limit >= 1 else limit * number)) for number in documents]
-            self._found[key] = Texts(
+            self._measured[key] = Texts(
                 sum(documents),
                 sum(text.tokens for text in each) / len(each),
                 sum(text.answer_tokens for text in each) / len(each),
                 max(text.choices for text in each),
             )
-        return self._found[key]
+        return self._measured[key]
 
     def _tokenizer(self, config: TrainingConfig) -> PreTrainedTokenizerBase:
         try:
@@ -178,13 +184,13 @@ def _tokenizer(model: str, revision: str | None) -> PreTrainedTokenizerBase:
 
 @cache
 def single_tasks(names: tuple[str, ...], include_path: str | None) -> list[str]:
-    """Return the tasks of these names and in these groups, without reading their documents.
+    """Return the tasks of these names and in the groups of these names, without reading their documents.
 
     Raises:
         UserError: there is no such task.
     """
     manager = task_manager(names, include_path)
-    found: list[str] = []
+    tasks: list[str] = []
     waiting = list(names)
     while waiting:
         name = waiting.pop(0)
@@ -193,14 +199,14 @@ def single_tasks(names: tuple[str, ...], include_path: str | None) -> list[str]:
         if matching != [name]:
             waiting = matching + waiting
         elif name in manager.all_subtasks:
-            found.append(name)
+            tasks.append(name)
         else:
             waiting = members(manager, name) + waiting
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(tasks))
 
 
 def _look(task: ConfigurableTask, split: str, tokenizer: PreTrainedTokenizerBase) -> Texts:
-    """Return how much text a task's documents are, from the first of them."""
+    """Measure a task's documents by the first of them."""
     documents: dict[str, Callable[[], Any]] = {
         "training": lambda: task.training_docs() if task.has_training_docs() else [],
         "validation": lambda: task.validation_docs() if task.has_validation_docs() else [],
@@ -232,9 +238,8 @@ def run_work(run: SweepRun, sizes: TextSizes, read: set[Hashable] | None) -> flo
 
     Args:
         run: the run.
-        sizes: knows how much text it is.
-        read: texts that have been read and need not be read again; those of this run are added. None: there is no
-            place to keep what was read.
+        sizes: measures its documents.
+        read: keys of texts that were read and are kept; those of this run are added. None: nothing is kept.
     """
     config = run.config
     model = model_size(config.model, config.revision)
@@ -270,7 +275,7 @@ def run_work(run: SweepRun, sizes: TextSizes, read: set[Hashable] | None) -> flo
 
 
 def plan_work(plan: Plan, sizes: TextSizes, sharing: Sharing) -> dict[str, float]:
-    """Return the floating-point operations of every run by name; what is shared counts for the first that needs it."""
+    """Return the operations of every run by name; a shared text counts for the first run that reads it."""
     work = {}
     for shard in plan.shards:
         read: set[Hashable] = set()
@@ -281,8 +286,19 @@ def plan_work(plan: Plan, sizes: TextSizes, sharing: Sharing) -> dict[str, float
     return work
 
 
+def gpu_hours(work: Mapping[str, float], runs: Sequence[SweepRun], throughput: float) -> float:
+    """Return the hours that some runs take on one device.
+
+    Args:
+        work: floating-point operations by run, see :func:`plan_work`.
+        runs: the runs.
+        throughput: the device's, in TFLOP/s.
+    """
+    return sum(work[run.name] for run in runs) / throughput / 3.6e15
+
+
 def disk_needed(plan: Plan, sizes: TextSizes, runs: Sequence[SweepRun]) -> int:
-    """Return about how many bytes the prompts, logs and results of `runs` take."""
+    """Estimate the bytes that the prompts, logs and results of `runs` take."""
     needed = 0
     for run in runs:
         try:
@@ -293,16 +309,16 @@ def disk_needed(plan: Plan, sizes: TextSizes, runs: Sequence[SweepRun]) -> int:
             needed += 4 * run.config.prompt_length * model.hidden + 300 * run.config.epochs + 10_000
             needed += 4 * model.total if run.config.tune in ("all", "model") else 0
         tasks = len(single_tasks(run.targets, plan.include_path))
-        needed += 10_000 + 6_000 * tasks  # of a results file with 21 tasks: 4.9 kB each
+        needed += 10_000 + 6_000 * tasks  # a results file of 21 tasks has 4.9 kB for each
         if plan.evaluate.get("log_samples"):
             needed += 4_000 * sizes.test(run.config, run.targets).documents
     return needed
 
 
 def disk_free(plan: Plan) -> int:
-    """Return how many bytes are free where the sweep writes."""
-    there = next(folder for folder in (plan.output, *plan.output.absolute().parents) if folder.is_dir())
-    return shutil.disk_usage(there).free
+    """Return the free bytes on the disk that the sweep writes to."""
+    existing = next(folder for folder in (plan.output, *plan.output.absolute().parents) if folder.is_dir())
+    return shutil.disk_usage(existing).free
 
 
 def speed_here(dtype: torch.dtype = torch.float32) -> float:
@@ -310,7 +326,7 @@ def speed_here(dtype: torch.dtype = torch.float32) -> float:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     size = 4096 if device == "cuda" else 768
     left, right = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
-    product(left, right).sum().item()  # the first is slower
+    product(left, right).sum().item()  # the first product is slower
     done, started = 0, time.perf_counter()
     while time.perf_counter() - started < 0.3:
         product(left, right)[0, 0].item()

@@ -1,7 +1,7 @@
 """Training and scoring the runs of a shard, on one device.
 
-Runs that leave the base model frozen train together on one that is loaded once, and are scored together on the same;
-runs that tune it go one by one.
+Runs that leave the base model frozen are trained together and scored together, on a model that is loaded once. Runs
+that tune it are done one by one.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from lm_eval_spt.train.base import Base, base_of, load_base
 from lm_eval_spt.train.grid import train_grid
 
 Report = Callable[[], None]
-"""Called whenever records have changed."""
+"""A callback for changed records."""
 
 
 class Worker:
-    """Trains and scores shards, one after the other, and keeps the base model that it loaded last.
+    """Trains and scores shards one after the other, and keeps the last loaded base model.
 
-    Everything that a shard leaves is in the sweep's folder: prompts, results, records, and a log of what was printed.
+    All output of a shard is in the sweep's folder: prompts, results, records, and a log of the printed text.
 
     Args:
         plan: the sweep.
@@ -44,10 +44,14 @@ class Worker:
         self._lm: SPTLM | None = None
 
     def run(self, number: int, report: Report = lambda: None) -> None:
-        """Do what is left to do of shard `number`; a run that fails does not keep the others from going on.
+        """Do what is left of shard `number`. A run that fails does not stop the others.
+
+        Args:
+            number: the shard's position in the plan.
+            report: called whenever records have changed.
 
         Raises:
-            UserError: not even that it failed can be written.
+            UserError: the log or a record can not be written.
         """
         shard = self.plan.shards[number]
         if not self._left(shard):
@@ -64,7 +68,7 @@ class Worker:
             raise UserError(f"{log}: can not be written ({error.strerror or error}): what is done is kept") from error
 
     def _run_frozen(self, shard: Sequence[SweepRun], report: Report) -> None:
-        """Do runs that share a base model, and what it makes of the texts."""
+        """Do runs that share a base model and the texts that it reads."""
         try:
             lm = self._load(shard[0])
         except Exception as error:
@@ -81,7 +85,7 @@ class Worker:
             self._attempt(runs, partial(self._score_prompts if prompted else self._score_baselines, lm), report)
 
     def _run_tuned(self, shard: Sequence[SweepRun], report: Report) -> None:
-        """Do runs that change the model, each of which loads it and scores it alone."""
+        """Do runs that change the model: each loads a model of its own."""
         self._lm = None
         for run in self._left(shard):
             if not record_of(self.plan, run).trained:
@@ -95,7 +99,7 @@ class Worker:
         return [run for run in shard if not records[run.name].done and records[run.name].error is None]
 
     def _attempt(self, runs: Sequence[SweepRun], work: Callable[[Sequence[SweepRun]], None], report: Report) -> None:
-        """Do `work` for all runs together; where that fails, for each half, until those that fail are found."""
+        """Do `work` for all runs together; if that fails, for each half of them, down to the single runs that fail."""
         if not runs:
             return
         try:
@@ -110,7 +114,7 @@ class Worker:
         report()
 
     def _fail(self, run: SweepRun, error: Exception) -> None:
-        """Record why a run failed, in one line; the log has all of it."""
+        """Record why a run failed, in one line; the log has the traceback."""
         traceback.print_exception(error)
         text = " ".join(str(error).split())
         reason = text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
@@ -119,7 +123,7 @@ class Worker:
     def _load(self, run: SweepRun) -> SPTLM:
         """Return the base model of a run."""
         if self._lm is None or self._base != run.base:
-            self._lm = None  # frees the memory before the next one is loaded
+            self._lm = None  # frees its memory before the next model is loaded
             self._lm, self._base = load_base(run.config).lm, run.base
         return self._lm
 
@@ -133,7 +137,13 @@ class Worker:
             )
 
     def _score_prompts(self, lm: SPTLM | None, runs: Sequence[SweepRun], **model_arguments: str) -> None:
-        """Score prompts together; `lm` is their base model where it is the one that they began with."""
+        """Score prompts together.
+
+        Args:
+            lm: their loaded base model; None if it was tuned and has to be loaded from `model_arguments`.
+            runs: the runs.
+            model_arguments: further arguments of the model, such as ``peft``.
+        """
         started = time.perf_counter()
         config = runs[0].config
         given = {name: getattr(config, name) for name in BASE if name not in ("model", "device")} | model_arguments
@@ -156,7 +166,7 @@ class Worker:
             self._score_model(run, {"pretrained": run.config.model}, lm)
 
     def _score_tuned(self, runs: Sequence[SweepRun]) -> None:
-        """Score what was tuned, with the prompt that was trained with it if there is one."""
+        """Score tuned models, each with the prompt that was trained along with it, if there is one."""
         for run in runs:
             folder = str(run.config.model_folder)
             changed = {"peft": folder} if run.config.tune == "lora" else {"pretrained": folder}
@@ -166,7 +176,7 @@ class Worker:
                 self._score_model(run, {"pretrained": run.config.model} | changed)
 
     def _score_model(self, run: SweepRun, arguments: dict[str, str], lm: SPTLM | None = None) -> None:
-        """Score a model without a prompt; `lm` is the model, if it is loaded already."""
+        """Score a model without a prompt; `lm` is that model if it is already loaded."""
         started = time.perf_counter()
         options = dict(self.plan.evaluate)
         config = run.config
@@ -183,22 +193,22 @@ class Worker:
 
     @property
     def _scoring_folder(self) -> Path:
-        """Where the harness writes, in folders that it names itself, before results get their places."""
+        """The folder that the harness writes to, into folders that it names, before results are moved."""
         return self.plan.output / "scoring"
 
     def _keep_results(self, run: SweepRun, path: Path, seconds: float) -> None:
-        """Move a run's results from the harness's folder to ``results/<name>``, in place of older ones."""
+        """Move a run's results from the harness's folder to ``results/<name>``, where they replace older ones."""
         place = self.plan.output / "results" / run.name
         place.mkdir(parents=True, exist_ok=True)
         date = path.stem.removeprefix("results_")
         older = [file for file in place.iterdir() if date not in file.name]
         samples = sorted(path.parent.glob(f"samples_*{date}.jsonl"))
-        for file in (*samples, path):  # once the results are there, all is
+        for file in (*samples, path):  # the results file last: once it is there, all files are
             file.replace(place / file.name)
         results = str((place / path.name).relative_to(self.plan.output))
         save_record(self.plan, run, replace(record_of(self.plan, run), scoring_seconds=seconds, results=results))
         for file in older:
             file.unlink()
-        shutil.rmtree(path.parent)  # with what a worker that was lost may have written halfway
-        with suppress(OSError):  # other results may be waiting there
+        shutil.rmtree(path.parent)  # may also hold half-written files of a lost worker
+        with suppress(OSError):  # not empty if other results wait there
             os.removedirs(path.parent.parent)

@@ -1,4 +1,4 @@
-"""From a sweep file to runs: ::
+"""Sweep files, and the runs that they plan: ::
 
     output: sweeps/example
     targets: [mini_topics]                     # tasks and groups that every prompt is scored on
@@ -15,10 +15,13 @@
       none: [mini_topics]
     evaluate: {limit: 100}                     # optional: options of `lm-eval-spt evaluate`
     include_path: my_tasks                     # optional: folder with further tasks
-    shard_size: 16                             # optional: how many runs share what they read of the texts
+    shard_size: 16                             # optional: how many runs share the texts that they read
 
 The names of settings and axes are the fields of :class:`~lm_eval_spt.train.config.TrainingConfig`, which checks the
 values.
+
+An arm of a sweep file is a named set of settings. Its runs that differ in their seed alone become one
+:class:`~lm_eval_spt.analysis.arms.Arm` in an analysis or on a leaderboard; each baseline becomes one, too.
 """
 
 from __future__ import annotations
@@ -40,10 +43,10 @@ SHARD_SIZE = 16
 MAX_NAME = 200
 
 PLANNED = ("output", "config", "include_path")
-"""Settings that runs can not have of their own: the sweep names their outputs, and is their configuration."""
+"""Settings that a run can not have: the sweep names its output, and the sweep file is its configuration."""
 
 BASE = ("model", "revision", "dtype", "device", "add_bos_token")
-"""What runs must have in common to share a loaded base model."""
+"""The settings that must be equal in runs that share a loaded base model."""
 
 EVALUATE: dict[str, Any] = {
     "limit": float | None,
@@ -60,9 +63,9 @@ class SweepRun:
 
     Attributes:
         name: readable and stable: the arm and the values of the axes, in the order of the sweep file.
-        config: how to train it; of a baseline only the base model counts.
+        config: the settings of its training; a baseline uses only those of the base model.
         targets: the tasks and groups to score it on.
-        arm: of the sweep file; of a baseline its name.
+        arm: the name of its arm in the sweep file, or of the baseline.
         prompted: False for a baseline.
     """
 
@@ -74,7 +77,7 @@ class SweepRun:
 
     @property
     def base(self) -> tuple[Any, ...]:
-        """What runs must have in common to share a loaded base model."""
+        """The values of :data:`BASE`: runs in which they are equal can share a loaded base model."""
         return tuple(getattr(self.config, name) for name in BASE)
 
     @property
@@ -83,7 +86,7 @@ class SweepRun:
         return not self.prompted or self.config.tune == "prompt"
 
     def settings(self) -> dict[str, Any]:
-        """Return what decides the outcome of training."""
+        """Return the settings that decide the outcome of training."""
         base = {"model": self.config.model, "revision": self.config.revision, "dtype": self.config.dtype}
         if not self.prompted:
             return base | {"add_bos_token": self.config.add_bos_token}
@@ -95,10 +98,10 @@ class Plan:
     """All runs of a sweep.
 
     Attributes:
-        name: of the sweep: the file's name.
+        name: the sweep's name, which is the file's.
         output: folder of its prompts, results and records.
-        shards: the runs, in groups of the same base model, which share what they read. They are the same on every
-            engine, and whatever is done already.
+        shards: the runs in groups of the same base model, which share the texts that they read. The shards depend
+            neither on the engine nor on what is already done.
         evaluate: options of :func:`lm_eval_spt.harness.evaluate.evaluate_prompts`.
         include_path: folder with further tasks.
     """
@@ -122,13 +125,13 @@ def read_plan(
 
     Args:
         path: the file.
-        output: replaces the file's.
-        targets: replaces the file's, for prompts; baselines keep theirs.
-        max_runs: how many runs it may ask for.
+        output: replaces the file's output.
+        targets: replaces the file's targets for prompts; baselines keep their own.
+        max_runs: the most runs that the file may ask for.
 
     Raises:
         UserError: the file can not be read, something in it is unknown or of a wrong type, a run's settings make no
-            sense, there are too many runs, or two would have the same name.
+            sense, there are too many runs, or two runs would have the same name.
     """
     content = _read_yaml(path)
     kinds = {
@@ -187,7 +190,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _grids(content: Mapping[str, Any], path: Path) -> dict[str, dict[str, list[Any]]]:
-    """Return for each arm its settings, each with the list of its values; without arms there is one, named ''."""
+    """Return arm to setting to the list of its values; a file without arms has a single one, named ''."""
     settings = _values(content.get("settings", {}), f"{path}: settings", "setting")
     axes = _values(content.get("axes", {}), f"{path}: axes", "axis")
     for name, values in content.get("settings", {}).items():
@@ -209,21 +212,21 @@ def _grids(content: Mapping[str, Any], path: Path) -> dict[str, dict[str, list[A
 def _values(given: Mapping[Any, Any], where: str, what: str) -> dict[str, list[Any]]:
     """Return each setting's values as a list, checked against the types of the training settings."""
     known = {name: kind for name, kind in get_type_hints(TrainingConfig).items() if name not in PLANNED}
-    found = {}
+    checked = {}
     for key, values in given.items():
         name = _key(key)
         kind = _known(name, known, where, what)
-        found[name] = [as_kind(value, kind, f"{where}: {name}") for value in _as_list(values)]
-    return found
+        checked[name] = [as_kind(value, kind, f"{where}: {name}") for value in _as_list(values)]
+    return checked
 
 
 def _text(key: Any) -> str:
-    """Return a mapping's key as text; in YAML it may be a number or a date as well."""
+    """Return a mapping's key as text; YAML also allows a number or a date."""
     return key if is_text(key) else shown(key)
 
 
 def _key(name: Any) -> str:
-    """Return a setting's name as the dataclass has it."""
+    """Return the name of a setting as a field of the dataclass."""
     return _text(name).replace("-", "_")
 
 
@@ -238,7 +241,7 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def _names(value: Any, where: str) -> list[str]:
-    """Return task names from a list, or from text in which commas separate them."""
+    """Return task names from a list, or from text with commas."""
     names = value.split(",") if isinstance(value, str) else value
     if not isinstance(names, list) or not names or not all(is_text(name) and name.strip() for name in names):
         raise UserError(f"{where} is {shown(value)}, expected a list of tasks and groups")
@@ -251,7 +254,7 @@ def _combinations(grid: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]
 
 
 def _config(settings: Mapping[str, Any], output: Path, where: str) -> TrainingConfig:
-    """Return a run's settings over those of its preset."""
+    """Return a run's configuration: its settings override those of its preset."""
     preset = settings.get("preset")
     if preset is not None and preset not in PRESETS:
         raise UserError(f"{where}: preset is {preset!r}, expected one of {', '.join(PRESETS)}")
@@ -299,7 +302,7 @@ def _check_names(runs: Sequence[SweepRun], path: Path) -> None:
                 f"{path}: a run would have a name of {len(run.name)} characters ({run.name[:60]}...), but "
                 f"{MAX_NAME} make a file's name: give a shorter name to the arm, or several values to fewer settings"
             )
-        # Some file systems do not tell capitals from small letters.
+        # Some file systems take capitals and small letters for the same.
         if other := seen.get(run.name.lower()):
             differing = [
                 f"{setting.name} {getattr(other.config, setting.name)!r} and {getattr(run.config, setting.name)!r}"
@@ -315,7 +318,7 @@ def _check_names(runs: Sequence[SweepRun], path: Path) -> None:
 
 
 def _shards(runs: Sequence[SweepRun], size: int) -> Iterator[tuple[SweepRun, ...]]:
-    """Group the runs by base model, keeping their order, at most `size` together; baselines come first.
+    """Group the runs by base model in their order, at most `size` in a group; baselines come first.
 
     Runs that tune the model have shards of their own.
     """

@@ -1,4 +1,5 @@
-"""How far a sweep is: a line for every run that ends, with what is done, failed and left, and the time left."""
+"""The progress of a sweep: a line for every run that ends, with the numbers of runs done, failed and left, and the
+remaining time."""
 
 from __future__ import annotations
 
@@ -12,16 +13,20 @@ from lm_eval_spt.sweep.records import record_of
 
 
 class Progress:
-    """Reads the records of the runs that have not ended, and prints what is new.
+    """Reads the records of runs that have not ended, and prints a line for each that has ended since.
 
     Args:
         plan: the sweep.
-        runs: those of the sweep that count here.
-        work: what each run takes, by name, in any unit: the time left is reckoned from it.
+        runs: the runs to watch.
+        work: the work of each run by name, in any unit; the remaining time is estimated from it.
+
+    Attributes:
+        done: the number of runs that are done.
+        failed: the name of each run that failed, to the reason.
     """
 
     def __init__(self, plan: Plan, runs: Sequence[SweepRun], work: Mapping[str, float]) -> None:
-        self._output = sys.stdout  # that of the terminal, also while the trainer's goes into a log
+        self._output = sys.stdout  # the terminal, also while the output of training goes into a log
         self._work = work
         self._plan = plan
         self._left: list[SweepRun] = []
@@ -36,7 +41,7 @@ class Progress:
         self._print(f"{len(runs)} runs")
 
     def refresh(self) -> None:
-        """Look at the records again."""
+        """Read the records again."""
         for run in list(self._left):
             record = record_of(self._plan, run)
             if not record.done and record.error is None:

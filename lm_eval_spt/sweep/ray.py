@@ -1,7 +1,7 @@
 """The engine for a Ray cluster: an actor for each device holds the base model and does one shard after the other.
 
-All nodes must see the sweep's folder under the same path: what is done is known from there alone, so that the shard of
-a worker that is lost goes on where it stopped, on another one.
+All nodes must see the sweep's folder under the same path. That folder alone says what is done: when a worker is lost,
+another one continues its shard.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from lm_eval_spt.sweep.plan import Plan
 from lm_eval_spt.sweep.records import record_of, save_record
 
 ATTEMPTS = 3
-"""How many workers may be lost over a shard before its runs count as failed."""
+"""How many workers a shard may lose before its runs count as failed."""
 
 
 class RemoteWorker:
-    """A worker in a process of its own, where the driver's relative paths mean the same."""
+    """A worker in a process of its own. It works in the driver's folder, so that relative paths stay valid."""
 
     def __init__(self, plan: Plan, folder: str) -> None:
         os.chdir(folder)
@@ -47,9 +47,10 @@ def run(
         plan: the sweep.
         shards: the numbers.
         report: called about every second.
-        workers: how many shards are done at a time; default: one for each GPU of the cluster, or each node without any.
-        address: of the cluster, as ``ray.init`` takes it; default: the environment variable RAY_ADDRESS, else a cluster
-            of this machine alone, for this sweep alone.
+        workers: how many shards are done at a time; default: one for each GPU of the cluster, or, without GPUs, one for
+            each node.
+        address: the cluster's address, as ``ray.init`` takes it; default: the environment variable RAY_ADDRESS, or else
+            a cluster of this machine for this sweep alone.
 
     Raises:
         UserError: Ray is not installed, or there is no cluster at the address.
@@ -70,7 +71,7 @@ def run(
 
 
 def _import() -> Any:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anyone
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage reports
     try:
         import ray
     except ImportError as error:

@@ -1,7 +1,7 @@
-"""What is known of every run of a sweep: one small JSON file for each, ``<output>/runs/<name>.json``.
+"""Records: a small JSON file for each run of a sweep, ``<output>/runs/<name>.json``.
 
-They are what tells a sweep that goes on, its progress and every engine which runs are done, so that nothing else has to
-be kept or sent: deleting a record has its run done again.
+They alone say which runs are done: to a sweep that is continued, to its progress and to every engine. If a record is
+deleted, its run is done again.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from lm_eval_spt.sweep.plan import Plan, SweepRun
 from lm_eval_spt.train.config import TrainingConfig
 
 MAX_RECORD = 2**20
-"""Bytes of such a file."""
+"""Bytes of a record's file."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """How far a run is.
+    """The state of a run.
 
     Attributes:
-        settings: what it was trained with.
+        settings: the settings that it was trained with.
         scoring: the tasks and options that it was scored with.
-        training_seconds: how long it trained, its share where runs train together; None: it is not trained yet.
-        scoring_seconds: the same of scoring.
+        training_seconds: the time of its training, or its share if runs train together; None before it is trained.
+        scoring_seconds: the time of its scoring, in the same way.
         results: the results file, relative to the sweep's folder.
         error: why it failed, in one line.
     """
@@ -44,18 +44,20 @@ class Record:
 
     @property
     def trained(self) -> bool:
+        """Whether the training is done."""
         return self.training_seconds is not None
 
     @property
     def done(self) -> bool:
+        """Whether training and scoring are done."""
         return self.results is not None and self.error is None
 
 
 def record_of(plan: Plan, run: SweepRun) -> Record:
-    """Return what is known of a run: an empty record where nothing is, or where its files are gone.
+    """Return a run's record: an empty one if there is none, or if the run's files are gone.
 
     Raises:
-        UserError: it was trained with other settings than it has now.
+        UserError: the run was trained with other settings than it has now, or the file is no record.
     """
     fresh = Record(run.settings(), _scoring(plan, run))
     path = _path(plan, run)
@@ -80,7 +82,7 @@ def record_of(plan: Plan, run: SweepRun) -> Record:
 
 
 def _checked(content: Any, run: SweepRun) -> Record:
-    """Return what a record's file holds; ValueError or TypeError where that is not what :func:`keep` writes."""
+    """Return the record in a parsed file; raise ValueError or TypeError if :func:`save_record` did not write it."""
     if not isinstance(content, dict):
         raise TypeError("no object")
     known = {field.name for field in fields(Record)}
@@ -99,12 +101,16 @@ def _checked(content: Any, run: SweepRun) -> Record:
 
 
 def save_record(plan: Plan, run: SweepRun, record: Record) -> None:
-    """Write a run's record, whole or not at all."""
+    """Write a run's record, whole or not at all.
+
+    Raises:
+        UserError: it can not be written.
+    """
     write(_path(plan, run), (json.dumps(asdict(record), indent=2) + "\n").encode())
 
 
 def forget_failures(plan: Plan, runs: Iterable[SweepRun]) -> None:
-    """Have those of the runs that failed tried again."""
+    """Take the error out of the records of runs that failed, so that they are tried again."""
     for run in runs:
         record = record_of(plan, run)
         if record.error is not None:
@@ -120,7 +126,7 @@ def _scoring(plan: Plan, run: SweepRun) -> dict[str, Any]:
 
 
 def _differences(recorded: dict[str, Any], now: dict[str, Any]) -> str:
-    """Return in words what differs; a setting that was not there yet when the record was made had its default."""
+    """Return the differences in words; a setting that is newer than the record had its default."""
     defaults = {field.name: field.default for field in fields(TrainingConfig)}
     differing = [
         f"{name} {recorded.get(name, defaults.get(name))!r} there, {value!r} now"

@@ -1,4 +1,4 @@
-"""The engine for a Slurm cluster: a script for an array job, in which every task does one shard as `local` does."""
+"""The engine for a Slurm cluster: a script for an array job, in which each task does one shard like `local`."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ def write_script(plan: Plan, shards: Sequence[int], sweep_file: Path, flags: Seq
 
     Args:
         plan: the sweep.
-        shards: the numbers of the shards that have something left to do.
-        sweep_file: where the plan was read from; the job reads the copy, so that the file can change meanwhile.
-        flags: those of the command line that change the plan.
+        shards: the numbers of the shards that are not done.
+        sweep_file: the file that the plan was read from. The job reads the copy, so that the file can change meanwhile.
+        flags: the command-line flags that change the plan.
     """
     copy = plan.output / f"{plan.name}.yaml"
     if copy.absolute() != sweep_file.absolute():
         write(copy, sweep_file.read_bytes())
     command = [sys.executable, "-m", "lm_eval_spt.cli", "sweep", str(copy), *flags]
     logs = plan.output / "logs"
-    logs.mkdir(parents=True, exist_ok=True)  # Slurm does not make it
+    logs.mkdir(parents=True, exist_ok=True)  # Slurm does not create it
     path = plan.output / "sweep.sbatch"
     script = SCRIPT.format(
         name=shlex.quote(plan.name),

@@ -17,15 +17,16 @@ def test_differences_over_documents(tmp_path):
     analysis = analysed(files)
     assert "over documents" in analysis.method["means and differences"]
     (targets,) = analysis.rows("differences", scope="targets")
-    a, b = (np.mean([read_run(of[0]).scores["acc"][code].value for code in analysis.targets]) for of in files.values())
+    scores = [read_run(file).scores["acc"] for (file,) in files.values()]
+    a, b = (np.mean([by_language[code].value for code in analysis.targets]) for by_language in scores)
     assert targets["difference"] == pytest.approx(b - a)
     assert 0 < targets["low"] < targets["difference"] < targets["high"]
     assert targets["p"] < 0.01
     assert len(analysis.rows("language_differences", arm="prompt")) == 13
     assert all(row["p"] <= row["p_holm"] for row in analysis.rows("language_differences"))
     # Documents are hard in all languages alike, so that the mean of many is hardly surer than one language.
-    (scores,) = analysis.rows("scores", arm="none", metric="acc")
-    assert scores["targets_high"] - scores["targets_low"] > 2 * 1.96 * np.sqrt(0.25 / 60 / 12)
+    (row,) = analysis.rows("scores", arm="none", metric="acc")
+    assert row["targets_high"] - row["targets_low"] > 2 * 1.96 * np.sqrt(0.25 / 60 / 12)
 
 
 def test_an_arm_does_not_differ_from_itself(tmp_path):

@@ -47,7 +47,7 @@ def test_they_are_those_of_the_vectors_that_lang2vec_gives(formula):
     measured = distances("eng_Latn", [f"{code}_Latn" for code in codes], formula).values
     for kind, feature_set in FEATURE_SETS.items():
         features = lang2vec.get_features(["eng", *codes], feature_set)
-        vectors = {code: np.array(of, dtype=float) for code, of in features.items()}
+        vectors = {code: np.array(vector, dtype=float) for code, vector in features.items()}
         for code in codes:
             norms = np.linalg.norm(vectors["eng"]) * np.linalg.norm(vectors[code])
             cosine = np.dot(vectors["eng"], vectors[code]) / norms
@@ -77,7 +77,7 @@ def test_what_is_missing_is_counted():
     measured = distances("eng_Latn", ["deu_Latn", "qqq_Latn"])
     assert all(measured.missing[kind] == ["qqq_Latn"] for kind in KINDS)
     assert np.isnan(measured.vector("genetic", ["qqq_Latn"])).all()
-    assert all(not of for of in distances("qqq_Latn", ["deu_Latn"]).values.values())
+    assert not any(distances("qqq_Latn", ["deu_Latn"]).values.values())
 
 
 def test_the_method_names_formula_sets_and_version():
@@ -110,7 +110,7 @@ def test_precomputed_distances_are_used_where_the_installed_version_has_them(tmp
     monkeypatch.setitem(sys.modules, "lang2vec", package)
     monkeypatch.setitem(sys.modules, "lang2vec.lang2vec", fake)
     measured = distances("eng_Latn", ["deu_Latn", "lvs_Latn", "fra_Latn"])
-    assert all(of == {"deu_Latn": 0.25, "lvs_Latn": 0.75} for of in measured.values.values())
+    assert all(by_code == {"deu_Latn": 0.25, "lvs_Latn": 0.75} for by_code in measured.values.values())
     assert measured.missing["genetic"] == ["fra_Latn"]
     assert measured.stand_ins == {"lvs_Latn": "lav"}
     assert "precomputed" in measured.method

@@ -62,8 +62,8 @@ def test_the_points_are_the_data(arms):
     measured = distances("eng_Latn", languages())
     assert [panel.get_title() for panel in panels] == list(KINDS)
     for panel, kind in zip(panels, KINDS, strict=True):
-        for collection, of in zip(panel.collections, arms, strict=True):
-            scores = of.scores("acc")
+        for collection, shown in zip(panel.collections, arms, strict=True):
+            scores = shown.scores("acc")
             expected = [
                 (measured.values[kind][code], 100 * scores[code].value) for code in sorted(scores) if code != "eng_Latn"
             ]
@@ -75,9 +75,12 @@ def test_lengths_and_reparameterizations(arms):
     (panel,) = both["prompt_length"].axes
     targets, source = panel.lines
     assert list(targets.get_xdata()) == list(source.get_xdata()) == [4, 16]
-    assert list(source.get_ydata()) == pytest.approx([100 * of.scores("acc")["eng_Latn"].value for of in arms[1:3]])
+    assert list(source.get_ydata()) == pytest.approx(
+        [100 * shown.scores("acc")["eng_Latn"].value for shown in arms[1:3]]
+    )
     (panel,) = both["reparameterization"].axes
-    means = [of.get_offsets()[0, 0] for of in panel.collections if len(of.get_offsets()) == 1]
+    offsets = [collection.get_offsets() for collection in panel.collections]
+    means = [points[0, 0] for points in offsets if len(points) == 1]
     assert np.mean(means) == pytest.approx(-5, abs=1)
 
 

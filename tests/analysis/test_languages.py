@@ -52,7 +52,7 @@ def test_well_known_facts(code, name, script, family, branch, area):
 
 
 def test_shares_are_the_published_ones():
-    with_share = {code for code, of in languages().items() if of.xglm_share or of.bloom_share}
+    with_share = {code for code, language in languages().items() if language.xglm_share or language.bloom_share}
     assert with_share - {"zho_Hant"} == task_languages("sib200/languages_paper.txt")
     assert (languages()["eng_Latn"].xglm_share, languages()["eng_Latn"].bloom_share) == (0.489906, 0.303)
     assert languages()["deu_Latn"].bloom_share is None

@@ -255,9 +255,9 @@ def test_every_score_can_be_downloaded(browser: Browser, board: Leaderboard, tmp
         expected = {("mean", code): score.value for code, score in arm.scores("acc").items()}
         for run in arm.runs if len(arm.runs) > 1 else ():
             expected |= {(run.prompt_name, code): score.value for code, score in run.scores["acc"].items()}
-        of_arm = [row for row in rows if (row["Arm"], row["Metric"]) == (arm.name, "acc")]
-        found = {(row["Run"], row["Code"]): float(row["Score"]) for row in of_arm}
-        assert found == pytest.approx(expected, abs=5.1e-5)
+        arm_rows = [row for row in rows if (row["Arm"], row["Metric"]) == (arm.name, "acc")]
+        saved = {(row["Run"], row["Code"]): float(row["Score"]) for row in arm_rows}
+        assert saved == pytest.approx(expected, abs=5.1e-5)
 
 
 def test_a_spreadsheet_runs_no_formula_from_a_csv_file(browser: Browser) -> None:

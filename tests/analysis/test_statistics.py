@@ -28,20 +28,24 @@ def data() -> tuple[np.ndarray, np.ndarray]:
 
 def test_correlations_and_p_values_are_scipys(data):
     scores, distance = data
-    for row, (found,) in zip(scores, correlate(scores, distance[None]), strict=True):
+    for row, (correlation,) in zip(scores, correlate(scores, distance[None]), strict=True):
         r, rho = stats.pearsonr(row, distance), stats.spearmanr(row, distance)
-        assert (found.pearson.value, found.pearson_p) == pytest.approx((r.statistic, r.pvalue))
-        assert (found.spearman.value, found.spearman_p) == pytest.approx((rho.statistic, rho.pvalue))
+        assert (correlation.pearson.value, correlation.pearson_p) == pytest.approx((r.statistic, r.pvalue))
+        assert (correlation.spearman.value, correlation.spearman_p) == pytest.approx((rho.statistic, rho.pvalue))
 
 
 def test_intervals_are_those_of_explicit_resampling(data):
     scores, distance = data
-    ((found,),) = correlate(scores[:1], distance[None])
-    drawn = [np.repeat(np.arange(60), of.astype(int)) for of in resample(60, 1000)]
-    r = [stats.pearsonr(scores[0][of], distance[of]).statistic for of in drawn]
-    rho = [stats.spearmanr(scores[0][of], distance[of]).statistic for of in drawn]
-    assert (found.pearson.low, found.pearson.high) == pytest.approx(np.quantile(r, [0.025, 0.975]), abs=1e-5)
-    assert (found.spearman.low, found.spearman.high) == pytest.approx(np.quantile(rho, [0.025, 0.975]), abs=1e-5)
+    ((correlation,),) = correlate(scores[:1], distance[None])
+    drawn = [np.repeat(np.arange(60), counts.astype(int)) for counts in resample(60, 1000)]
+    r = [stats.pearsonr(scores[0][draw], distance[draw]).statistic for draw in drawn]
+    rho = [stats.spearmanr(scores[0][draw], distance[draw]).statistic for draw in drawn]
+    assert (correlation.pearson.low, correlation.pearson.high) == pytest.approx(
+        np.quantile(r, [0.025, 0.975]), abs=1e-5
+    )
+    assert (correlation.spearman.low, correlation.spearman.high) == pytest.approx(
+        np.quantile(rho, [0.025, 0.975]), abs=1e-5
+    )
 
 
 def test_intervals_cover_the_truth():
@@ -49,8 +53,8 @@ def test_intervals_cover_the_truth():
     true, covered = 0.5, 0
     for _ in range(200):
         x, y = random.multivariate_normal([0, 0], [[1, true], [true, 1]], 80).T
-        ((found,),) = correlate(x[None], y[None])
-        covered += found.pearson.low <= true <= found.pearson.high
+        ((correlation,),) = correlate(x[None], y[None])
+        covered += correlation.pearson.low <= true <= correlation.pearson.high
     assert 0.88 <= covered / 200 <= 0.99
 
 
@@ -77,8 +81,8 @@ def test_ranks_are_scipys_also_in_resamples():
     values = np.array([3.0, 1.0, 3.0, 2.0, 1.0, 5.0])
     assert ranks(values) == pytest.approx(stats.rankdata(values))
     counts = resample(6, 50)
-    for of, row in zip(counts.astype(int), resampled_ranks(values, counts), strict=True):
-        assert np.repeat(row, of) == pytest.approx(stats.rankdata(np.repeat(values, of)))
+    for row_counts, row in zip(counts.astype(int), resampled_ranks(values, counts), strict=True):
+        assert np.repeat(row, row_counts) == pytest.approx(stats.rankdata(np.repeat(values, row_counts)))
 
 
 def test_holm_by_hand():
@@ -102,31 +106,31 @@ def test_bootstrap_p_values_at_the_ends():
 
 
 def test_an_estimate_ignores_resamples_without_a_value():
-    found = estimate(0.5, np.array([np.nan, *np.linspace(0, 1, 41)]))
-    assert (found.low, found.high) == pytest.approx((0.025, 0.975))
+    interval = estimate(0.5, np.array([np.nan, *np.linspace(0, 1, 41)]))
+    assert (interval.low, interval.high) == pytest.approx((0.025, 0.975))
     assert np.isnan(estimate(0.5, np.array([np.nan])).low)
 
 
 def test_halves_by_hand():
     distance = np.array([0.1, 0.2, 0.2, 0.9, 1.0, np.nan])
     scores = np.array([[0.8, 0.6, 0.4, 0.3, 0.1, 0.99]])
-    (found,) = halves(scores, distance)
-    assert (found.threshold, found.close_languages, found.distant_languages) == (0.2, 3, 2)
-    assert (found.close, found.distant, found.gap.value) == pytest.approx((0.6, 0.2, 0.4))
-    assert found.gap.low < 0.4 < found.gap.high
+    (split,) = halves(scores, distance)
+    assert (split.threshold, split.close_languages, split.distant_languages) == (0.2, 3, 2)
+    assert (split.close, split.distant, split.gap.value) == pytest.approx((0.6, 0.2, 0.4))
+    assert split.gap.low < 0.4 < split.gap.high
 
 
 def test_languages_at_the_same_distance_are_not_split():
     distance = np.array([0.5, 1, 1, 1, 1, 1])
-    (found,) = halves(np.ones((1, 6)), distance)
-    assert (found.close_languages, found.distant_languages) == (1, 5)
+    (split,) = halves(np.ones((1, 6)), distance)
+    assert (split.close_languages, split.distant_languages) == (1, 5)
     assert halves(np.ones((1, 3)), np.ones(3)) == []
 
 
 def test_the_interval_of_a_gap_is_that_of_two_independent_means():
     random = np.random.default_rng(2)
     scores, distance = random.normal(0.5, 0.1, (1, 200)), np.arange(200.0)
-    (found,) = halves(scores, distance)
+    (split,) = halves(scores, distance)
     error = np.sqrt(scores[0, :100].var(ddof=1) / 100 + scores[0, 100:].var(ddof=1) / 100)
-    expected = stats.norm(found.gap.value, error).interval(0.95)
-    assert (found.gap.low, found.gap.high) == pytest.approx(expected, abs=0.3 * error)  # 1000 resamples
+    expected = stats.norm(split.gap.value, error).interval(0.95)
+    assert (split.gap.low, split.gap.high) == pytest.approx(expected, abs=0.3 * error)  # 1000 resamples

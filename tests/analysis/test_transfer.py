@@ -17,7 +17,7 @@ def test_means_gaps_and_groups_by_hand(tmp_path):
     (row,) = analysis.rows("scores", metric="acc")
     assert (row["source"], row["targets"], row["transfer_gap"]) == pytest.approx((0.9, 0.5, 0.4))
     assert row["target_languages"] == 4
-    means = {(of["grouping"], of["group"]): of["mean"] for of in analysis.rows("groups", metric="acc")}
+    means = {(group["grouping"], group["group"]): group["mean"] for group in analysis.rows("groups", metric="acc")}
     assert means["family", "Indo-European"] == pytest.approx(0.6)
     assert means["script", "Cyrillic"] == pytest.approx(0.4)
     assert means["seen", "seen"] == pytest.approx((0.2 + 0.8) / 2)  # the base model is called bloom-560m
@@ -41,10 +41,10 @@ def test_scores_that_fall_with_distance_are_found_to(tmp_path):
     measured = distances("eng_Latn", languages())
     scores = {code: 0.9 - 0.5 * measured.values["syntactic"][code] for code in languages()}
     analysis = analysed({"a": [write_results(tmp_path, scores)]})
-    found = {row["distance"]: row for row in analysis.rows("correlations")}
-    assert found["syntactic"]["pearson"] == pytest.approx(-1)
-    assert found["syntactic"]["pearson_p_holm"] < 1e-6
-    assert -1 < found["geographic"]["pearson"] < 0
+    correlations = {row["distance"]: row for row in analysis.rows("correlations")}
+    assert correlations["syntactic"]["pearson"] == pytest.approx(-1)
+    assert correlations["syntactic"]["pearson_p_holm"] < 1e-6
+    assert -1 < correlations["geographic"]["pearson"] < 0
     (halves,) = analysis.rows("halves", distance="syntactic")
     assert halves["close"] > halves["distant"]
     assert abs(halves["close_languages"] - halves["distant_languages"]) <= 4

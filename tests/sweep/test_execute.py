@@ -23,8 +23,8 @@ def test_every_run_leaves_a_prompt_and_results_under_its_name(done):
     assert not (output / "scoring").exists()
     assert (output / "logs" / "shard000.txt").read_text().count("epoch ")
     for run in runs:
-        found = record(output, run.name)
-        assert (output / found["results"]).is_file() and found["error"] is None
+        written = record(output, run.name)
+        assert (output / written["results"]).is_file() and written["error"] is None
         if run.prompted:
             assert SoftPrompt.load(run.config.output).metadata["seed"] == run.config.seed
 
@@ -34,10 +34,10 @@ def test_results_are_those_of_the_harness(done, name):
     output = done[1].output
     prompt = {} if name == "none" else {"prompt": str(output / "prompts" / f"{name}.safetensors")}
     expected = score(SPTLM(pretrained="mini", device="cpu", dtype="float32", batch_size="auto", **prompt))
-    found = scores(output, name)
+    written = scores(output, name)
     for task in TARGETS:
         for metric in ("acc,none", "macro_f1,none"):
-            assert found[task][metric] == pytest.approx(expected[task][metric])
+            assert written[task][metric] == pytest.approx(expected[task][metric])
     content = json.loads((output / record(output, name)["results"]).read_text())
     assert content["config"]["model"] == "spt" and content["config"]["model_num_parameters"] > 1e6
     assert content["config"].get("prompt_name") == (None if name == "none" else name)
