@@ -59,7 +59,7 @@ def seconds_per(work: Callable[[], object], times: int) -> float:
 
 
 def ours(model: PreTrainedModel, length: int, steps: int, placement: str, prompts: int = 1) -> dict[str, float]:
-    """This package's trainer, as :mod:`lm_eval_spt.train.scheduler` runs it: several prompts of one length share batches."""
+    """This package's trainer, as it runs several prompts of one length: in shared batches."""
     training, validation = examples(TRAINING), examples(TRAINING + VALIDATION)[TRAINING:]
     width = model.get_input_embeddings().weight.shape[1]
     raws = [torch.nn.Parameter(torch.rand(length, width, device=model.device) - 0.5) for _ in range(prompts)]
@@ -89,11 +89,8 @@ def ours(model: PreTrainedModel, length: int, steps: int, placement: str, prompt
                 evaluate(model, [LossRequest(part, raw, before, "target") for raw in raws], cache)
 
     step_seconds = seconds_per(step, steps)
-    return {
-        "step": step_seconds,
-        "total": building + STEPS * step_seconds + EPOCHS * seconds_per(validate, 1),
-        "cache": building,
-    }
+    total = building + STEPS * step_seconds + EPOCHS * seconds_per(validate, 1)
+    return {"step": step_seconds, "total": total, "cache": building}
 
 
 def peft_trainer(model: PreTrainedModel, length: int, steps: int) -> dict[str, float]:
@@ -153,8 +150,8 @@ def paper(model: PreTrainedModel, length: int, steps: int) -> dict[str, float]:
         torch.nn.utils.clip_grad_norm_([raw], 1.0)
         optimizer.step()
 
-    of_step = seconds_per(step, steps)
-    return {"step": of_step, "total": STEPS * of_step}
+    step_seconds = seconds_per(step, steps)
+    return {"step": step_seconds, "total": STEPS * step_seconds}
 
 
 CONTENDERS: dict[str, Callable[[PreTrainedModel, int, int], dict[str, float]]] = {
