@@ -35,18 +35,18 @@ def examples(number: int) -> list[Example]:
     """Return real texts with the seven one-token answers; which one is right does not matter here."""
     tokenizer = models.tokenizer()
     answers = [tuple(tokenizer.encode(word)) for word in models.VERBALIZERS]
-    found = []
+    result = []
     for index, text in enumerate(models.texts(number, split="train")):
         context = tuple(tokenizer.encode(text))[: PADDED - 32]
-        found.append(Example(tuple((context, answer) for answer in answers), index % 7))
-    return found
+        result.append(Example(tuple((context, answer) for answer in answers), index % 7))
+    return result
 
 
-def batches(of: list[Example]) -> Iterator[list[Example]]:
+def batches(training: list[Example]) -> Iterator[list[Example]]:
     """Yield batches for ever."""
     while True:
-        for start in range(0, len(of) - BATCH + 1, BATCH):
-            yield of[start : start + BATCH]
+        for start in range(0, len(training) - BATCH + 1, BATCH):
+            yield training[start : start + BATCH]
 
 
 def seconds_per(work: Callable[[], object], times: int) -> float:
@@ -59,7 +59,7 @@ def seconds_per(work: Callable[[], object], times: int) -> float:
 
 
 def ours(model: PreTrainedModel, length: int, steps: int, placement: str, prompts: int = 1) -> dict[str, float]:
-    """This package's trainer, as :mod:`lm_eval_spt.train.loop` runs it: several prompts of one length share batches."""
+    """This package's trainer, as it runs several prompts of one length: in shared batches."""
     training, validation = examples(TRAINING), examples(TRAINING + VALIDATION)[TRAINING:]
     width = model.get_input_embeddings().weight.shape[1]
     raws = [torch.nn.Parameter(torch.rand(length, width, device=model.device) - 0.5) for _ in range(prompts)]
@@ -88,8 +88,9 @@ def ours(model: PreTrainedModel, length: int, steps: int, placement: str, prompt
                 part = validation[start : start + BATCH]
                 evaluate(model, [LossRequest(part, raw, before, "target") for raw in raws], cache)
 
-    of_step = seconds_per(step, steps)
-    return {"step": of_step, "total": building + STEPS * of_step + EPOCHS * seconds_per(validate, 1), "cache": building}
+    step_seconds = seconds_per(step, steps)
+    total = building + STEPS * step_seconds + EPOCHS * seconds_per(validate, 1)
+    return {"step": step_seconds, "total": total, "cache": building}
 
 
 def peft_trainer(model: PreTrainedModel, length: int, steps: int) -> dict[str, float]:
@@ -125,8 +126,8 @@ def peft_trainer(model: PreTrainedModel, length: int, steps: int) -> dict[str, f
             use_cpu=model.device.type == "cpu", bf16=model.dtype == torch.bfloat16,
         )  # fmt: skip
         Timed(get_peft_model(model, config), arguments, train_dataset=rows, data_collator=collate).train()
-    of_step = sum(times[1:]) / steps
-    return {"step": of_step, "total": STEPS * of_step}
+    step_seconds = sum(times[1:]) / steps
+    return {"step": step_seconds, "total": STEPS * step_seconds}
 
 
 def paper(model: PreTrainedModel, length: int, steps: int) -> dict[str, float]:
@@ -149,8 +150,8 @@ def paper(model: PreTrainedModel, length: int, steps: int) -> dict[str, float]:
         torch.nn.utils.clip_grad_norm_([raw], 1.0)
         optimizer.step()
 
-    of_step = seconds_per(step, steps)
-    return {"step": of_step, "total": STEPS * of_step}
+    step_seconds = seconds_per(step, steps)
+    return {"step": step_seconds, "total": STEPS * step_seconds}
 
 
 CONTENDERS: dict[str, Callable[[PreTrainedModel, int, int], dict[str, float]]] = {

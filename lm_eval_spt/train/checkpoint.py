@@ -1,4 +1,4 @@
-"""A run's state in one safetensors file: written whole or not at all, read without unpickling anything."""
+"""The file of a run's state: one safetensors file, written whole or not at all, read without unpickling."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ State = dict[str, Any]
 
 
 def path_of(output: Path) -> Path:
-    """Return where the checkpoint of the run that writes `output` is."""
+    """Return the path of a run's checkpoint, which is beside the prompt file `output`."""
     return output.with_suffix(".checkpoint")
 
 
@@ -62,30 +62,31 @@ def load(path: Path) -> State:
 
 @dataclass(frozen=True)
 class Many:
-    """In a form: a list of any length, of things that have the form `of`."""
+    """In a form: a list of any length whose items have the form `item`."""
 
-    of: Any
+    item: Any
 
 
 def has_form(value: Any, form: Any) -> bool:
-    """Tell whether what was read is of the kind that is needed.
+    """Tell whether a value that was read has the form that is needed.
 
     Args:
-        value: of a state.
-        form: a tensor, for one of its shape and type; a dictionary, for one with these keys; a list, for one of that
-            length; :class:`Many`; ``float`` for a finite number, ``int`` for a whole one of 64 bits, ``Tensor`` for
-            any; None.
+        value: the value, of a state or a part of it.
+        form: a tensor: a tensor of its shape and dtype. A dictionary: a dictionary with the same keys, whose values
+            have these forms. A list: a list of the same length, whose items have these forms. :class:`Many`: a list of
+            any length. ``float``: a finite number. ``int``: a whole number of 64 bits. ``Tensor``: any tensor. None:
+            None.
     """
     if isinstance(form, Tensor):
         return isinstance(value, Tensor) and (value.shape, value.dtype) == (form.shape, form.dtype)
     if isinstance(form, dict):
         same = isinstance(value, dict) and value.keys() == form.keys()
-        return same and all(has_form(value[name], of) for name, of in form.items())
+        return same and all(has_form(value[name], entry) for name, entry in form.items())
     if isinstance(form, list):
         same = isinstance(value, list) and len(value) == len(form)
-        return same and all(has_form(one, of) for one, of in zip(value, form, strict=True))
+        return same and all(has_form(item, entry) for item, entry in zip(value, form, strict=True))
     if isinstance(form, Many):
-        return isinstance(value, list) and all(has_form(one, form.of) for one in value)
+        return isinstance(value, list) and all(has_form(item, form.item) for item in value)
     if form in (int, float):
         whole = type(value) is int and -(2**63) <= value < 2**63
         return whole or (form is float and type(value) is float and math.isfinite(value))
@@ -98,13 +99,14 @@ def _without_tensors(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
         tensors[name] = value.detach().cpu().contiguous().clone()
         return {"tensor": name}
     if isinstance(value, dict):
-        return {"dict": {str(key): _without_tensors(of, f"{name}/{key}", tensors) for key, of in value.items()}}
+        return {"dict": {str(key): _without_tensors(entry, f"{name}/{key}", tensors) for key, entry in value.items()}}
     if isinstance(value, list | tuple):
-        return {"list": [_without_tensors(of, f"{name}/{number}", tensors) for number, of in enumerate(value)]}
+        return {"list": [_without_tensors(item, f"{name}/{number}", tensors) for number, item in enumerate(value)]}
     return value
 
 
 def _with_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """Return what :func:`_without_tensors` was given."""
     if not isinstance(value, dict):
         return value
     (kind, content), *more = value.items()
@@ -113,5 +115,5 @@ def _with_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
     if kind == "tensor":
         return tensors[content]
     if kind == "list":
-        return [_with_tensors(of, tensors) for of in content]
-    return {key: _with_tensors(of, tensors) for key, of in content.items()}
+        return [_with_tensors(item, tensors) for item in content]
+    return {key: _with_tensors(entry, tensors) for key, entry in content.items()}

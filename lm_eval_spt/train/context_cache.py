@@ -1,11 +1,11 @@
 """The frozen model's keys and values of the texts, computed once for a whole training run.
 
-A suffix prompt comes after the text, attention is causal: what the model makes of the text does not depend on the
-prompt. So the text is read once, and every step reads only the prompt and the answers.
+A suffix prompt comes after the text and attention is causal, so a text's keys and values do not depend on the prompt.
+The text is read once, and every step reads only the prompt and the answers.
 
 The keys and values are kept where they fit: on the model's device, in host memory, or in a temporary file that is
-mapped into memory. That file has no name once it is open: it is gone with the process, whatever ends it, and no later
-run can take it for its own.
+mapped into memory. The file is deleted as soon as it is open: its space is freed when the process ends, however it
+ends, and no other run can open it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import psutil
 import torch
@@ -34,11 +34,11 @@ Context = tuple[int, ...]
 Medium = Literal["device", "host", "disk"]
 MEDIA: tuple[Medium, ...] = get_args(Medium)
 
-SHARE = 0.5  # of a medium's free room that may be taken
+SHARE = 0.5  # how much of a medium's free room may be taken
 
 
 class ContextCache:
-    """Keys and values of contexts, to be read on from.
+    """Keys and values of contexts (token ids without prompt), from which the model goes on reading.
 
     Args:
         model: the frozen causal LM.
@@ -52,20 +52,21 @@ class ContextCache:
         # For each context the keys and values, [layers, 2, heads, time, head_dim].
         self._states: dict[Context, Tensor] = {}
         self._warned: set[str] = set()
+        self._layers_heads_width: tuple[int, int, int] | None = None
         self._batch = torch.zeros(0, dtype=model.dtype, device=self._device)
 
     def __contains__(self, context: Context) -> bool:
         return context in self._states
 
     def add(self, contexts: Iterable[Context], medium: Medium | None = None) -> bool:
-        """Read the contexts (token ids, without prompt) that are not here yet, and keep what the model makes of them.
+        """Read the contexts that are not in the cache yet, and keep their keys and values.
 
         Args:
             contexts: the texts.
-            medium: where to; default: the first that has room, of device, host and disk.
+            medium: where to keep them; default: the first of device, host and disk that has room.
 
         Returns:
-            Whether they are here now; False where they do not fit.
+            Whether all are in the cache now; False where they do not fit.
         """
         waiting = sorted(set(contexts) - set(self._states), key=len)
         if not waiting:
@@ -76,7 +77,7 @@ class ContextCache:
             return False
         start = 0
         while waiting:
-            # Small batches: while they are copied to their place, their keys and values are there twice.
+            # Small batches: while a batch is copied to its place, its keys and values take memory twice.
             size = max(1, self._max_batch_tokens // 4 // len(waiting[-1]))
             batch, waiting = waiting[-size:], waiting[:-size]
             ids, mask = (tensor.to(self._device) for tensor in pad_left(batch))
@@ -93,54 +94,63 @@ class ContextCache:
         return True
 
     def read(self, contexts: Sequence[Context]) -> KVCache:
-        """Return what the model has read after these contexts, one row for each; good until the next call."""
+        """Return the KV cache of these contexts, a row for each, padded on the left; valid until the next call."""
         states = [self._states[context] for context in contexts]
         time = max(map(len, contexts))
         layers, two, heads, _, width = states[0].shape
         shape = torch.Size((layers, two, len(states), heads, time, width))
-        if shape.numel() > len(self._batch):  # kept: new memory costs more than the copy into it
+        if shape.numel() > len(self._batch):  # kept for the next call: new memory costs more than the copy into it
             self._batch = self._batch.new_zeros(shape.numel())
-        # Padding is masked; what it holds is of an earlier batch, or zeros.
-        both = self._batch[: shape.numel()].view(shape)
+        # Padding is masked. It holds zeros, or values of an earlier batch.
+        batch = self._batch[: shape.numel()].view(shape)
         for row, state in enumerate(states):
-            both[:, :, row, :, time - state.shape[3] :] = state
+            batch[:, :, row, :, time - state.shape[3] :] = state
         _, mask = pad_left(contexts)
-        return KVCache(cache_of((keys, values) for keys, values in both), mask.to(self._device))
+        return KVCache(cache_of((keys, values) for keys, values in batch), mask.to(self._device))
 
     def bytes_of(self, contexts: Sequence[Context]) -> int:
-        """Return how much the keys and values of a batch of these contexts take, padding included."""
+        """Return how many bytes the KV cache of these contexts takes, padding included."""
         return self._shape(len(contexts) * max(map(len, contexts))).numel() * self._model.dtype.itemsize
 
     def free(self) -> int:
-        """Return the bytes that are free where batches are put together: on the model's device."""
+        """Return the bytes that are free on the model's device, where batches are put together."""
         return _free("host" if self._device.type == "cpu" else "device", self._device)
 
     def _shape(self, time: int) -> torch.Size:
-        """Return the shape of a context's state, read off what the model keeps of one token."""
-        if not hasattr(self, "_of_one_token"):
+        """Return the shape of a context's keys and values, from those of a single token.
+
+        Args:
+            time: the context's length in tokens.
+        """
+        if self._layers_heads_width is None:
             ids = torch.ones(1, 1, dtype=torch.long, device=self._device)
             with torch.no_grad():
                 layers = keys_and_values(prefill(self._model, ids, torch.ones_like(ids)).cache)
-            self._of_one_token = len(layers), layers[0][0].shape[1], layers[0][0].shape[3]
-        layers_, heads, width = self._of_one_token
-        return torch.Size((layers_, 2, heads, time, width))
+            self._layers_heads_width = len(layers), layers[0][0].shape[1], layers[0][0].shape[3]
+        layer_count, heads, width = self._layers_heads_width
+        return torch.Size((layer_count, 2, heads, time, width))
 
     # -- where ---------------------------------------------------------------------------------------------------------
 
-    def _room(self, values: int, wanted: Medium | None) -> Tensor | None:
-        """Return room for so many values on the medium that is wanted, or on the first that has it."""
+    def _room(self, values: int, medium: Medium | None) -> Tensor | None:
+        """Return room for so many values on this medium or the next that has it; None where no medium has.
+
+        Args:
+            values: how many numbers of the model's dtype.
+            medium: the first to try; default: the first of all.
+        """
         size = values * self._model.dtype.itemsize
         media = [medium for medium in MEDIA if not (medium == "device" and self._device.type == "cpu")]
-        if wanted is not None:
-            media = media[media.index("host" if wanted == "device" and wanted not in media else wanted) :]
-        for medium in media:
-            free = _free(medium, self._device)
+        if medium is not None:
+            media = media[media.index("host" if medium == "device" and medium not in media else medium) :]
+        for candidate in media:
+            free = _free(candidate, self._device)
             if size <= SHARE * free:
                 try:
-                    return self._allocate(medium, values, size)
+                    return self._allocate(candidate, values, size)
                 except (OSError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
-                    logger.info("no %.1f GB on the %s: %s", size / 1e9, medium, error)
-            self._warn(medium, size, free)
+                    logger.info("no %.1f GB on the %s: %s", size / 1e9, candidate, error)
+            self._warn(candidate, size, free)
         return None
 
     def _allocate(self, medium: Medium, values: int, size: int) -> Tensor:
@@ -151,7 +161,7 @@ class ContextCache:
             return torch.empty(values, dtype=dtype, pin_memory=self._device.type == "cuda")
         descriptor, path = tempfile.mkstemp(prefix="lm_eval_spt-")
         try:
-            if hasattr(os, "posix_fallocate"):  # a full disk shows now and not, as a crash, when a page is written
+            if hasattr(os, "posix_fallocate"):  # a full disk is an error here; later it would be a crash
                 os.posix_fallocate(descriptor, 0, size)
             return torch.from_file(path, shared=True, size=values, dtype=dtype)
         finally:
@@ -160,7 +170,7 @@ class ContextCache:
                 os.unlink(path)
 
     def _warn(self, medium: Medium, size: int, free: int) -> None:
-        """Say once for each medium that it has not enough room."""
+        """Warn once for each medium that it has not enough room."""
         if medium in self._warned:
             return
         self._warned.add(medium)
@@ -173,8 +183,8 @@ class ContextCache:
         )  # fmt: skip
 
 
-def _free(medium: Medium, device: Any) -> int:
-    """Return the bytes that are free."""
+def _free(medium: Medium, device: torch.device) -> int:
+    """Return the bytes that are free on a medium."""
     if medium == "device":
         return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
     if medium == "host":

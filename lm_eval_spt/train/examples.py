@@ -1,7 +1,7 @@
 """From a harness task to token ids: the examples that a prompt learns from.
 
 They come from the task's own ``construct_requests`` on its training documents and are encoded by the model class that
-scores them later, so that training and scoring can not drift apart.
+scores them later, so that training reads what is scored.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from lm_eval.api.task import ConfigurableTask
 
-from lm_eval_spt.common.errors import UserError
+from lm_eval_spt.common.errors import UserError, shown
 from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.harness.patches import task_manager
 from lm_eval_spt.train.config import TrainingConfig
@@ -29,12 +29,13 @@ HELD_OUT = 10  # every tenth training document validates where a task has no val
 
 @dataclass(frozen=True)
 class Example:
-    """A document as the model meets it.
+    """A document as token ids.
 
     Attributes:
-        pairs: for each choice the token ids of (context, continuation); a document without choices has one pair.
-        gold: which of them is right.
-        label: the right choice's text where all documents have the same choices, else empty: the class for few shots.
+        pairs: (context, continuation) of each choice; a document without choices has one pair.
+        gold: the number of the right pair.
+        label: the document's class for few shots: the right choice's text where all documents have the same choices,
+            else empty.
     """
 
     pairs: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
@@ -48,7 +49,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Document:
-    """A document as text: (context, continuation) for each choice, which of them is right, and its class."""
+    """A document as text; the attributes are those of :class:`Example`."""
 
     pairs: tuple[tuple[str, str], ...]
     gold: int
@@ -56,7 +57,7 @@ class Document:
 
 
 def load_tasks(names: Sequence[str], include_path: str | None = None) -> list[ConfigurableTask]:
-    """Return the harness's tasks of these names, groups resolved into their tasks.
+    """Return the harness's tasks of these names, each group as its tasks.
 
     Raises:
         UserError: no such task, or one without training documents.
@@ -77,11 +78,22 @@ def load_tasks(names: Sequence[str], include_path: str | None = None) -> list[Co
 def read_documents(task: ConfigurableTask, split: Split) -> list[Document]:
     """Return the documents of a split, each with the requests that the harness would make of it.
 
+    Documents without a label are left out, and a warning says how many.
+
     Raises:
-        UserError: the task asks for something that has no right answer to learn (such as rolling perplexity).
+        UserError: the task asks for something that has no right answer to learn (such as rolling perplexity), a label
+            is none of the choices, or no document is left.
     """
     rows: Any = task.training_docs() if split == "training" else task.validation_docs()
-    documents = [_document(task, row) for row in rows]
+    read = [_document(task, row, f"{split} document {number} of {task.task_name}") for number, row in enumerate(rows)]
+    documents = [document for document in read if document is not None]
+    if len(documents) < len(read):
+        left_out = len(read) - len(documents)
+        logger.warning(
+            "%s: %d of %d %s documents have no label (-1): left out", task.task_name, left_out, len(read), split
+        )
+    if not documents:
+        raise UserError(f"the task {task.task_name!r} has no {split} documents with a label: choose another task")
     if len({_choices(document) for document in documents}) > 1:  # the class names mean something else in each document
         documents = [Document(document.pairs, document.gold) for document in documents]
     return documents
@@ -91,15 +103,16 @@ def _choices(document: Document) -> tuple[str, ...]:
     return tuple(continuation for _, continuation in document.pairs) if len(document.pairs) > 1 else ()
 
 
-def _document(task: ConfigurableTask, row: dict[str, Any]) -> Document:
+def _document(task: ConfigurableTask, row: dict[str, Any], where: str) -> Document | None:
+    """Return a document; None without a label. For messages, `where` says which document it is."""
     context = task.fewshot_context(row, 0)
     requests = task.construct_requests(row, context)
     target = task.doc_to_target(row)
     if task.OUTPUT_TYPE == "multiple_choice":
         choices = task.doc_to_choice(row)
-        gold = task.doc_to_text(row) if task.multiple_input else target
-        gold = gold[0] if isinstance(gold, list) else gold
-        gold = choices.index(gold) if isinstance(gold, str) else int(gold)
+        gold = _gold(task.doc_to_text(row) if task.multiple_input else target, choices, where)
+        if gold is None:
+            return None
         # Unconditional requests (for mutual information) follow those of the choices; they teach nothing.
         pairs = tuple(request.args[:2] for request in requests[: len(choices)])
         return Document(pairs, gold, "" if task.multiple_input else choices[gold])
@@ -107,14 +120,42 @@ def _document(task: ConfigurableTask, row: dict[str, Any]) -> Document:
         return Document((requests.args[:2],), 0)
     if task.OUTPUT_TYPE == "generate_until":
         if task.config.doc_to_choice is not None:
-            target = task.doc_to_choice(row)[target]
+            choices = task.doc_to_choice(row)
+            gold = _gold(target, choices, where)
+            if gold is None:
+                return None
+            target = choices[gold]
         target = target[0] if isinstance(target, list) else target
         return Document(((requests.args[0], f"{task.config.target_delimiter}{target}"),), 0)
     raise UserError(f"the task {task.task_name!r} ({task.OUTPUT_TYPE}) has no answers to learn from")
 
 
+def _gold(label: Any, choices: Sequence[Any], where: str) -> int | None:
+    """Return the number of the right choice; None for -1, by which data sets mark a document without a label.
+
+    Raises:
+        UserError: the label is none of the choices.
+    """
+    if isinstance(label, list) and label:
+        label = label[0]
+    if isinstance(label, str) and label in choices:
+        return choices.index(label)
+    try:
+        number = len(choices) if isinstance(label, str) or int(label) != label else int(label)
+    except (TypeError, ValueError, OverflowError):  # nothing, NaN, infinity
+        number = len(choices)
+    if number == -1:
+        return None
+    if not 0 <= number < len(choices):
+        raise UserError(
+            f"{where} has the label {shown(label)}: expected a choice's text, its number from 0 to {len(choices) - 1}, "
+            "or -1 for no label"
+        )
+    return number
+
+
 def choose(documents: Sequence[Document], per_class: int | None, seed: int, what: str) -> list[Document]:
-    """Return `per_class` documents of every class, drawn with the seed; all of them where it is None.
+    """Return `per_class` documents of every class, drawn with the seed; all documents where it is None.
 
     Documents without a class (other choices in each document, or none) count as one class.
 
@@ -144,12 +185,15 @@ def encode(
     """Encode documents as the model class does when it scores them.
 
     Args:
-        documents: what to encode.
+        documents: the documents.
         lm: gives the tokens; it need not have a prompt yet.
-        placement: of the prompt: a suffix separates the tokens of context and continuation.
+        placement: the prompt's; a suffix separates the tokens of context and continuation.
         length: P, the number of virtual tokens.
-        max_length: tokens of text, prompt and answer that the model may read.
-        truncation_side: where a context that is too long is cut; the harness cuts on the left.
+        max_length: how many tokens of text, prompt and answer the model may read.
+        truncation_side: the side on which a context that is too long is cut; the harness cuts on the left.
+
+    Raises:
+        UserError: an answer and the prompt leave no room for text.
     """
     encoded = iter(lm.encode_pairs([pair for document in documents for pair in document.pairs], placement))
     examples = []
@@ -170,11 +214,11 @@ def encode(
 
 @dataclass(frozen=True)
 class Examples:
-    """What a run learns from.
+    """The examples of a run.
 
     Attributes:
-        training: task by task.
-        validation: the same.
+        training: training examples, task by task.
+        validation: validation examples, task by task.
         sizes: how many training examples each task has.
     """
 
@@ -184,7 +228,7 @@ class Examples:
 
 
 class ExampleReader:
-    """Reads the examples that settings ask for; documents that several runs ask for are read once.
+    """Reads the examples of runs; documents that several runs share are read once.
 
     Args:
         lm: gives the tokens.
@@ -226,9 +270,15 @@ class ExampleReader:
 
 
 def _both_splits(task: ConfigurableTask) -> tuple[list[Document], list[Document]]:
+    """Return training and validation documents; some of the training documents validate where no others are there."""
     documents = read_documents(task, "training")
     if task.has_validation_docs():
         return documents, read_documents(task, "validation")
+    if len(documents) < 2:
+        raise UserError(
+            f"the task {task.task_name!r} has one training document and no validation split: expected two documents or "
+            "more, of which one validates"
+        )
     logger.warning("%s has no validation split: every tenth training document validates", task.task_name)
     rest = [document for index, document in enumerate(documents) if index % HELD_OUT]
     return rest, documents[::HELD_OUT]

@@ -69,7 +69,7 @@ def _flags(chosen: dict[str, str]) -> list[tuple[str, str]]:
 
 
 def train_grid(configs: Sequence[TrainingConfig], base: Base | None = None) -> list[SoftPrompt | None]:
-    """Train all runs; those that leave the base model frozen share it, and train side by side.
+    """Train all runs; runs that leave the base model frozen share it and train side by side.
 
     Args:
         configs: the settings; all have one base model.

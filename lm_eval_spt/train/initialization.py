@@ -1,4 +1,4 @@
-"""The vectors that training starts from, before the embedding's scale."""
+"""The initial vectors of a prompt, before the embedding's scale."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from lm_eval_spt.train.examples import Example
 
 
 def embedding_scale(embedding: nn.Module) -> float:
-    """Return by how much an embedding module multiplies its rows: sqrt(d) in XGLM and Gemma, 1 elsewhere.
+    """Return the factor by which an embedding module multiplies its rows: sqrt(d) in XGLM and Gemma, 1 elsewhere.
 
-    Vectors are learned before this scale, as the paper's are: a step of the optimizer then moves a virtual token as
-    much as it would move a token of the vocabulary.
+    Vectors are learned before this scale, as in the paper: a step of the optimizer then moves a virtual token as much
+    as it would move a token of the vocabulary.
     """
     weight: Tensor = embedding.weight  # type: ignore[assignment]
     tokens = torch.arange(min(64, len(weight)), device=weight.device)
@@ -46,7 +46,7 @@ def starting_prompt(lm: SPTLM, config: TrainingConfig) -> SoftPrompt | None:
 
 
 def record_of(start: SoftPrompt, length: int) -> dict[str, Any]:
-    """Return what a prompt of `length` vectors that was learned from `start` says of it in its metadata."""
+    """Return the metadata entry on the prompt `start`, for a prompt of `length` vectors that was learned from it."""
     change = "none" if start.length == length else "cut at its beginning" if start.length > length else "repeated"
     return {"name": start.name, "digest": start.digest, "num_virtual_tokens": start.length, "change": change}
 
@@ -57,11 +57,11 @@ def initial_vectors(
     """Return the initial vectors `[P, d]`, fp32, on the CPU.
 
     Args:
-        lm: has the embeddings and the tokenizer.
+        lm: gives the embeddings and the tokenizer.
         config: the settings.
         examples: the training documents.
         start: what :func:`starting_prompt` returned. Its last P vectors are taken, after it was repeated where it is
-            shorter: what stands last is nearest to the answer, and stays there.
+            shorter: the last vectors are nearest to the answer, and stay there.
     """
     embedding = lm.model.get_input_embeddings()
     length = config.prompt_length
@@ -81,10 +81,11 @@ def initial_vectors(
 
 
 def _sampled_tokens(examples: Sequence[Example], number: int, seed: int) -> list[int]:
+    """Return tokens of the training texts, drawn with their frequencies."""
     tokens = [token for example in examples for token in example.pairs[0][0]]
     return random.Random(seed).choices(tokens, k=number)
 
 
 def _labels(examples: Sequence[Example]) -> list[tuple[int, ...]]:
-    """The answers' tokens, each once, in the order of the first document's choices."""
+    """Return the distinct answers' tokens, in the order of the first document's choices."""
     return list(dict.fromkeys(continuation for example in examples for _, continuation in example.pairs))

@@ -1,4 +1,4 @@
-"""In which order documents of several tasks, such as several source languages, are shown in an epoch."""
+"""The order of documents in an epoch, where they come from one task or several, such as several source languages."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Iterator, Sequence
 
 
 def epochs(sizes: Sequence[int], mixture: str, seed: int) -> Iterator[list[int]]:
-    """Yield the order of one epoch after the other, without end.
+    """Yield the document numbers of each epoch, without end.
 
     Args:
-        sizes: how many documents each task has; the documents of all are numbered in a row.
+        sizes: how many documents each task has. Documents are numbered through, task by task.
         mixture: ``proportional``: every document once, so that a task counts by its size. ``balanced``: equally many
-            documents of each task, and as many in all as there are; a larger task shows others of its documents in the
-            next epoch, a smaller one shows its documents again.
-        seed: of the order.
+            documents of each task, in all as many as there are documents; a larger task goes on with its other
+            documents in the next epoch, a smaller task repeats its own.
+        seed: decides the order.
 
     Yields:
         Document numbers, shuffled.

@@ -1,21 +1,21 @@
-"""Reparameterization: the vectors of a soft prompt as the output of a small network while they are learned.
+"""Reparameterization: while a soft prompt is learned, its vectors are the output of a small network.
 
-What the optimizer moves are raw vectors `[P, d]` and a network that all positions share; what the model receives is
-what the network makes of them. After training only that is kept, so that a prompt file holds plain vectors and nothing
-of this is needed again. Everything here is before the embedding's scale (:mod:`lm_eval_spt.train.initialization`).
+The optimizer moves raw vectors `[P, d]` and a network that all positions share; the model receives the network's
+output. After training only that output is kept: a prompt file holds plain vectors, and scoring needs no network.
+Everything here is before the embedding's scale (:mod:`lm_eval_spt.train.initialization`).
 
 ============  ==============================================================================================
 ``none``      the raw vectors themselves
 ``mlp``       LayerNorm(Linear(ReLU(Linear(x)))): arXiv 2402.03782, from its published code
 ``residual``  x + the same network: residual prompt tuning, Razdaibiedina et al. 2023 (arXiv 2305.03937)
 ``xpe``       the Cross-Prompt Encoder, meant for many source languages: Mikaberidze et al. 2025 (arXiv 2508.10352)
-``dual``      a share of the vectors from that encoder, standing last, the others free: the same paper
+``dual``      the last vectors come from that encoder, the others are free: the same paper
 ============  ==============================================================================================
 
 Of XPE the paper and its published code and configurations give: two hidden layers, each Linear - ReLU - dropout of 0.1,
 then a Linear back to d, no LayerNorm and no residual; hidden size 256; in DUAL the free vectors come first, 30% are
-encoded (rounded down) and there is at least one of each. Our reading: the encoder's inputs start from ``--init``, where
-the published code draws them from N(0, 1); and a mask of the dropout depends on the seed and the step alone, so that a
+encoded (rounded down) and there is at least one of each. Different here: the encoder's inputs start from ``--init``,
+where the published code draws them from N(0, 1); and a dropout mask depends on the seed and the step alone, so that a
 run gives the same vectors by itself, beside others and resumed.
 """
 
@@ -37,11 +37,11 @@ XPE_DROPOUT = 0.1
 
 
 class Reparameterization(nn.Module):
-    """Raw vectors, and the network that makes the prompt of the last `encoded` of them.
+    """Raw vectors, the last `encoded` of which go through a network.
 
     Attributes:
         raw: the parameter `[P, d]`.
-        network: maps `[encoded, d]` to `[encoded, d]`, each row by itself; None where the raw vectors are the prompt.
+        network: maps `[encoded, d]` to `[encoded, d]`, row by row; None where the raw vectors are the prompt.
     """
 
     def __init__(self, initial: Tensor, network: nn.Module | None = None, encoded: int = 0, residual: bool = False):
@@ -56,8 +56,8 @@ class Reparameterization(nn.Module):
         if self.network is None:
             return self.raw
         free, inputs = self.raw[: self._free], self.raw[self._free :]
-        made: Tensor = self.network(inputs)
-        return torch.cat([free, inputs + made if self._residual else made])
+        outputs: Tensor = self.network(inputs)
+        return torch.cat([free, inputs + outputs if self._residual else outputs])
 
     def parameter_groups(self, lr: float, network_lr: float) -> list[dict[str, object]]:
         """Return groups for an optimizer: the raw vectors, and the network's parameters where there is a network."""
@@ -70,14 +70,14 @@ class Reparameterization(nn.Module):
 def reparameterize(
     initial: Tensor, kind: Kind, *, hidden_size: int | None = None, share: float = 0.3, seed: int = 0
 ) -> Reparameterization:
-    """Return a module that makes a prompt of as many vectors as `initial`.
+    """Return a module that computes a prompt of as many vectors as `initial`.
 
     Args:
         initial: the raw vectors `[P, d]` to start from.
-        kind: see above.
+        kind: one of the table above.
         hidden_size: of the network; default: :data:`HIDDEN_SIZES`.
-        share: how many of the vectors the encoder of ``dual`` makes, 0 < share < 1.
-        seed: of the network's initial weights and its dropout; the global random state is left as it is.
+        share: the share of the vectors that the encoder of ``dual`` computes, 0 < share < 1.
+        seed: decides the network's initial weights and its dropout; the global random state is left as it is.
 
     Raises:
         ValueError: ``dual`` with fewer than two vectors.
@@ -100,7 +100,7 @@ def reparameterize(
 
 
 def encoded_vectors(length: int, kind: Kind, share: float) -> int:
-    """Return how many of `length` vectors a network makes.
+    """Return how many of `length` vectors come from a network.
 
     Raises:
         ValueError: ``dual`` with fewer than two vectors.
@@ -115,8 +115,8 @@ def encoded_vectors(length: int, kind: Kind, share: float) -> int:
 class SeededDropout(nn.Module):
     """Dropout whose mask depends on the seed and the step alone, whatever else draws random numbers.
 
-    A step begins with :meth:`train` and has one mask, in all parts of its batch and all processes. The number of steps
-    is part of the module's state, and so of a checkpoint.
+    Each call of :meth:`train` begins a step. A step has one mask, in all parts of its batch and in all processes. The
+    number of steps is part of the module's state, and so of a checkpoint.
     """
 
     step: Tensor
@@ -134,7 +134,7 @@ class SeededDropout(nn.Module):
         return super().train(mode)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Return the inputs, in training with a share of zeros and the rest scaled up to make up for it."""
+        """Return the inputs; in training a share of them is zero and the rest is scaled up to keep the mean."""
         if not self.training:
             return inputs
         seed = random.Random(f"{self._seed} {int(self.step)}").getrandbits(63)

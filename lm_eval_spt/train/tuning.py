@@ -133,7 +133,6 @@ def _add_adapter(lm: SPTLM, config: TrainingConfig) -> None:
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,
         target_modules=targets,
-        base_model_name_or_path=config.model,
     )
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
@@ -142,4 +141,4 @@ def _add_adapter(lm: SPTLM, config: TrainingConfig) -> None:
         except ValueError as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"--tune lora does not work with {config.model!r}: {reason}") from None
-    settings.base_model_name_or_path = config.model  # PEFT puts the local path of `mini` there
+    settings.base_model_name_or_path = config.model  # PEFT has put a local path there

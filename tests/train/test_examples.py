@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
+import yaml
 
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.train import main
-from lm_eval_spt.train.examples import Document, choose, encode, load_tasks
+from lm_eval_spt.train.examples import Document, choose, encode, load_tasks, read_documents
 from tests.helpers.models import random_prompt
 from tests.helpers.training import TASK
 
@@ -65,3 +68,48 @@ def test_a_task_without_training_documents(tmp_path, capsys):
     flags = ["--model", "mini", "--task", "only_test", "--include-path", str(tmp_path / "tasks")]
     assert main([*flags, "--output", str(tmp_path / "p.safetensors")]) == 1
     assert "error: the task 'only_test' has no training split" in capsys.readouterr().err
+
+
+def labelled(folder: Path, labels: list, **changes) -> Path:
+    """Write a task of a document for each label, without a validation split; returns its folder."""
+    rows = [{"text": f"Text {number} about it.", "label": label} for number, label in enumerate(labels)]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    task = {
+        "task": "labelled", "dataset_path": "json", "dataset_kwargs": {"data_files": {"train": f"{folder}/rows.jsonl"}},
+        "training_split": "train", "test_split": "train", "output_type": "multiple_choice", "doc_to_text": "text",
+        "doc_to_target": "label", "doc_to_choice": ["river", "goal", "vote"],
+    }  # fmt: skip
+    (folder / "labelled.yaml").write_text(yaml.safe_dump(task | changes))
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["multiple_choice", "generate_until"])
+def test_documents_without_a_label_are_left_out(tmp_path, monkeypatch, caplog, kind):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (task,) = load_tasks(["labelled"], str(labelled(tmp_path, [0, -1, 2, -1, 1], output_type=kind)))
+    documents = read_documents(task, "training")
+    assert [document.pairs[document.gold][1] for document in documents] == [" river", " vote", " goal"]
+    assert [document.pairs[0][0][:6] for document in documents] == ["Text 0", "Text 2", "Text 4"]
+    assert "labelled: 2 of 5 training documents have no label (-1): left out" in caplog.text
+
+
+BAD_LABELS = {
+    "too large": (
+        [0, 1, 3],
+        "error: training document 2 of labelled has the label 3: expected a choice's text",
+    ),
+    "negative": ([0, -2, 1], "error: training document 1 of labelled has the label -2: "),
+    "none": ([None, 1, 2], "error: training document 0 of labelled has the label None: "),
+    "a document alone": ([1], "error: the task 'labelled' has one training document and no validation split: "),
+    "no label at all": ([-1, -1], "error: the task 'labelled' has no training documents with a label: "),
+}
+
+
+@pytest.mark.parametrize("case", BAD_LABELS)
+def test_labels_that_can_not_be_learned_are_one_line(tmp_path, monkeypatch, capsys, case):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    labels, message = BAD_LABELS[case]
+    flags = ["--model", "mini", "--task", "labelled", "--include-path", str(labelled(tmp_path, labels))]
+    assert main([*flags, "--output", str(tmp_path / "p.safetensors")]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith(message)
+    assert not (tmp_path / "p.safetensors").exists()

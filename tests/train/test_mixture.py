@@ -36,7 +36,7 @@ def test_balanced_shows_equally_many_of_each_task_and_none_before_the_others(siz
         assert max(of_tasks.values()) - min(of_tasks[task] for task in range(len(sizes))) <= 1
         shown.update(epoch)
         for task in range(len(sizes)):
-            times = [shown[number] for number, of in enumerate(task_of) if of == task]
+            times = [shown[number] for number, owner in enumerate(task_of) if owner == task]
             assert max(times) - min(times) <= 1
 
 
