@@ -212,6 +212,7 @@ class TrainingRun:
             "placement": config.placement,
             "base_model": config.model,
             "base_model_revision": config.revision,
+            "task_type": "SEQ_2_SEQ_LM" if self.lm.model.config.is_encoder_decoder else "CAUSAL_LM",
             "embedding_fingerprint": self.lm.fingerprint,
             "tasks": config.tasks,
             "source_languages": languages,
