@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+MINI = "mini"
+"""Name of the base model that ships with the package."""
+
 _PACKAGE = Path(__file__).parents[1]
 
 
@@ -16,3 +19,8 @@ def tasks_folder() -> Path:
 def mini_model_folder() -> Path:
     """Return the folder of the embedded base model, as ``from_pretrained`` takes it."""
     return _PACKAGE / "mini"
+
+
+def model_path(name: str) -> str:
+    """Return what ``from_pretrained`` understands: the embedded model's folder for ``mini``, else `name` itself."""
+    return str(mini_model_folder()) if name == MINI else name

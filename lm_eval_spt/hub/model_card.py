@@ -192,12 +192,14 @@ def _usage(prompt: SoftPrompt, place: str, scored: Sequence[str]) -> str:
     convert = "" if on_hub else f", after `lm-eval-spt convert {place} {folder}`"
     base_model = prompt.metadata.get("base_model") or "<base model>"
     embedded = base_model == "mini"  # it ships with this package
+    encoder_decoder = prompt.metadata.get("task_type") == "SEQ_2_SEQ_LM"
+    auto_model = "AutoModelForSeq2SeqLM" if encoder_decoder else "AutoModelForCausalLM"
     import_mini = "from lm_eval_spt.common.paths import mini_model_folder\n" if embedded else ""
     return (
         f"{usage}\n\nWith PEFT{convert}:\n\n```python\n"
         f"{import_mini}from peft import PeftModel\n"
-        "from transformers import AutoModelForCausalLM\n\n"
-        f"model = AutoModelForCausalLM.from_pretrained({'mini_model_folder()' if embedded else repr(base_model)})\n"
+        f"from transformers import {auto_model}\n\n"
+        f"model = {auto_model}.from_pretrained({'mini_model_folder()' if embedded else repr(base_model)})\n"
         f'model = PeftModel.from_pretrained(model, "{folder}")\n```'
     )
 

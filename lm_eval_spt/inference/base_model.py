@@ -7,18 +7,11 @@ import os
 from typing import TYPE_CHECKING, Any, cast
 
 from lm_eval_spt.common.errors import UserError
-from lm_eval_spt.common.paths import mini_model_folder
+from lm_eval_spt.common.paths import model_path
 
 if TYPE_CHECKING:
     from torch.nn import Embedding
     from transformers import PreTrainedTokenizerBase
-
-MINI = "mini"
-
-
-def model_path(name: str) -> str:
-    """Return what ``from_pretrained`` understands: the embedded model's folder for ``mini``, else `name` itself."""
-    return str(mini_model_folder()) if name == MINI else name
 
 
 def ensure_available(name: str, revision: str | None = None) -> str:

@@ -69,7 +69,7 @@ def compose(prompts: Sequence[SoftPrompt], mode: Mode, weight: float | None = No
     metadata: dict[str, Any] = {"placement": prompts[0].placement, "composed": composed}
     if prompts[0].placement == "both":
         metadata["num_prefix_tokens"] = num_prefix_tokens
-    for key in ("base_model", "base_model_revision", "embedding_fingerprint"):
+    for key in ("base_model", "base_model_revision", "embedding_fingerprint", "task_type"):
         metadata[key] = next((prompt.metadata[key] for prompt in prompts if prompt.metadata.get(key)), None)
     for key in ("tasks", "source_languages"):
         metadata[key] = list(dict.fromkeys(value for prompt in prompts for value in prompt.metadata.get(key, [])))

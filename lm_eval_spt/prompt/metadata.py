@@ -10,6 +10,7 @@ The metadata is one JSON object:
 ``num_prefix_tokens``      with ``"both"``: how many of the vectors, the first ones, stand before the text
 ``base_model``             name of the model that the prompt was trained for
 ``base_model_revision``    its revision on the Hub, or null
+``task_type``              ``"SEQ_2_SEQ_LM"`` for an encoder-decoder model, else ``"CAUSAL_LM"``: PEFT's names
 ``embedding_fingerprint``  :func:`~lm_eval_spt.prompt.fingerprint.embedding_fingerprint` of that model
 ``tasks``                  names of the harness tasks it was trained on
 ``source_languages``       their languages
@@ -38,6 +39,9 @@ from lm_eval_spt.common.files import parse_json
 FORMAT_VERSION = 1
 Placement = Literal["prefix", "suffix", "both"]
 PLACEMENTS: tuple[Placement, ...] = get_args(Placement)
+
+TaskType = Literal["CAUSAL_LM", "SEQ_2_SEQ_LM"]
+TASK_TYPES: tuple[TaskType, ...] = get_args(TaskType)
 
 # A name of a branch, a tag or a commit. What git does not allow in one would be a path elsewhere in the Hub's cache.
 REVISION = re.compile(r"(?!.*\.\.)[\w.+-]+(/[\w.+-]+)*")
@@ -108,6 +112,7 @@ def check_metadata(metadata: Mapping[str, Any]) -> None:
         _expect(metadata, key, isinstance(metadata.get(key), int | None), "a whole number")
     revision = metadata.get("base_model_revision")
     _expect(metadata, "base_model_revision", not revision or REVISION.fullmatch(revision) is not None, "a name in git")
+    _expect(metadata, "task_type", metadata.get("task_type") in (None, *TASK_TYPES), " or ".join(TASK_TYPES))
     settings = metadata.get("hyperparameters") or {}
     _expect(settings, "add_bos_token", isinstance(settings.get("add_bos_token"), bool | None), "true or false")
     _expect(settings, "reparameterization", isinstance(settings.get("reparameterization"), str | None), "a string")

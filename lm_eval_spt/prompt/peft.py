@@ -12,28 +12,34 @@ default: the first half of the vectors stands before the encoder's text, the sec
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import try_to_load_from_cache
 from torch import Tensor
 
 from lm_eval_spt.common.errors import UserError, error_context, shown
-from lm_eval_spt.common.files import parse_json, read_text, write
+from lm_eval_spt.common.files import is_below_current_folder, parse_json, read_text, write
+from lm_eval_spt.common.paths import MINI, model_path
 from lm_eval_spt.prompt import file_format
+from lm_eval_spt.prompt.metadata import TaskType
+
+logger = logging.getLogger(__name__)
 
 PEFT_CONFIG = "adapter_config.json"
 PEFT_WEIGHTS = "adapter_model.safetensors"
 PEFT_TYPES = ("PROMPT_TUNING", "P_TUNING")
 MAX_CONFIG = 2**24
-"""Bytes of an adapter's configuration."""
+"""Bytes of an adapter's configuration, and of a base model's."""
 
 
 def read_adapter(folder: Path) -> tuple[Tensor, dict[str, Any]]:
     """Read an adapter of type ``PROMPT_TUNING`` or ``P_TUNING``.
 
     Returns:
-        The vectors `[P, d]`, and their record. The base model and its revision are taken from the configuration where
-        the weights' metadata does not name them.
+        The vectors `[P, d]`, and their record. The base model, its revision and whether it is an encoder-decoder model
+        are taken from the configuration where the weights' metadata does not say so.
 
     Raises:
         UserError: another type of adapter, vectors before the decoder's tokens, pickled weights, damaged files, or
@@ -50,24 +56,39 @@ def read_adapter(folder: Path) -> tuple[Tensor, dict[str, Any]]:
                 "belong together, copy the folder again"
             )
     recorded = {"base_model": "base_model_name_or_path", "base_model_revision": "revision"}
-    return vectors, {key: config[name] for key, name in recorded.items() if config.get(name) is not None} | metadata
+    record = {key: config[name] for key, name in recorded.items() if config.get(name) is not None}
+    if config.get("task_type") == "SEQ_2_SEQ_LM":
+        record["task_type"] = "SEQ_2_SEQ_LM"
+    return vectors, metadata | {key: value for key, value in record.items() if metadata.get(key) is None}
 
 
-def write_adapter(folder: Path, vectors: Tensor, metadata: dict[str, Any]) -> None:
+def write_adapter(folder: Path, vectors: Tensor, metadata: dict[str, Any], task_type: TaskType | None = None) -> None:
     """Write an adapter that ``peft.PeftModel.from_pretrained(base_model, folder)`` loads.
 
     Args:
         folder: created where missing; the adapter's two files in it are replaced.
         vectors: `[P, d]`, float32, contiguous, on the CPU. PEFT puts them before the text.
         metadata: their record.
+        task_type: what PEFT wraps the base model as. None: what the record says, else what the base model's
+            configuration says where it is on this machine, else, with a warning, ``CAUSAL_LM``. PEFT loads the wrong
+            one without a word and gives other numbers.
 
     Raises:
         UserError: the folder can not be written.
     """
+    if task_type is not None:
+        metadata = metadata | {"task_type": task_type}
+    task_type = metadata.get("task_type") or _task_type_of_base(metadata)
+    if task_type is None:
+        logger.warning(
+            "%s: written for a causal LM; whether the base model %r is one is not recorded, and its configuration is "
+            "neither below the current folder nor in the Hub's cache", folder, metadata.get("base_model"),
+        )  # fmt: skip
+        task_type = "CAUSAL_LM"
     length, hidden_size = vectors.shape
     config = {
         "peft_type": "PROMPT_TUNING",
-        "task_type": "CAUSAL_LM",
+        "task_type": task_type,
         "base_model_name_or_path": metadata.get("base_model"),
         "revision": metadata.get("base_model_revision"),
         "inference_mode": True,
@@ -115,3 +136,27 @@ def _read_config(folder: Path) -> dict[str, Any]:
             "load the adapter with PEFT where you trust it and save it again with safe_serialization=True"
         )
     return config
+
+
+def _task_type_of_base(metadata: dict[str, Any]) -> TaskType | None:
+    """The task type of the recorded base model; None where its configuration is not here or may not be opened."""
+    name = metadata.get("base_model")
+    if not name or not (name == MINI or is_below_current_folder(name)):
+        return None  # what a file names must not decide what is opened on this machine
+    try:
+        path = _config_path(name, metadata.get("base_model_revision"))
+        config = parse_json(read_text(path, MAX_CONFIG)) if path else None
+    except (OSError, ValueError):  # no such file, no JSON, or no name that a repository can have
+        return None
+    if not isinstance(config, dict):
+        return None
+    return "SEQ_2_SEQ_LM" if config.get("is_encoder_decoder") is True else "CAUSAL_LM"
+
+
+def _config_path(base_model: str, revision: str | None) -> Path | None:
+    """Where a base model's ``config.json`` lies: in its folder, or in the Hub's cache."""
+    folder = Path(model_path(base_model))
+    if folder.is_dir():
+        return folder / "config.json"
+    cached = try_to_load_from_cache(base_model, "config.json", revision=revision)
+    return Path(cached) if isinstance(cached, str) else None

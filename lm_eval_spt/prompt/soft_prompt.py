@@ -21,7 +21,7 @@ from lm_eval_spt.common.files import is_below_current_folder, write
 from lm_eval_spt.prompt import file_format, peft
 from lm_eval_spt.prompt.fingerprint import embedding_fingerprint
 from lm_eval_spt.prompt.hub_download import REPOSITORY_ID, download
-from lm_eval_spt.prompt.metadata import Placement, checked_metadata
+from lm_eval_spt.prompt.metadata import TASK_TYPES, Placement, TaskType, checked_metadata
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -257,24 +257,28 @@ class SoftPrompt:
         with error_context(f"PEFT folder {folder}"):
             return cls(*peft.read_adapter(folder), _folder_name(folder))
 
-    def to_peft(self, folder: str | os.PathLike[str]) -> None:
+    def to_peft(self, folder: str | os.PathLike[str], task_type: TaskType | None = None) -> None:
         """Write an adapter folder that ``peft.PeftModel.from_pretrained(base_model, folder)`` loads.
 
         The record travels in the weights' metadata, which PEFT ignores and :meth:`from_peft` reads back.
 
         Args:
             folder: created where missing; the adapter's files in it are replaced.
+            task_type: ``SEQ_2_SEQ_LM`` for an encoder-decoder base model, else ``CAUSAL_LM``. None: as recorded, or as
+                the base model's configuration has it; where neither is known ``CAUSAL_LM``, with a warning.
 
         Raises:
-            UserError: a part of the prompt stands after the text, which PEFT can not express; the folder can not be
-                written.
+            UserError: a part of the prompt stands after the text, which PEFT can not express; an unknown task type; the
+                folder can not be written.
         """
         if self.placement != "prefix":
             raise UserError(
                 f"prompt {self.name!r} has placement {self.placement!r}, which PEFT can not express (it puts every "
                 "prompt before the text): use the prompt file itself, or train with placement 'prefix'"
             )
-        peft.write_adapter(Path(os.path.expanduser(folder)), self.vectors, self.metadata)
+        if task_type not in (None, *TASK_TYPES):
+            raise UserError(f"task_type is {task_type!r}, expected {' or '.join(map(repr, TASK_TYPES))}")
+        peft.write_adapter(Path(os.path.expanduser(folder)), self.vectors, self.metadata, task_type)
 
     @classmethod
     def _read(cls, path: Path) -> SoftPrompt:

@@ -27,8 +27,9 @@ from lm_eval.api.task import ConfigurableTask
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from lm_eval_spt.common.errors import UserError
+from lm_eval_spt.common.paths import MINI
 from lm_eval_spt.harness.patches import members, task_manager
-from lm_eval_spt.inference.base_model import MINI, cannot_load, ensure_available
+from lm_eval_spt.inference.base_model import cannot_load, ensure_available
 from lm_eval_spt.inference.onednn import product
 from lm_eval_spt.sweep.plan import Plan, SweepRun
 from lm_eval_spt.train.config import TrainingConfig

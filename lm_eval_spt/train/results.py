@@ -56,6 +56,7 @@ def _metadata(run: TrainingRun, interrupted: bool) -> dict[str, Any]:
         "base_model": config.model,
         "base_model_revision": config.revision,
         "embedding_fingerprint": run.lm.fingerprint,
+        "task_type": "SEQ_2_SEQ_LM" if run.lm.model.config.is_encoder_decoder else "CAUSAL_LM",
         "tasks": config.tasks,
         "source_languages": [match[0] for name in config.tasks if (match := LANGUAGE.search(name))],
         "shots": config.shots,

@@ -77,7 +77,8 @@ class Reader:
 
 METADATA = {
     "format_version": 1, "hidden_size": 4, "num_virtual_tokens": 3, "placement": "suffix", "base_model": "mini",
-    "base_model_revision": "main", "embedding_fingerprint": "0123456789abcdef", "tasks": ["mini_topics_eng_Latn"],
+    "base_model_revision": "main", "task_type": "CAUSAL_LM", "embedding_fingerprint": "0123456789abcdef",
+    "tasks": ["mini_topics_eng_Latn"],
     "source_languages": ["eng_Latn"], "shots": 8, "seed": 0, "training_documents": 56, "tuned_parameters": 12,
     "tuned_share": 0.001, "validation": {"epoch": 3, "loss": 1.5, "accuracy": 0.5}, "versions": {"python": "3.11"},
     "hyperparameters": {"lr": 0.005, "epochs": 20, "add_bos_token": None, "init_text": "\nTopic:"},
@@ -246,6 +247,8 @@ def read_record(path: Path) -> None:
 
 class _Model(torch.nn.Module):
     """Enough of a model for a prompt of vectors of size 2."""
+
+    config = SimpleNamespace(is_encoder_decoder=False)
 
     def __init__(self) -> None:
         super().__init__()

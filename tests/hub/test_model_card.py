@@ -213,3 +213,9 @@ def test_the_card_of_a_prompt_that_was_not_learned_alone() -> None:
     assert "of the model `me/base` with the LoRA adapter `runs/lora`, which was learned together with it." in text
     assert "--model_args pretrained=me/base,peft=runs/lora,prompt=me/p --tasks t" in text
     assert "PeftModel" not in text
+
+
+def test_the_card_loads_an_encoder_decoder_model_as_one() -> None:
+    record = {"placement": "prefix", "base_model": "me/t5", "task_type": "SEQ_2_SEQ_LM"}
+    text = model_card(SoftPrompt(torch.randn(2, 4), record, "p"), "me/p")
+    assert "AutoModelForSeq2SeqLM.from_pretrained('me/t5')" in text and "CausalLM" not in text

@@ -7,21 +7,35 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import peft
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedModel
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from lm_eval_spt.common.errors import UserError
+from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from tests.helpers.models import build_model, random_prompt
 from tests.prompt.test_soft_prompt import raw_prompt
 
 
-def build_t5() -> PreTrainedModel:
+def build_t5(vocab_size: int = 600) -> PreTrainedModel:
     """A tiny random T5, with weights large enough that answers differ."""
     config = AutoConfig.for_model(
-        "t5", vocab_size=600, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=0
+        "t5",
+        vocab_size=vocab_size,
+        d_model=32,
+        d_kv=8,
+        d_ff=48,
+        num_layers=2,
+        num_heads=4,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=0,
     )
     torch.manual_seed(0)
     model = AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32)
@@ -90,6 +104,78 @@ def test_vectors_before_the_decoders_tokens_are_refused(kind: Any, tmp_path: Pat
         with pytest.raises(UserError, match="num_transformer_submodules is 2, expected 1: .*not supported") as caught:
             SoftPrompt.from_pretrained(tmp_path)
         assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def told_by(source: str, folder: Path) -> dict[str, Any]:
+    """A record that tells, in one of the ways there are, that its base model in `folder` is a T5."""
+    if source == "record":
+        return {"base_model": "owner/elsewhere", "task_type": "SEQ_2_SEQ_LM"}
+    if source == "folder":
+        return {"base_model": str(folder)}
+    cached = folder / "cache" / "models--owner--t5"
+    (cached / "snapshots" / "abc").mkdir(parents=True)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("abc")
+    (cached / "snapshots" / "abc" / "config.json").write_bytes((folder / "config.json").read_bytes())
+    return {"base_model": "owner/t5"}
+
+
+@pytest.mark.parametrize("source", ["record", "folder", "cache"])
+def test_encoder_decoder_adapters_give_the_numbers_of_the_harness_and_ours(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """PEFT loads an adapter of the wrong task type without a word and gives other numbers."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "t5" / "cache"))
+    model = build_t5(vocab_size=len(tokenizer))
+    model.config.save_pretrained(tmp_path / "t5")
+    prompt = SoftPrompt(random_prompt(model).vectors, told_by(source, tmp_path / "t5"))
+    prompt.to_peft(tmp_path / "adapter")
+    pairs = [(text, choice) for text in ("The river is long.", "A cup final") for choice in (" sports", " geography")]
+    requests = [Instance("loglikelihood", {}, pair, number) for number, pair in enumerate(pairs)]
+
+    def scores(lm: HFLM) -> list[float]:
+        return [value for value, _ in lm.loglikelihood(requests, disable_tqdm=True)]
+
+    own = scores(SPTLM(pretrained=model, tokenizer=tokenizer, prompt=prompt, batch_size=1))
+    plain = scores(HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1))
+    adapted = peft.PeftModel.from_pretrained(model, tmp_path / "adapter")
+    assert type(adapted) is peft.PeftModelForSeq2SeqLM
+    served = scores(HFLM(pretrained=adapted, tokenizer=tokenizer, backend="seq2seq", batch_size=1))
+    assert own == pytest.approx(served, abs=1e-4)
+    assert own != pytest.approx(plain, abs=0.01)
+    assert SoftPrompt.from_peft(tmp_path / "adapter").metadata["task_type"] == "SEQ_2_SEQ_LM"
+
+
+@pytest.mark.parametrize("name", ["{folder}", "owner/not-here", None, "a\0b", "{folder}/broken"])
+def test_an_unknown_base_model_is_taken_for_a_causal_lm_with_a_warning(
+    name: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A folder outside of the current one is not opened because a file names it: only the caller can tell."""
+    for path, content in (("", '{"is_encoder_decoder": true}'), ("broken", "{")):
+        (tmp_path / "t5" / path).mkdir(exist_ok=True)
+        (tmp_path / "t5" / path / "config.json").write_text(content)
+    inside = bool(name and name.endswith("broken"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path if inside else tmp_path / "here")
+    prompt = SoftPrompt(torch.ones(1, 2), {"base_model": name and name.format(folder=tmp_path / "t5")})
+
+    def written(task_type: Any = None) -> str:
+        prompt.to_peft(tmp_path / "adapter", task_type)
+        return json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["task_type"]
+
+    assert written() == "CAUSAL_LM" and "written for a causal LM" in caplog.text
+    caplog.clear()
+    assert written("SEQ_2_SEQ_LM") == "SEQ_2_SEQ_LM" and not caplog.text
+    assert SoftPrompt.from_peft(tmp_path / "adapter").metadata["task_type"] == "SEQ_2_SEQ_LM"
+    with pytest.raises(UserError, match="task_type is 'SEQ_CLS', expected 'CAUSAL_LM' or 'SEQ_2_SEQ_LM'"):
+        written("SEQ_CLS")
+
+
+def test_a_known_causal_base_model_needs_no_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    SoftPrompt(torch.ones(1, 2), {"base_model": "mini"}).to_peft(tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["task_type"] == "CAUSAL_LM"
+    assert not caplog.text
 
 
 def test_peft_round_trip_keeps_the_provenance(tmp_path: Path) -> None:
