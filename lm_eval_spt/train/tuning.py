@@ -81,7 +81,9 @@ class BaseModel:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
                 new, old = Path(temporary) / "new", Path(temporary) / "old"
-                self.lm.model.save_pretrained(new)
+                # The vocabulary is the base model's; left to itself, PEFT looks for that model's settings on the Hub.
+                options = {"save_embedding_layers": False} if self._tune == "lora" else {}
+                self.lm.model.save_pretrained(new, **options)
                 if self._tune != "lora":
                     self.lm.tokenizer.save_pretrained(new)
                 (new / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
@@ -130,7 +132,6 @@ def _add_adapter(lm: SPTLM, config: TrainingConfig) -> None:
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,
         target_modules=targets,
-        base_model_name_or_path=config.model,
     )
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
@@ -139,4 +140,4 @@ def _add_adapter(lm: SPTLM, config: TrainingConfig) -> None:
         except ValueError as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"--tune lora does not work with {config.model!r}: {reason}") from None
-    settings.base_model_name_or_path = config.model  # PEFT puts the local path of `mini` there
+    settings.base_model_name_or_path = config.model  # only now: PEFT puts the local path of `mini` there
