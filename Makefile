@@ -9,7 +9,7 @@ CONSTRAINTS := constraints.txt
 NAMED_BY = make $(MAKECMDGOALS) PYTHON
 INSTALLED := $(VENV)/installed
 
-.PHONY: help install demo test test-lowest fuzz faults bench mini-model clean
+.PHONY: help install demo lint test test-lowest fuzz faults bench mini-model clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | sort | expand -t 12
@@ -29,16 +29,18 @@ $(INSTALLED): setup.cfg setup.py pyproject.toml $(CONSTRAINTS) lm_eval_spt.pth
 demo: install  ## train a prompt on English, score it in 21 languages, print and save the table
 	$(VENV)/bin/python -m lm_eval_spt.cli.demo
 
-test: install  ## check style and types, and run the tests
+lint: install  ## check style and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy lm_eval_spt train_prompt.py recipes/mini_model
+
+test: lint  ## check style and types, and run the tests
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n auto
 
 test-lowest:  ## run the tests with the lowest versions of everything, on PYTHON_LOWEST, in .venv-lowest
 	$(MAKE) install VENV=.venv-lowest CONSTRAINTS=constraints-lowest.txt PYTHON=$(PYTHON_LOWEST) \
 		NAMED_BY='make test-lowest PYTHON_LOWEST'
-	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -q -n auto
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -q -n auto -W default  # their warnings are not ours
 
 fuzz: install  ## give every reader 200,000 damaged files (half an hour; guided by coverage where atheris installs)
 	-$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[fuzz]'

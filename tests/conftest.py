@@ -6,11 +6,22 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lm_eval_spt.inference.base_model import model_path
 from tests.helpers.models import FAMILIES, build_model
 from tests.helpers.paths import ROOT
+
+# Otherwise some warnings come once in a process, and hit whichever test is the first.
+torch.set_warn_always(True)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    skipped = len(terminalreporter.getreports("skipped"))
+    terminalreporter.write_line(
+        f"Tests that were skipped, for the reasons above: {skipped}" if skipped else "No test was skipped."
+    )
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +41,11 @@ def tiny_model(request: pytest.FixtureRequest, tiny_models: dict[str, PreTrained
 
 @pytest.fixture(scope="session")
 def sib200_folder() -> Path:
-    folder = Path(os.environ.get("SIB200_DIR", ROOT.parent / "shared" / "sib200" / "data" / "annotated"))
-    if not folder.is_dir():
-        pytest.skip("SIB-200 is not here: set SIB200_DIR to a folder with <language>/{train,dev,test}.tsv")
-    return folder
+    """SIB-200: where ``SIB200_DIR`` says, or in a folder ``shared`` in or beside the checkout or a folder above it."""
+    places = [folder / "shared/sib200/data/annotated" for folder in (ROOT, *ROOT.parents)]
+    if os.environ.get("SIB200_DIR"):
+        places = [Path(os.environ["SIB200_DIR"])]
+    for folder in places:
+        if folder.is_dir():
+            return folder
+    pytest.skip("SIB-200 is not here: set SIB200_DIR to a folder with <language>/{train,dev,test}.tsv")

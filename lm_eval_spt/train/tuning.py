@@ -84,7 +84,9 @@ class TunableModel:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
                 new, old = Path(temporary) / "new", Path(temporary) / "old"
-                self.lm.model.save_pretrained(new)
+                # The vocabulary is the base model's; left to itself, PEFT looks for that model's settings on the Hub.
+                options = {"save_embedding_layers": False} if self._tune == "lora" else {}
+                self.lm.model.save_pretrained(new, **options)
                 if self._tune != "lora":
                     self.lm.tokenizer.save_pretrained(new)
                 (new / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

@@ -167,9 +167,10 @@ def test_text_is_cut_on_the_left_and_the_prompt_never(tiny_models, tokenizer, pl
 def test_an_adapter_and_a_prompt_together(tokenizer, family):
     """A LoRA adapter on the base model is read the fast way too."""
     targets = {"gpt2": ["c_attn"], "llama": ["q_proj", "v_proj"], "opt": ["q_proj", "v_proj"]}[family]
-    adapted = get_peft_model(
-        build_model(family), LoraConfig(task_type="CAUSAL_LM", target_modules=targets, init_lora_weights=False)
-    ).eval()
+    adapter = LoraConfig(
+        task_type="CAUSAL_LM", target_modules=targets, init_lora_weights=False, fan_in_fan_out=family == "gpt2"
+    )
+    adapted = get_peft_model(build_model(family), adapter).eval()
     found = spt(adapted, tokenizer).loglikelihood(PAIRS, disable_tqdm=True)
     expected = HFLM(pretrained=adapted, tokenizer=tokenizer, batch_size=4).loglikelihood(PAIRS, disable_tqdm=True)
     assert values(found) == pytest.approx(values(expected), **CLOSE)

@@ -108,8 +108,8 @@ def test_values_and_gradients_are_those_of_the_plain_computation(model, data):
         expected.append(logits.log_softmax(-1)[range(len(continuation)), continuation].sum())
         chosen = logits.argmax(-1)[: len(continuation)].tolist()
         assert bool(greedy[len(expected) - 1]) == (chosen == list(continuation))
-        scored = logits.log_softmax(-1)[: len(continuation)]
-        assert float(mean_logprob[len(expected) - 1]) == pytest.approx(float(scored.mean(-1).sum()), **CLOSE)
+        mean = logits.log_softmax(-1)[: len(continuation)].mean(-1).sum()
+        assert mean_logprob[len(expected) - 1].item() == pytest.approx(mean.item(), **CLOSE)
     assert found.tolist() == pytest.approx(torch.stack(expected).tolist(), **CLOSE)
     weights = torch.arange(1.0, len(pairs) + 1)
     (found * weights).sum().backward()

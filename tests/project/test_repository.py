@@ -8,6 +8,7 @@ import subprocess
 
 import pytest
 
+from lm_eval_spt.common.files import parse_yaml
 from tests.helpers.paths import ROOT
 
 MODEL = {"lm_eval_spt/mini/model.safetensors", "lm_eval_spt/mini/tokenizer.json"}
@@ -25,3 +26,13 @@ def test_the_working_tree_is_small() -> None:
     sizes = {name: (ROOT / name).lstat().st_size for name in files - MODEL if (ROOT / name).exists()}
     largest = sorted(sizes, key=sizes.__getitem__, reverse=True)[:5]
     assert sum(sizes.values()) < LARGEST, f"{sum(sizes.values()):,} bytes; the largest files are {largest}"
+
+
+def test_the_hooks_check_what_make_lint_does() -> None:
+    hooks = parse_yaml((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"][0]["hooks"]
+    lines = subprocess.run(
+        ["make", "-n", "lint", "VENV=.venv"], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout
+    commands = [line.split() for line in lines.splitlines() if line.startswith((".venv/bin/ruff", ".venv/bin/mypy"))]
+    assert [hook["entry"].split()[:2] for hook in hooks] == [command[:2] for command in commands]
+    assert hooks[-1]["entry"].split() == commands[-1]
