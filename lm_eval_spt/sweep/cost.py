@@ -26,7 +26,7 @@ from lm_eval.api.task import ConfigurableTask
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from lm_eval_spt.common.errors import UserError
-from lm_eval_spt.harness.patches import members, task_manager
+from lm_eval_spt.harness.patches import construct_requests, members, task_manager
 from lm_eval_spt.inference.base_model import MINI, cannot_load, ensure_available
 from lm_eval_spt.inference.onednn import product
 from lm_eval_spt.sweep.plan import Plan, SweepRun
@@ -210,8 +210,7 @@ def _look(task: ConfigurableTask, split: str, tokenizer: PreTrainedTokenizerBase
     tokens = answer_tokens = 0
     choices = 1
     for row in rows[:SAMPLED_DOCUMENTS]:
-        requests = task.construct_requests(row, task.fewshot_context(row, 0))
-        requests = requests if isinstance(requests, list) else [requests]
+        requests = construct_requests(task, row, task.fewshot_context(row, 0))
         tokens += len(tokenizer(requests[0].args[0], verbose=False)["input_ids"])
         answers = [request.args[1] for request in requests if isinstance(request.args[1], str)]
         ids = tokenizer(answers, add_special_tokens=False)["input_ids"] if answers else []

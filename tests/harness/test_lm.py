@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.prompt.soft_prompt import PLACEMENTS, SoftPrompt
 from tests.conftest import build_model, random_prompt
+from tests.helpers.requests import request
 
 CLOSE = {"abs": 1e-4, "rel": 1e-5}
 CONTEXTS = [
@@ -27,7 +28,7 @@ CHOICES = [" sports", " science/technology", " geography", " the old town hall o
 
 
 def requests(kind: str, arguments: list[tuple]) -> list[Instance]:
-    return [Instance(kind, {}, argument, number) for number, argument in enumerate(arguments)]
+    return [request(kind, argument, number) for number, argument in enumerate(arguments)]
 
 
 PAIRS = requests("loglikelihood", [(context, choice) for context in CONTEXTS for choice in CHOICES])

@@ -19,6 +19,7 @@ from lm_eval_spt.inference.token_tree import ScoringRequest
 from lm_eval_spt.inference.virtual_tokens import place
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from tests.conftest import VOCABULARY, random_prompt
+from tests.helpers.requests import request
 
 CLOSE = {"abs": 1e-4, "rel": 1e-5}
 PAIRS = [
@@ -57,7 +58,7 @@ def restated(model: PreTrainedModel, context: list[int], continuation: list[int]
 
 
 def requests(kind: str, arguments: list[tuple]) -> list[Instance]:
-    return [Instance(kind, {}, argument, number) for number, argument in enumerate(arguments)]
+    return [request(kind, argument, number) for number, argument in enumerate(arguments)]
 
 
 def values(answers: list[tuple[float, bool]]) -> list[float]:
