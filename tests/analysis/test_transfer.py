@@ -89,6 +89,23 @@ def test_what_the_harness_recorded_is_read(tmp_path):
     assert run.samples_file("eng_Latn").name == "samples_sib200_eng_Latn_2025-06-15T15-06-40.000000.jsonl"
 
 
+def test_tasks_of_a_group_are_read_under_their_own_names(tmp_path):
+    """lm-eval 0.5 puts the group's name before them, in the results and in the names of the samples' files."""
+    plain = read_run(write_results(tmp_path / "plain", {"eng_Latn": 0.5, "deu_Latn": 0.25}))
+    file = write_results(tmp_path / "grouped", {"eng_Latn": 0.5, "deu_Latn": 0.25})
+    content = json.loads(file.read_text())
+    for key in ("results", "versions", "n-shot", "n-samples"):
+        content[key] = {f"sib200::{task}": value for task, value in content[key].items()}
+    file.write_text(json.dumps(content))
+    grouped = read_run(file)
+    assert (grouped.family, grouped.scores, grouped.documents) == (plain.family, plain.scores, plain.documents)
+    assert (grouped.task_version, grouped.num_fewshot) == (plain.task_version, plain.num_fewshot)
+    assert grouped.samples_file("eng_Latn").name == plain.samples_file("eng_Latn").name
+    samples = file.with_name("samples_sib200::sib200_eng_Latn_2025-06-15T15-06-40.000000.jsonl")
+    samples.touch()
+    assert grouped.samples_file("eng_Latn") == samples
+
+
 def test_the_base_model_is_told_from_the_name_where_the_prompt_chose_it(tmp_path):
     about = {"prompt_name": "a+b", "prompt_digest": "0123456789"}
     file = write_results(tmp_path, {"eng_Latn": 0.5}, model_args={"prompt": "a+b.safetensors"}, **about)

@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import lm_eval.api.task
 import lm_eval.tasks
 import pytest
 import yaml
@@ -94,6 +95,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "dataset_name": None,
             "dataset_kwargs": {"data_files": splits},
         }
+        if name == "triviaqa" and hasattr(lm_eval.api.task.ConfigurableTask, "_registry"):
+            config["multiple_targets"] = True  # lm_eval 0.5.0.dev1 leaves it out, and expects the list as a text
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(config))
     return folder
 
