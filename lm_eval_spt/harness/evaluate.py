@@ -24,7 +24,7 @@ from lm_eval_spt.analysis.results import MAX_FILE
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.common.files import parse_json, read_text, written_together
 from lm_eval_spt.harness.lm import SPTLM, TokenisedRequest
-from lm_eval_spt.harness.patches import MODEL_NAME, results_name, task_manager, with_loaded
+from lm_eval_spt.harness.patches import MODEL_NAME, match_tasks, results_name, task_manager, with_loaded
 from lm_eval_spt.inference import scoring
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 
@@ -230,9 +230,7 @@ def _load_tasks(
 ) -> tuple[list[str], TaskManager, dict[str, Any]]:
     """Return the names of the tasks and groups, a task manager that has them loaded, and all single tasks by name."""
     manager = task_manager(tasks, include_path, metadata | {"prompt": None})
-    if unknown := [task for task in tasks if not manager.match_tasks([task])]:
-        raise UserError(f"there is no task {', '.join(map(repr, unknown))}: `lm_eval ls tasks` lists all")
-    matching = manager.match_tasks(list(tasks))
+    matching = match_tasks(manager, tasks)
     loaded = manager.load(matching)
     return matching, with_loaded(manager, loaded), loaded["tasks"]
 

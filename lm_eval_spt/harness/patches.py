@@ -9,13 +9,14 @@ lm_eval that the functions rely on are listed in ``tests/harness/test_patches.py
 from __future__ import annotations
 
 import copy
+import fnmatch
 import functools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from lm_eval_spt.common.errors import show_user_errors_in_one_line
+from lm_eval_spt.common.errors import UserError, show_user_errors_in_one_line
 from lm_eval_spt.common.paths import tasks_folder
 
 if TYPE_CHECKING:
@@ -142,6 +143,20 @@ def task_manager(
     if set(names) <= set(manager.all_tasks):
         return manager
     return TaskManager(include_path=near_by, metadata=metadata)
+
+
+def match_tasks(manager: TaskManager, patterns: Iterable[str]) -> list[str]:
+    """Return the tasks, groups and tags that patterns such as ``sib200_*_Latn`` match, sorted.
+
+    Since 0.5 the task manager's own method returns a pattern that matches nothing as if it were a task.
+
+    Raises:
+        UserError: a pattern matches nothing.
+    """
+    matches = {pattern: fnmatch.filter(manager.all_tasks, pattern) for pattern in patterns}
+    if unknown := [pattern for pattern, names in matches.items() if not names]:
+        raise UserError(f"there is no task {', '.join(map(repr, unknown))}: `lm_eval ls tasks` lists all")
+    return sorted({name for names in matches.values() for name in names})
 
 
 def members(manager: TaskManager, name: str) -> list[str]:

@@ -26,7 +26,7 @@ from lm_eval.api.task import ConfigurableTask
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from lm_eval_spt.common.errors import UserError
-from lm_eval_spt.harness.patches import construct_requests, members, task_manager
+from lm_eval_spt.harness.patches import construct_requests, match_tasks, members, task_manager
 from lm_eval_spt.inference.base_model import MINI, cannot_load, ensure_available
 from lm_eval_spt.inference.onednn import product
 from lm_eval_spt.sweep.plan import Plan, SweepRun
@@ -188,8 +188,7 @@ def single_tasks(names: tuple[str, ...], include_path: str | None) -> list[str]:
     waiting = list(names)
     while waiting:
         name = waiting.pop(0)
-        if not (matching := manager.match_tasks([name])):
-            raise UserError(f"there is no task {name!r}: `lm_eval ls tasks` lists all")
+        matching = match_tasks(manager, [name])
         if matching != [name]:
             waiting = matching + waiting
         elif name in manager.all_subtasks:

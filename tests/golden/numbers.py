@@ -18,7 +18,7 @@ from lm_eval_spt.common.paths import tasks_folder
 from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from tests.conftest import FAMILIES, ROOT
-from tests.helpers.requests import request
+from tests.helpers.requests import request, rolling_loglikelihoods
 
 VOCABULARY = 512
 PROMPTS: dict[str, tuple[str, int] | None] = {"none": None, "prefix": ("prefix", 5), "suffix": ("suffix", 3)}
@@ -90,7 +90,7 @@ def mini_numbers() -> dict[str, Any]:
         lm = SPTLM(pretrained=plain.model, tokenizer=plain.tokenizer, prompt=prompt, batch_size=8)
         found[prompt.name if prompt else "none"] = {
             "choices": [round(value, 6) for value, _ in lm.loglikelihood(choices, disable_tqdm=True)],
-            "rolling": [round(value, 6) for value in lm.loglikelihood_rolling(rolled, disable_tqdm=True)],
+            "rolling": [round(value, 6) for value in rolling_loglikelihoods(lm, rolled)],
             "generation": lm.generate_until(begun, disable_tqdm=True),
         }
     return found

@@ -24,6 +24,7 @@ from lm_eval import simple_evaluate
 from lm_eval.api.registry import Registry
 
 from lm_eval_spt import SPTLM, SoftPrompt
+from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.common.paths import tasks_folder
 from lm_eval_spt.harness import discovery, patches
 
@@ -38,7 +39,7 @@ INTERNALS = [
     ("lm_eval.api.registry", "model_registry.__contains__", ["alias"]),
     ("lm_eval.api.registry", "metric_registry.__contains__", ["alias"]),
     ("lm_eval.tasks", "TaskManager.load", ["self", "..."]),
-    ("lm_eval.tasks", "TaskManager.match_tasks", ["self", "task_list"]),
+    ("lm_eval.tasks", "TaskManager.all_tasks.fget", ["self"]),
     ("lm_eval.tasks._index", "TaskIndex.build", ["paths", "resolve_includes"]),
     ("lm_eval.api.task", "ConfigurableTask.fewshot_context", ["self", "doc", "num_fewshot", "..."]),
     ("lm_eval.api.task", "ConfigurableTask.construct_requests", ["self", "doc", "ctx", "..."]),
@@ -208,6 +209,13 @@ def manager() -> lm_eval.tasks.TaskManager:
 @pytest.mark.parametrize("name", ["task_index", "_index"])
 def test_the_index_of_tasks_has_two_names(name: str) -> None:
     assert patches.task_index(SimpleNamespace(**{name: {"a": 1}})) == {"a": 1}  # type: ignore[arg-type]
+
+
+def test_patterns_match_tasks_groups_and_tags(manager: lm_eval.tasks.TaskManager) -> None:
+    found = patches.match_tasks(manager, ["mini_topics", "mini_topics_*_Arab", "mini_topics_arb_Arab"])
+    assert found == ["mini_topics", "mini_topics_arb_Arab"]
+    with pytest.raises(UserError, match=r"there is no task 'mini_topics_xxx', 'y\*': `lm_eval ls tasks` lists all"):
+        patches.match_tasks(manager, ["mini_topics", "mini_topics_xxx", "y*"])
 
 
 def test_members_of_groups_and_tags(manager: lm_eval.tasks.TaskManager) -> None:
