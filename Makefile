@@ -9,7 +9,7 @@ CONSTRAINTS := constraints.txt
 NAMED_BY = make $(MAKECMDGOALS) PYTHON
 INSTALLED := $(VENV)/installed
 
-.PHONY: help install demo lint test test-lowest fuzz faults bench mini-model clean
+.PHONY: help install demo lint test test-lowest test-next fuzz faults bench mini-model clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | sort | expand -t 12
@@ -42,6 +42,13 @@ test-lowest:  ## run the tests with the lowest versions of everything, on PYTHON
 		NAMED_BY='make test-lowest PYTHON_LOWEST'
 	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -q -n auto -W default  # their warnings are not ours
 
+# Upgrades at every call: "the newest" is not the same tomorrow.
+test-next:  ## run the tests with the newest pre-release of lm-eval and the newest release of all else, in .venv-next
+	$(MAKE) install VENV=.venv-next CONSTRAINTS=constraints-next.txt NAMED_BY='make test-next PYTHON'
+	.venv-next/bin/python -m pip install --upgrade --constraint constraints-next.txt lm_eval transformers peft
+	.venv-next/bin/python -m pip list | grep -iE '^(lm.eval|transformers|peft|torch) '
+	OMP_NUM_THREADS=1 .venv-next/bin/python -m pytest -q -n auto
+
 fuzz: install  ## give every reader 200,000 damaged files (half an hour; guided by coverage where atheris installs)
 	-$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[fuzz]'
 	$(VENV)/bin/python -m tests.fuzz
@@ -69,5 +76,5 @@ mini-model: install  ## make the embedded model anew from the public sources in 
 	SIB200_DIR=$(SOURCES)/sib-200/data/annotated $(VENV)/bin/python -m recipes.mini_model.evaluate \
 		--model $(MINI_MODEL)/model --output $(MINI_MODEL)/scores
 
-clean:  ## remove .venv, .venv-lowest and what builds and tools leave behind
-	rm -rf $(VENV) .venv-lowest build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean:  ## remove .venv, .venv-lowest, .venv-next and what builds and tools leave behind
+	rm -rf $(VENV) .venv-lowest .venv-next build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -113,7 +113,12 @@ def many_requests(number: int, batch_size: str) -> None:
     documents = -(-number // len(CATEGORIES))
     requests = [
         Instance(
-            "loglikelihood", {}, (f"On day {number} the river rose by {number % 97} centimetres.", f" {answer}"), number
+            "loglikelihood",
+            {},
+            (f"On day {number} the river rose by {number % 97} centimetres.", f" {answer}"),
+            idx=number,
+            task_name="",
+            doc_id=number,
         )
         for number in range(documents)
         for answer in CATEGORIES

@@ -32,7 +32,9 @@ AT_ONCE = 4
 def requests(texts: Sequence[str], choices: Sequence[str]) -> list[Instance]:
     """Return what the harness asks of a model: each choice after each text."""
     pairs = [(text, choice) for text in texts for choice in choices]
-    return [Instance("loglikelihood", {}, pair, index) for index, pair in enumerate(pairs)]
+    return [
+        Instance("loglikelihood", {}, pair, idx=index, task_name="", doc_id=index) for index, pair in enumerate(pairs)
+    ]
 
 
 def prompt(model: PreTrainedModel, length: int, placement: str, seed: int = 0) -> SoftPrompt:

@@ -5,6 +5,7 @@ The harness writes them for any model class (``--output_path``), so that a soft 
 
 from __future__ import annotations
 
+import glob
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -20,6 +21,9 @@ from lm_eval_spt.prompt.metadata import check_metadata
 # The family becomes part of file names: it must not hold a path.
 TASK = re.compile(r"(?P<family>[^/\\\x00-\x1f]{1,120})_(?P<language>[a-z]{3}_[A-Z][a-z]{3})")
 """The name of a task in a language, such as ``sib200_instruct_swh_Latn``."""
+
+IN_GROUP = "::"
+"""Since 0.5 the harness writes a group's task as ``<group>::<task>``."""
 
 MAX_SCORE = 1e30
 """Larger numbers are no scores; sums and squares of smaller ones are finite."""
@@ -133,8 +137,9 @@ class EvaluationRun:
 
     def samples_file(self, language: str) -> Path:
         """The path at which ``--log_samples`` puts the answers in `language`; the file need not exist."""
-        stamp = self.path.stem.removeprefix("results_")
-        return self.path.with_name(f"samples_{self.family}_{language}_{stamp}.jsonl")
+        name = f"{self.family}_{language}_{self.path.stem.removeprefix('results_')}.jsonl"
+        in_group = self.path.parent.glob(f"samples_*{IN_GROUP}{glob.escape(name)}")
+        return next(in_group, self.path.with_name(f"samples_{name}"))
 
 
 def results_files(place: Path) -> list[Path]:
@@ -228,6 +233,8 @@ def mean_over_runs(runs: Iterable[EvaluationRun], metric: str = "acc") -> dict[s
 
 def _runs(path: Path, content: dict[str, Any]) -> list[EvaluationRun]:
     """The runs of a parsed results file."""
+    per_task = ("results", "n-samples", "versions", "n-shot")
+    content = content | {key: _without_group(content[key]) for key in per_task if key in content}
     results, config = content["results"], content["config"]
     _check_record(path, content)
     families: dict[str, dict[str, dict[str, Any]]] = {}
@@ -266,6 +273,10 @@ def _runs(path: Path, content: dict[str, Any]) -> list[EvaluationRun]:
             )
         )
     return runs
+
+
+def _without_group(tasks: Mapping[str, Any]) -> dict[str, Any]:
+    return {name.rpartition(IN_GROUP)[2]: value for name, value in tasks.items()}
 
 
 def _scores(languages: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Score]]:

@@ -25,7 +25,6 @@ AFTER_IMPORT = {
     "lm_eval.models": "register_model",
     "lm_eval.tasks._index": "add_installed_tasks",
     "lm_eval.loggers.evaluation_tracker": "name_results_after_prompt",
-    "lm_eval.loggers.utils": "describe_environment_once",
 }
 
 

@@ -23,7 +23,7 @@ from lm_eval.utils import simple_parse_args_string
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.common.files import MAX_RESULTS_FILE, parse_json, read_text, written_together
 from lm_eval_spt.harness.lm import SPTLM, TokenisedRequest
-from lm_eval_spt.harness.patches import MODEL_NAME, results_name, task_manager
+from lm_eval_spt.harness.patches import MODEL_NAME, match_tasks, results_name, task_manager, with_loaded
 from lm_eval_spt.inference import probe, scoring
 from lm_eval_spt.inference.virtual_tokens import place
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
@@ -150,7 +150,7 @@ def evaluate_prompts(
     if None in base_models:
         raise UserError("a prompt does not name its base model: give it with --model_args pretrained=<model>")
 
-    manager, loaded_tasks, tops = _load_tasks(tasks, include_path, shared)
+    task_names, manager, loaded_tasks = _load_tasks(tasks, include_path, shared)
     shots = {name: _shots(task, num_fewshot) for name, task in loaded_tasks.items()}
     done = {name: _finished(_folder(output, loaded[name], shared), shots, limit) for name in names}
     waiting = {name: prompt for name, prompt in loaded.items() if done[name] is None}
@@ -169,7 +169,7 @@ def evaluate_prompts(
     options = {"batch_size": batch_size, "device": device, "limit": limit, "num_fewshot": num_fewshot}
     for name, prompt in waiting.items():
         lm.use(prompt)
-        if not _score(lm, tops, manager, output, {**shared, "prompt": name}, log_samples, **options):
+        if not _score(lm, task_names, manager, output, {**shared, "prompt": name}, log_samples, **options):
             continue  # another process writes
         done[name] = _finished(_folder(output, prompt, shared), shots, limit)
         if done[name] is None:
@@ -219,28 +219,25 @@ def evaluate_model(
     Raises:
         UserError: a task does not exist.
     """
-    manager, _, tops = _load_tasks(tasks, include_path, model_arguments)
+    task_names, manager, _ = _load_tasks(tasks, include_path, model_arguments)
     options = {"limit": limit, "num_fewshot": num_fewshot, "device": str(lm.device), "batch_size": lm.batch_size}
-    _score(lm, tops, manager, output, model_arguments, log_samples, **options)
+    _score(lm, task_names, manager, output, model_arguments, log_samples, **options)
     return max(Path(output).glob("*/results_*.json"))  # the newest
 
 
 def _load_tasks(
     tasks: Sequence[str], include_path: str | None, metadata: dict[str, Any]
-) -> tuple[TaskManager, dict[str, Any], list[Any]]:
-    """Return the harness's task manager, all single tasks by name, and the tasks and groups that stand at the top."""
+) -> tuple[list[str], TaskManager, dict[str, Any]]:
+    """Return the names of the tasks and groups, a task manager that has them loaded, and all single tasks by name."""
     manager = task_manager(tasks, include_path, metadata | {"prompt": None})
-    if unknown := [task for task in tasks if not manager.match_tasks([task])]:
-        raise UserError(f"there is no task {', '.join(map(repr, unknown))}: `lm_eval ls tasks` lists all")
-    together = manager.load(manager.match_tasks(list(tasks)))
-    inside = {child for children in together.get("group_map", {}).values() for child in children}
-    tops = [thing for name, thing in (together.get("groups", {}) | together["tasks"]).items() if name not in inside]
-    return manager, together["tasks"], tops
+    matching = match_tasks(manager, tasks)
+    loaded = manager.load(matching)
+    return matching, with_loaded(manager, loaded), loaded["tasks"]
 
 
 def _score(
     lm: SPTLM,
-    tops: list[Any],
+    tasks: Sequence[str],
     manager: TaskManager,
     output: str,
     model_arguments: dict[str, Any],
@@ -253,7 +250,7 @@ def _score(
         False in a process that is not the one that writes.
     """
     tracker = tracking.EvaluationTracker(output_path=output)
-    results = simple_evaluate(model=lm, tasks=tops, task_manager=manager, log_samples=log_samples, **options)
+    results = simple_evaluate(model=lm, tasks=list(tasks), task_manager=manager, log_samples=log_samples, **options)
     if results is None:
         return False
     tracker.general_config_tracker.log_experiment_args(MODEL_NAME, model_arguments, None, None, True)

@@ -289,7 +289,7 @@ class SPTLM(HFLM):
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Return the log-likelihood of every request's continuation, and whether greedy decoding would produce it."""
-        if self.backend != "causal" or self.enable_thinking:  # not for log-likelihoods: HFLM says so
+        if self.backend != "causal" or getattr(self, "enable_thinking", False):  # HFLM refuses it
             return super().loglikelihood(requests, disable_tqdm)
         texts = [request.args for request in requests]
         placement = self.prompt.placement if self.prompt else "prefix"

@@ -1,22 +1,27 @@
-"""What this package changes in lm_eval, outside of its model class, or reads of its inner parts: all of it is here.
+"""The adapter to lm_eval: what this package changes there outside of its model class, and what its versions name
+differently.
 
-What changes lm_eval takes the module of it that was just imported (see :mod:`lm_eval_spt.harness.discovery`). The
-names and signatures of lm_eval that the functions rely on are listed in ``tests/harness/test_patches.py``.
+The functions that change lm_eval take the module of it that was just imported (see
+:mod:`lm_eval_spt.harness.discovery`). lm_eval 0.4.12 to 0.5.0.dev1 are supported. The names and signatures of
+lm_eval that the functions rely on are listed in ``tests/harness/test_patches.py``.
 """
 
 from __future__ import annotations
 
 import copy
+import fnmatch
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from lm_eval_spt.common.errors import show_user_errors_in_one_line
+from lm_eval_spt.common.errors import UserError, show_user_errors_in_one_line
 from lm_eval_spt.common.paths import tasks_folder
 
 if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
+    from lm_eval.api.task import ConfigurableTask
     from lm_eval.tasks import TaskManager
 
 MODEL_NAME = "spt"
@@ -37,10 +42,10 @@ def register_model(models: ModuleType) -> None:
 
 
 def add_installed_tasks(index: ModuleType) -> None:
-    """Make our tasks known wherever lm_eval's own are, as if they lay in its folder.
+    """Have our tasks read wherever lm_eval's own are, after them and before those of an ``--include_path``.
 
-    A name that lm_eval or an ``--include_path`` already has keeps its meaning. Our own thousand files are read once in
-    a process, however many task managers it makes.
+    Of two tasks of one name, lm_eval keeps the one that it reads last. An lm_eval that reads the entry points
+    ``lm_eval.tasks`` gives our folder itself: then nothing is added.
 
     Args:
         index: ``lm_eval.tasks._index``.
@@ -49,44 +54,15 @@ def add_installed_tasks(index: ModuleType) -> None:
     build_index = index.TaskIndex.build
     own_folder = Path(str(index.__file__)).parent.resolve()
 
-    @functools.cache
-    def read(folder: Path, **options: Any) -> dict[str, Any]:
-        return build_index([folder], **options)
-
     @functools.wraps(build_index)
     def build(paths: Iterable[Path], **options: Any) -> dict[str, Any]:
         paths = list(paths)
         folders = [Path(path).resolve() for path in paths]
-        ours = tasks_folder().resolve()
-        if folders == [ours]:
-            return copy.deepcopy(read(ours, **options))
-        entries = build_index(paths, **options)
-        if own_folder in folders and ours not in folders:
-            entries = copy.deepcopy(read(ours, **options)) | entries
-        return entries
+        if own_folder in folders and tasks_folder().resolve() not in folders:
+            paths.insert(folders.index(own_folder) + 1, tasks_folder())
+        return build_index(paths, **options)
 
     index.TaskIndex.build = staticmethod(build)
-
-
-def describe_environment_once(loggers: ModuleType) -> None:
-    """Have the report on the environment, which every results file holds, made once in a process: it takes a second.
-
-    Args:
-        loggers: ``lm_eval.loggers.utils``.
-    """
-    add_env_info = loggers.add_env_info
-
-    @functools.cache
-    def report() -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        add_env_info(found)
-        return found
-
-    @functools.wraps(add_env_info)
-    def add(storage: dict[str, Any]) -> None:
-        storage.update(report())
-
-    loggers.add_env_info = add  # type: ignore[attr-defined]
 
 
 def name_results_after_prompt(tracker: ModuleType) -> None:
@@ -133,6 +109,21 @@ def results_name(model_args: str | dict[str, Any]) -> str | None:
     return f"{base_model}+{prompt.name}@{prompt.digest[:8]}"
 
 
+# -- what differs between the versions of lm_eval ----------------------------------------------------------------------
+
+
+def multiple_choice_task() -> type[ConfigurableTask]:
+    """Return the class of multiple-choice tasks: since 0.5 each output type has its own."""
+    from lm_eval.api.task import ConfigurableTask
+
+    return getattr(ConfigurableTask, "_registry", {}).get("multiple_choice", ConfigurableTask)
+
+
+def task_index(manager: TaskManager) -> dict[str, Any]:
+    """Return what a task manager knows of each task, group and tag: lm_eval's ``Entry`` by name."""
+    return manager._index if hasattr(manager, "_index") else manager.task_index
+
+
 def task_manager(
     names: Iterable[str], include_path: str | None = None, metadata: dict[str, Any] | None = None
 ) -> TaskManager:
@@ -154,6 +145,20 @@ def task_manager(
     return TaskManager(include_path=near_by, metadata=metadata)
 
 
+def match_tasks(manager: TaskManager, patterns: Iterable[str]) -> list[str]:
+    """Return the tasks, groups and tags that patterns such as ``sib200_*_Latn`` match, sorted.
+
+    Since 0.5 the task manager's own method returns a pattern that matches nothing as if it were a task.
+
+    Raises:
+        UserError: a pattern matches nothing.
+    """
+    matches = {pattern: fnmatch.filter(manager.all_tasks, pattern) for pattern in patterns}
+    if unknown := [pattern for pattern, names in matches.items() if not names]:
+        raise UserError(f"there is no task {', '.join(map(repr, unknown))}: `lm_eval ls tasks` lists all")
+    return sorted({name for names in matches.values() for name in names})
+
+
 def members(manager: TaskManager, name: str) -> list[str]:
     """Return the tasks and groups that a group or tag consists of, without loading any of them.
 
@@ -161,17 +166,61 @@ def members(manager: TaskManager, name: str) -> list[str]:
         manager: knows it.
         name: of a group or a tag.
     """
-    entry: Any = manager.task_index[name]
+    entry = task_index(manager)[name]
     if entry.cfg is None:  # a tag
         return sorted(entry.tags)
-    found: list[str] = []
+    names: list[str] = []
     waiting = list(entry.cfg["task"])
     while waiting:
         member = waiting.pop(0)
         if isinstance(member, str):
-            found.append(member)
+            names.append(member)
+        elif "task" not in member:  # another group, with changes
+            names.append(member["group"])
         elif isinstance(member["task"], list):  # a group that is written out in its parent
             waiting = member["task"] + waiting
         else:
-            found.append(member["task"])
-    return found
+            names.append(member["task"])
+    return names
+
+
+def with_loaded(manager: TaskManager, tasks: Mapping[str, Any]) -> TaskManager:
+    """Return a task manager like `manager` that gives these tasks instead of loading any.
+
+    ``simple_evaluate`` takes names and loads them anew in every call; since 0.5 it takes no task objects.
+
+    Args:
+        manager: any task manager.
+        tasks: what its ``load`` returned.
+    """
+    loaded = copy.copy(manager)
+    loaded.load = lambda *_, **__: tasks
+    return loaded
+
+
+def construct_requests(task: ConfigurableTask, doc: dict[str, Any], context: str | list[str]) -> list[Instance]:
+    """Return the requests that a task makes of a document.
+
+    Args:
+        task: the task.
+        doc: one of its documents.
+        context: what ``task.fewshot_context`` made of it: a text, or one for each choice.
+    """
+    requests = task.construct_requests(doc, context, doc_id=0)  # the number of a document is required since 0.5
+    return requests if isinstance(requests, list) else [requests]
+
+
+def label_and_choices(task: ConfigurableTask, doc: dict[str, Any]) -> tuple[Any, list[str]]:
+    """Return what a document says of which choice is right, a number or a text, and the choices' texts.
+
+    Args:
+        task: a multiple-choice task.
+        doc: one of its documents.
+    """
+    choices = task.doc_to_choice(doc)
+    label = task.doc_to_target(doc)
+    if getattr(task, "_multiple_inputs", False):  # 0.5: texts to choose among, before one continuation
+        choices = task.doc_to_text(doc)
+    elif getattr(task, "multiple_input", False):  # before: the same, the number of the right one in the text's place
+        label = task.doc_to_text(doc)
+    return label, choices

@@ -1,8 +1,9 @@
-"""The topic classification tasks in Python: where their documents come from, and macro-F1 with its standard error.
+"""Topic classification, the part in Python: reading the documents, and macro-F1 with its standard error.
 
-SIB-200 and mini_topics share one layout, ``<folder>/<language>/{train,dev,test}.tsv`` with the columns ``index_id``,
-``category`` and ``text``, and the seven categories of :data:`CATEGORIES`. What a model is shown and which answers it
-chooses among stands in the YAML files under ``tasks/``; they name the classes and functions of this module.
+SIB-200 and mini_topics have the same layout: ``<folder>/<language>/{train,dev,test}.tsv`` with the columns
+``index_id``, ``category`` and ``text``. They share the seven categories of :data:`CATEGORIES`. The YAML files under
+``tasks/`` say what a model is shown and which answers it chooses among. They name the classes and functions of this
+module.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import csv
 import functools
 import io
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,13 +23,14 @@ import numpy as np
 import pyarrow as pa
 from datasets.fingerprint import generate_random_fingerprint
 from huggingface_hub import HfApi
-from lm_eval.api.task import ConfigurableTask
+from lm_eval.api.registry import metric_registry, register_metric
 
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.common.paths import tasks_folder
+from lm_eval_spt.harness.patches import multiple_choice_task
 
 CATEGORIES = ("science/technology", "travel", "politics", "sports", "health", "entertainment", "geography")
-"""The categories in the order of their labels: a document's ``label`` is the position of its category here."""
+"""The categories. The ``label`` of a document is the position of its category here."""
 
 COLUMNS = ("index_id", "category", "text")
 SPLIT_FILES = {"train": "train.tsv", "validation": "dev.tsv", "test": "test.tsv"}
@@ -41,44 +44,69 @@ FEATURES = datasets.Features(
 )
 
 HUB_TIMEOUT = 10.0
-"""Seconds that the Hugging Face Hub has to answer before only its local cache is used."""
+"""Seconds to wait for the Hugging Face Hub. After that only its local cache is used."""
 
 RESAMPLES = 1000
-"""Bootstrap resamples behind a standard error of macro-F1; from seed to seed the estimate varies by about 2%."""
+"""Bootstrap resamples for the standard error of macro-F1. With this many it varies by about 2% between seeds."""
 
 
-class TopicTask(ConfigurableTask):
-    """A YAML task that gets its documents from :meth:`documents`.
+MultipleChoiceTask: Any = multiple_choice_task()
 
-    The YAML names a subclass under ``class:``. The harness's other way, a function under ``custom_dataset:``, logs a
-    warning for every task, and its default way can not read these files as fast or say what is wrong with them.
+
+class TopicTask(MultipleChoiceTask):
+    """A YAML task whose documents come from :meth:`documents`.
+
+    The YAML names a subclass under ``class:``. The harness has two other ways. A function under ``custom_dataset:``
+    logs a warning for every task. ``load_dataset``, the default, reads these files slowly and does not say which line
+    of which file is wrong.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
-        """Set the task up from the parsed YAML; the harness leaves the ``class`` key in, and can not take it."""
+        """Set up the task.
+
+        Args:
+            config: the parsed YAML. The harness leaves the key ``class`` in it but does not accept it here.
+        """
         super().__init__(config={key: value for key, value in config.items() if key != "class"})
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Set ``self.dataset``. The harness calls this; its arguments are for ``load_dataset`` and are not used."""
+        """Set ``self.dataset``. The harness calls this; its arguments are meant for ``load_dataset``."""
         self.dataset = self.documents(self.config.dataset_name)
 
     def documents(self, language: str) -> datasets.DatasetDict:
         """Return the splits of a language such as ``eng_Latn``, as :func:`read_language` does."""
         raise NotImplementedError
 
+    def aggregate(self, bootstrap_iters: int | None = None) -> tuple[dict[str, Any], int]:
+        """Return the scores over all documents and the number of documents; lm-eval calls this since 0.5.
+
+        It would bootstrap macro-F1, and its standard error too, with 100,000 resamples each: minutes for a task.
+        :func:`macro_f1_stderr` takes milliseconds. For the accuracy lm-eval's formula stays.
+
+        Args:
+            bootstrap_iters: 0 or None for no standard errors.
+        """
+        scores, documents = super().aggregate(bootstrap_iters=0)
+        if bootstrap_iters and documents > 1 and "acc,none" in scores:
+            accuracy = scores["acc,none"]
+            scores["acc_stderr,none"] = math.sqrt(accuracy * (1 - accuracy) / (documents - 1))
+        return scores, documents
+
 
 class MiniTopicsTask(TopicTask):
-    """mini_topics, whose data lies beside its YAML files."""
+    """mini_topics. Its data lies beside its YAML files."""
 
     def documents(self, language: str) -> datasets.DatasetDict:
         return read_language(tasks_folder() / "mini_topics" / "data", language)
 
 
 class SIB200Task(TopicTask):
-    """SIB-200, from a local copy where one is named, otherwise from the Hugging Face Hub.
+    """SIB-200, from a local copy if one is named, otherwise from the Hugging Face Hub.
 
-    ``--metadata sib200_dir=FOLDER`` names the local copy, or else the environment variable ``SIB200_DIR``. Raises
-    :class:`UserError` where the documents can not be had, and where a file of the local copy is not as expected.
+    ``--metadata sib200_dir=FOLDER`` names the local copy, or else the environment variable ``SIB200_DIR``.
+
+    Raises:
+        UserError: the documents can not be read or downloaded, or a file of the local copy is malformed.
     """
 
     def documents(self, language: str) -> datasets.DatasetDict:
@@ -105,14 +133,28 @@ class SIB200Task(TopicTask):
 def read_language(folder: Path, language: str) -> datasets.DatasetDict:
     """Read ``<folder>/<language>/{train,dev,test}.tsv``.
 
-    Returns the splits ``train``, ``validation`` and ``test`` with the columns ``index_id``, ``category``, ``text`` and
-    ``label``. Raises ``OSError`` where a file can not be read, :class:`UserError` where it is not as expected.
+    Args:
+        folder: has one folder per language.
+        language: such as ``eng_Latn``.
+
+    Returns:
+        The splits ``train``, ``validation`` and ``test`` with the columns ``index_id``, ``category``, ``text`` and
+        ``label``.
+
+    Raises:
+        OSError: a file can not be read.
+        UserError: a file is malformed; the message names the file and the line.
     """
     return datasets.DatasetDict({split: read_file(folder / language / name) for split, name in SPLIT_FILES.items()})
 
 
 def read_file(path: Path) -> datasets.Dataset:
-    """Read one file of :func:`read_language`: tab-separated, quoted like CSV, UTF-8, with a header."""
+    """Read one file of :func:`read_language`: tab-separated, quoted as in CSV, UTF-8, with a header.
+
+    Raises:
+        OSError: it can not be read.
+        UserError: it is malformed; the message names the file and the line.
+    """
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -131,9 +173,17 @@ def read_file(path: Path) -> datasets.Dataset:
 
 
 def download_language(hub_id: str, language: str) -> datasets.DatasetDict:
-    """Load one language of the dataset ``hub_id`` from the Hugging Face Hub, or from an earlier download.
+    """Load one language from the Hugging Face Hub, or from an earlier download.
 
-    Returns what :func:`read_language` returns. Raises whatever ``load_dataset`` does.
+    Args:
+        hub_id: the dataset's name on the Hub.
+        language: its configuration, such as ``eng_Latn``.
+
+    Returns:
+        What :func:`read_language` returns.
+
+    Raises:
+        Exception: anything that ``load_dataset`` raises.
     """
     with _cache_only(not _hub_answers(hub_id)):
         downloaded = datasets.load_dataset(hub_id, language)
@@ -149,7 +199,7 @@ def download_language(hub_id: str, language: str) -> datasets.DatasetDict:
 
 @functools.cache
 def _hub_answers(hub_id: str) -> bool:
-    """Ask the Hub once per process: ``load_dataset`` would try for over 20 seconds, for every language anew."""
+    """Ask the Hub once per process. ``load_dataset`` would try for over 20 seconds, again for each language."""
     try:
         HfApi().dataset_info(hub_id, timeout=HUB_TIMEOUT)
     except Exception:
@@ -159,7 +209,7 @@ def _hub_answers(hub_id: str) -> bool:
 
 @contextmanager
 def _cache_only(switch: bool) -> Iterator[None]:
-    """Make ``load_dataset`` look only at earlier downloads, as the environment variable HF_HUB_OFFLINE would."""
+    """If `switch`, let ``load_dataset`` use only earlier downloads, as the variable HF_HUB_OFFLINE does."""
     before = datasets.config.HF_HUB_OFFLINE
     datasets.config.HF_HUB_OFFLINE = before or switch
     try:
@@ -169,7 +219,7 @@ def _cache_only(switch: bool) -> Iterator[None]:
 
 
 def _check_row(row: Mapping[str | None, Any]) -> tuple[int, str, str]:
-    """Return a row's index_id, category and text; raises ``ValueError`` where it is not as expected."""
+    """Return the index_id, category and text of a row; raise ``ValueError`` if one of them is malformed."""
     if None in row or None in row.values():
         raise ValueError("the number of fields is not that of the header")
     if not row["index_id"].isdecimal() or len(row["index_id"]) > 18:  # what fits into 64 bits
@@ -182,11 +232,11 @@ def _check_row(row: Mapping[str | None, Any]) -> tuple[int, str, str]:
 
 
 def _dataset(documents: Iterable[tuple[int, str, str]]) -> datasets.Dataset:
-    """Make (index_id, category, text) a dataset, with the labels added."""
+    """Return a dataset of (index_id, category, text) documents, with the column ``label`` added."""
     index_ids, categories, texts = zip(*documents, strict=True)
     labels = [CATEGORIES.index(category) for category in categories]
     columns = {"index_id": index_ids, "category": categories, "text": texts, "label": labels}
-    # Dataset.from_dict takes ten times as long, most of it to hash the content for caches that are not used here.
+    # Dataset.from_dict takes ten times as long: it hashes the content for caches that are not used here.
     return datasets.Dataset(pa.table(columns, schema=FEATURES.arrow_schema), fingerprint=generate_random_fingerprint())
 
 
@@ -194,15 +244,15 @@ def process_results(doc: Mapping[str, Any], results: Sequence[tuple[float, bool]
     """Score one document: the answer is the choice with the highest log-likelihood.
 
     Args:
-        doc: A document; only its ``label`` is used.
-        results: For each choice, in the order of :data:`CATEGORIES`, its log-likelihood and whether it is greedy.
+        doc: the document; only its ``label`` is used.
+        results: log-likelihood and whether it is greedy, for each choice in the order of :data:`CATEGORIES`.
 
     Returns:
-        ``acc``, 0 or 1, and for :func:`macro_f1` and :func:`macro_f1_stderr` the pair (label, predicted label).
+        ``acc``, 0 or 1. The pair (label, predicted label) for :func:`macro_f1` and for :func:`macro_f1_stderr`.
     """
     label, predicted = doc["label"], int(np.argmax([log_likelihood for log_likelihood, _ in results]))
-    # The harness has no standard error for a metric it does not know and writes "N/A" under macro_f1_stderr.
-    # A metric of that name, coming after macro_f1, overwrites it.
+    # lm-eval writes "N/A" as the standard error of a metric that it does not know, here under macro_f1_stderr.
+    # A metric with that name, listed after macro_f1, replaces it.
     return {
         "acc": float(predicted == label),
         "macro_f1": (label, predicted),
@@ -211,12 +261,12 @@ def process_results(doc: Mapping[str, Any], results: Sequence[tuple[float, bool]
 
 
 def macro_f1(pairs: Sequence[tuple[int, int]]) -> float:
-    """Return the unweighted mean, over the classes, of F1 = 2 TP / (2 TP + FP + FN).
+    """Return the unweighted mean over the classes of F1 = 2 TP / (2 TP + FP + FN).
 
-    The classes are those that occur as a label or as a prediction, which is scikit-learn's definition.
+    A class counts if it occurs as a label or as a prediction, as in scikit-learn.
 
     Args:
-        pairs: (label, predicted label) of every document.
+        pairs: (label, predicted label) of each document.
     """
     return float(_macro_f1(_confusion(pairs)))
 
@@ -224,30 +274,37 @@ def macro_f1(pairs: Sequence[tuple[int, int]]) -> float:
 def macro_f1_stderr(pairs: Sequence[tuple[int, int]]) -> float | str:
     """Return the standard error of :func:`macro_f1`: its standard deviation over bootstrap resamples of the documents.
 
-    The same documents give the same number: the seed is fixed. One document has no standard error: ``"N/A"``, as the
-    harness writes it.
+    The seed is fixed, so the same documents give the same number. For a single document there is no standard error;
+    lm-eval's mark for that is ``"N/A"``.
 
     Args:
-        pairs: (label, predicted label) of every document.
+        pairs: (label, predicted label) of each document.
     """
     if len(pairs) < 2:
         return "N/A"
     confusion = _confusion(pairs)
-    # Drawing documents with replacement is a multinomial draw over the cells that they fall in.
+    # Drawing documents with replacement is a multinomial draw over the cells of the confusion matrix.
     draws = np.random.default_rng(0).multinomial(len(pairs), confusion.ravel() / len(pairs), size=RESAMPLES)
     return float(_macro_f1(draws.reshape(RESAMPLES, *confusion.shape)).std(ddof=1))
 
 
 def _confusion(pairs: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Count the documents of each (label, predicted label): ``[C, C]``."""
+    """Return how many documents have each (label, predicted label): ``[C, C]``."""
     labels, predicted = np.asarray(pairs).T
     classes = int(max(labels.max(), predicted.max())) + 1
     return np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes)
 
 
 def _macro_f1(confusion: np.ndarray) -> np.ndarray:
-    """Macro-F1 of each confusion matrix: ``[..., C, C]`` to ``[...]``."""
+    """Return the macro-F1 of each confusion matrix: ``[..., C, C]`` to ``[...]``."""
     true_positives = np.diagonal(confusion, axis1=-2, axis2=-1)
     occurrences = confusion.sum(axis=-1) + confusion.sum(axis=-2)  # as a label and as a prediction: 2 TP + FN + FP
     f1 = 2 * true_positives / np.maximum(occurrences, 1)
     return f1.sum(axis=-1) / (occurrences > 0).sum(axis=-1)
+
+
+# Since 0.5 lm-eval warns, for each task, of metrics that are not registered. Their values come from `process_results`:
+# the function that is registered is never called.
+for _metric in ("macro_f1", "macro_f1_stderr"):
+    if _metric not in metric_registry:
+        register_metric(metric=_metric)(process_results)

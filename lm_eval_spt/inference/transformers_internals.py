@@ -78,8 +78,14 @@ def hidden_states(
             assert key_positions is not None
             arguments["attention_mask"] = _attention_masks(model, visible, positions, key_positions)
             stack.enter_context(_alibi_of(decoder, key_positions))
-        output = decoder(**arguments, past_key_values=cache, use_cache=cache is not None, return_dict=True)
+        arguments[cache_argument(decoder)] = cache
+        output = decoder(**arguments, use_cache=cache is not None, return_dict=True)
     return output.last_hidden_state
+
+
+def cache_argument(decoder: nn.Module) -> str:
+    """Return how a decoder's `forward` calls its keys and values: transformers 5.24 began to rename the argument."""
+    return "cache" if _has_parameter(type(decoder).forward, "cache") else "past_key_values"
 
 
 def logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.common.paths import MINI
-from lm_eval_spt.harness.patches import members, task_manager
+from lm_eval_spt.harness.patches import construct_requests, match_tasks, members, task_manager
 from lm_eval_spt.inference.base_model import cannot_load, ensure_available
 from lm_eval_spt.inference.onednn import product
 from lm_eval_spt.sweep.plan import Plan, SweepRun
@@ -195,8 +195,7 @@ def single_tasks(names: tuple[str, ...], include_path: str | None) -> list[str]:
     waiting = list(names)
     while waiting:
         name = waiting.pop(0)
-        if not (matching := manager.match_tasks([name])):
-            raise UserError(f"there is no task {name!r}: `lm_eval ls tasks` lists all")
+        matching = match_tasks(manager, [name])
         if matching != [name]:
             waiting = matching + waiting
         elif name in manager.all_subtasks:
@@ -217,8 +216,7 @@ def _look(task: ConfigurableTask, split: str, tokenizer: PreTrainedTokenizerBase
     tokens = answer_tokens = 0
     choices = 1
     for row in rows[:SAMPLED_DOCUMENTS]:
-        requests = task.construct_requests(row, task.fewshot_context(row, 0))
-        requests = requests if isinstance(requests, list) else [requests]
+        requests = construct_requests(task, row, task.fewshot_context(row, 0))
         tokens += len(tokenizer(requests[0].args[0], verbose=False)["input_ids"])
         answers = [request.args[1] for request in requests if isinstance(request.args[1], str)]
         ids = tokenizer(answers, add_special_tokens=False)["input_ids"] if answers else []

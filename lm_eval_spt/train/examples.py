@@ -17,7 +17,7 @@ from lm_eval.api.task import ConfigurableTask
 
 from lm_eval_spt.common.errors import UserError, shown
 from lm_eval_spt.harness.lm import SPTLM
-from lm_eval_spt.harness.patches import task_manager
+from lm_eval_spt.harness.patches import construct_requests, label_and_choices, task_manager
 from lm_eval_spt.train.config import TrainingConfig
 
 logger = logging.getLogger(__name__)
@@ -106,19 +106,19 @@ def _choices(document: Document) -> tuple[str, ...]:
 def _document(task: ConfigurableTask, row: dict[str, Any], where: str) -> Document | None:
     """Return a document; None without a label. For messages, `where` says which document it is."""
     context = task.fewshot_context(row, 0)
-    requests = task.construct_requests(row, context)
-    target = task.doc_to_target(row)
+    requests = construct_requests(task, row, context)
     if task.OUTPUT_TYPE == "multiple_choice":
-        choices = task.doc_to_choice(row)
-        gold = _gold(task.doc_to_text(row) if task.multiple_input else target, choices, where)
+        label, choices = label_and_choices(task, row)
+        gold = _gold(label, choices, where)
         if gold is None:
             return None
         # Unconditional requests (for mutual information) follow those of the choices; they teach nothing.
         pairs = tuple(request.args[:2] for request in requests[: len(choices)])
-        return Document(pairs, gold, "" if task.multiple_input else choices[gold])
+        return Document(pairs, gold, "" if isinstance(context, list) else choices[gold])
     if task.OUTPUT_TYPE == "loglikelihood":
-        return Document((requests.args[:2],), 0)
+        return Document((requests[0].args[:2],), 0)
     if task.OUTPUT_TYPE == "generate_until":
+        target = task.doc_to_target(row)
         if task.config.doc_to_choice is not None:
             choices = task.doc_to_choice(row)
             gold = _gold(target, choices, where)
@@ -126,7 +126,7 @@ def _document(task: ConfigurableTask, row: dict[str, Any], where: str) -> Docume
                 return None
             target = choices[gold]
         target = target[0] if isinstance(target, list) else target
-        return Document(((requests.args[0], f"{task.config.target_delimiter}{target}"),), 0)
+        return Document(((requests[0].args[0], f"{task.config.target_delimiter}{target}"),), 0)
     raise UserError(f"the task {task.task_name!r} ({task.OUTPUT_TYPE}) has no answers to learn from")
 
 

@@ -19,6 +19,7 @@ from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from tests.helpers.models import FAMILIES
 from tests.helpers.paths import ROOT
+from tests.helpers.requests import request, rolling_loglikelihoods
 
 VOCABULARY = 512
 PROMPTS: dict[str, tuple[str, int] | None] = {"none": None, "prefix": ("prefix", 5), "suffix": ("suffix", 3)}
@@ -78,9 +79,9 @@ def mini_numbers() -> dict[str, Any]:
     manager = TaskManager(include_path=str(tasks_folder()), include_defaults=False)
     tasks = manager.load([f"mini_topics_{language}" for language in LANGUAGES])["tasks"]
     choices = [request for task in tasks.values() for request in _requests(task)]
-    rolled = [Instance("loglikelihood_rolling", {}, (text,), number) for number, text in enumerate(ROLLED)]
+    rolled = [request("loglikelihood_rolling", (text,), number) for number, text in enumerate(ROLLED)]
     begun = [
-        Instance("generate_until", {}, (text, {"until": ["\n\n"], "max_gen_toks": 6}), number)
+        request("generate_until", (text, {"until": ["\n\n"], "max_gen_toks": 6}), number)
         for number, text in enumerate(("The river", "Ein neues Museum", "体育"))
     ]
     plain = SPTLM(pretrained="mini", device="cpu", batch_size=8)
@@ -90,7 +91,7 @@ def mini_numbers() -> dict[str, Any]:
         lm = SPTLM(pretrained=plain.model, tokenizer=plain.tokenizer, prompt=prompt, batch_size=8)
         found[prompt.name if prompt else "none"] = {
             "choices": [round(value, 6) for value, _ in lm.loglikelihood(choices, disable_tqdm=True)],
-            "rolling": [round(value, 6) for value in lm.loglikelihood_rolling(rolled, disable_tqdm=True)],
+            "rolling": [round(value, 6) for value in rolling_loglikelihoods(lm, rolled)],
             "generation": lm.generate_until(begun, disable_tqdm=True),
         }
     return found

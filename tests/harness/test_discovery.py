@@ -89,11 +89,17 @@ def test_an_install_holds_the_package_and_nothing_else(installed: SimpleNamespac
         assert {f"lm_eval_spt/{name}" for name in content(ROOT / "lm_eval_spt")} <= files
 
 
-def test_later_versions_of_lm_eval_find_the_entry_point(installed: SimpleNamespace) -> None:
+def test_later_versions_of_lm_eval_find_the_entry_points(installed: SimpleNamespace) -> None:
+    """The model class and the folder of tasks, loaded as the entry points say."""
     code = (
-        "from importlib.metadata import entry_points; print(*{e.value for e in entry_points(group='lm_eval.models')})"
+        "from importlib.metadata import entry_points\n"
+        "print(*{point.value for point in entry_points(group='lm_eval.models')})\n"
+        "print(*{point.load()() for point in entry_points(group='lm_eval.tasks')})\n"
+        "from lm_eval_spt.common import paths; print(paths.tasks_folder())"
     )
-    assert run(installed.python, "-c", code) == "lm_eval_spt.harness.lm:SPTLM"
+    model, tasks, folder = run(installed.python, "-c", code).splitlines()
+    assert model == "lm_eval_spt.harness.lm:SPTLM"
+    assert tasks == folder
 
 
 def test_the_start_of_an_interpreter_takes_less_than_2_ms_longer(installed: SimpleNamespace) -> None:

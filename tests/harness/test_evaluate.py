@@ -16,6 +16,7 @@ from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.harness.patches import task_manager
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from tests.helpers.models import random_prompt
+from tests.helpers.requests import loglikelihoods
 
 TASKS = ["mini_topics_eng_Latn", "mini_topics_hin_Deva"]
 
@@ -44,7 +45,7 @@ def samples_of(folder: Path) -> dict[str, list[float]]:
     for file in folder.glob("samples_*.jsonl"):
         for line in file.read_text().splitlines():
             sample = json.loads(line)
-            rows[f"{file.name.split('_2')[0]} {sample['doc_id']}"] = [float(r[0]) for r in sample["filtered_resps"]]
+            rows[f"{file.name.split('_2')[0]} {sample['doc_id']}"] = loglikelihoods(sample)
     return rows
 
 
@@ -67,7 +68,7 @@ def test_every_prompt_gets_what_it_would_get_alone(files, tmp_path, model_args):
         rows = samples_of(path.parent)
         for task in TASKS:
             for sample in expected["samples"][task]:
-                answers = [response[0] for response in sample["filtered_resps"]]
+                answers = loglikelihoods(sample)
                 assert rows[f"samples_{task} {sample['doc_id']}"] == pytest.approx(answers, abs=1e-4)
 
 
@@ -115,7 +116,7 @@ def test_the_base_model_is_loaded_as_the_prompt_was_trained(files, tmp_path):
     plain = one_by_one(files[0], limit=4, log_samples=True)
     rows = samples_of(path.parent)
     for sample, without in zip(expected["samples"][TASKS[0]], plain["samples"][TASKS[0]], strict=True):
-        answers, others = ([response[0] for response in of["filtered_resps"]] for of in (sample, without))
+        answers, others = map(loglikelihoods, (sample, without))
         assert rows[f"samples_{TASKS[0]} {sample['doc_id']}"] == pytest.approx(answers, abs=1e-4)
         assert answers != pytest.approx(others, abs=1e-3)
     with pytest.raises(UserError, match=r"different add_bos_token \(None, True\): give one at a time"):

@@ -22,6 +22,7 @@ from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.inference.base_model import model_path
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from tests.helpers.models import build_model, random_prompt
+from tests.helpers.requests import loglikelihoods
 from tests.helpers.scoring import peft_lm
 
 TASKS = ["mini_topics_eng_Latn", "mini_topics_deu_Latn"]
@@ -56,7 +57,7 @@ def evaluate(lm: HFLM, task_manager: TaskManager, **options: Any) -> dict[str, l
     options = {"tasks": TASKS, "limit": 5, "bootstrap_iters": 0} | options
     results = simple_evaluate(model=lm, task_manager=task_manager, **options)
     return {
-        task: [response[0] for sample in samples for response in sample["filtered_resps"]]
+        task: [answer for sample in samples for answer in loglikelihoods(sample)]
         for task, samples in results["samples"].items()
     }
 
@@ -205,7 +206,7 @@ def test_two_processes_give_the_answers_of_one(prompts, tmp_path):
             for line in file.read_text().splitlines():
                 sample = json.loads(line)
                 task = file.name.split("_2")[0]
-                rows[task, sample["doc_id"]] = [float(response[0]) for response in sample["filtered_resps"]]
+                rows[task, sample["doc_id"]] = loglikelihoods(sample)
         return rows
 
     expected, found = answers(tmp_path / "one"), answers(tmp_path / "two")

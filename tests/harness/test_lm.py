@@ -10,8 +10,10 @@ from lm_eval.models.huggingface import HFLM
 from peft import LoraConfig, get_peft_model
 
 from lm_eval_spt.inference.capabilities import capabilities
+from lm_eval_spt.inference.transformers_internals import cache_argument
 from lm_eval_spt.prompt.metadata import PLACEMENTS
 from tests.helpers.models import build_model, random_prompt
+from tests.helpers.requests import rolling_loglikelihoods
 from tests.helpers.scoring import CLOSE, LONG, around, peft_lm, requests, restated, spt, values
 
 CONTEXTS = [
@@ -72,24 +74,23 @@ def test_the_prompt_stands_where_it_should(tiny_model, tokenizer, placement, fas
 def test_rolling_equals_peft_for_a_prefix_within_one_window(tiny_model, tokenizer):
     prompt = random_prompt(tiny_model)
     short = [TEXTS[0], TEXTS[2]]
-    found = spt(tiny_model, tokenizer, prompt).loglikelihood_rolling(short, disable_tqdm=True)
-    expected = peft_lm(tiny_model, tokenizer, prompt).loglikelihood_rolling(short, disable_tqdm=True)
+    found = rolling_loglikelihoods(spt(tiny_model, tokenizer, prompt), short)
+    expected = rolling_loglikelihoods(peft_lm(tiny_model, tokenizer, prompt), short)
     assert found == pytest.approx(expected, **CLOSE)
 
 
 def test_rolling_without_a_prompt_equals_hflm_over_several_windows(tiny_model, tokenizer):
-    found = spt(tiny_model, tokenizer, max_length=64).loglikelihood_rolling(TEXTS, disable_tqdm=True)
-    expected = HFLM(pretrained=tiny_model, tokenizer=tokenizer, batch_size=4, max_length=64).loglikelihood_rolling(
-        TEXTS
-    )
+    found = rolling_loglikelihoods(spt(tiny_model, tokenizer, max_length=64), TEXTS)
+    hflm = HFLM(pretrained=tiny_model, tokenizer=tokenizer, batch_size=4, max_length=64)
+    expected = rolling_loglikelihoods(hflm, TEXTS)
     assert found == pytest.approx(expected, abs=1e-3, rel=1e-5)
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_rolling_puts_the_prompt_beside_the_leading_token(tiny_model, tokenizer, placement):
     prompt = random_prompt(tiny_model, placement=placement)
-    (found,) = spt(tiny_model, tokenizer, prompt).loglikelihood_rolling(TEXTS[:1], disable_tqdm=True)
-    ids = tokenizer.encode(TEXTS[0].args[0])
+    (found,) = rolling_loglikelihoods(spt(tiny_model, tokenizer, prompt), TEXTS[:1])
+    ids = tokenizer.encode(TEXTS[0].args[-1])
     expected, _ = restated(tiny_model, [tokenizer.bos_token_id], ids, prompt)
     assert found == pytest.approx(expected, **CLOSE)
 
@@ -187,9 +188,13 @@ def test_an_architecture_that_needs_a_slower_way_gets_it(tokenizer, monkeypatch,
     """A model that ignores which tokens are padding gives wrong answers the fast way; the check must notice."""
     model = build_model("llama")
     forward = type(model.model).forward
-    monkeypatch.setattr(
-        type(model.model), "forward", lambda self, *a, **k: forward(self, *a, **{**k, "attention_mask": None})
-    )
+
+    name = cache_argument(model.model)
+
+    def without_mask(self, *a, past_key_values=None, **k):
+        return forward(self, *a, **{name: past_key_values, **k, "attention_mask": None})
+
+    monkeypatch.setattr(type(model.model), "forward", without_mask)
     lm = spt(model, tokenizer)
     found = values(lm.loglikelihood(PAIRS, disable_tqdm=True))
     monkeypatch.undo()

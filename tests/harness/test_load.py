@@ -14,6 +14,7 @@ from lm_eval.models.huggingface import HFLM
 
 from lm_eval_spt.common.errors import UserError
 from tests.helpers.models import random_prompt
+from tests.helpers.requests import rolling_loglikelihoods
 from tests.helpers.scoring import CLOSE, requests, restated, spt, values
 
 ODD = {
@@ -77,7 +78,7 @@ def test_halves_of_surrogate_pairs_are_read_as_replacement_characters(lm, kind):
 
 def test_empty_texts(lm):
     assert score(lm, ("", ""), ("x", "")) == [(0.0, True)] * 2  # nothing is certain
-    assert lm.loglikelihood_rolling(requests("loglikelihood_rolling", [("",)]), disable_tqdm=True) == [0]
+    assert rolling_loglikelihoods(lm, requests("loglikelihood_rolling", [("",)])) == [0]
     bos = lm.tokenizer.decode([lm.prefix_token_id])
     ((empty, _),), ((begun, _),) = score(lm, ("", " sports")), score(lm, (bos, " sports"))
     assert empty == pytest.approx(begun, **CLOSE)

@@ -12,26 +12,40 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import lm_eval.api.registry
+import lm_eval.api.task
 import lm_eval.loggers.evaluation_tracker
 import lm_eval.models
 import lm_eval.tasks
 import lm_eval.tasks._index
 import pytest
 import torch
+from datasets import Dataset
+from lm_eval import simple_evaluate
 from lm_eval.api.registry import Registry
 
 from lm_eval_spt import SPTLM, SoftPrompt
+from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.common.paths import tasks_folder
 from lm_eval_spt.harness import discovery, patches
 
+NEXT = hasattr(lm_eval.api.task.ConfigurableTask, "_registry")  # 0.5 or later
+
+# Module, name in it and its parameters; "..." where it may have others. All versions from 0.4.12 to 0.5.0.dev1 have
+# these; where they differ, see VERSIONS.
 INTERNALS = [
     ("lm_eval.__main__", "cli_evaluate", []),
     ("lm_eval.utils", "simple_parse_args_string", ["args_string"]),
     ("lm_eval.api.registry", "model_registry.register", ["aliases", "target"]),
     ("lm_eval.api.registry", "model_registry.__contains__", ["alias"]),
+    ("lm_eval.api.registry", "metric_registry.__contains__", ["alias"]),
+    ("lm_eval.tasks", "TaskManager.load", ["self", "..."]),
+    ("lm_eval.tasks", "TaskManager.all_tasks.fget", ["self"]),
     ("lm_eval.tasks._index", "TaskIndex.build", ["paths", "resolve_includes"]),
+    ("lm_eval.api.task", "ConfigurableTask.fewshot_context", ["self", "doc", "num_fewshot", "..."]),
+    ("lm_eval.api.task", "ConfigurableTask.construct_requests", ["self", "doc", "ctx", "..."]),
+    ("lm_eval.api.instance", "Instance", ["request_type", "doc", "arguments", "idx", "task_name", "doc_id", "..."]),
+    ("lm_eval.evaluator", "simple_evaluate", ["model", "tasks", "task_manager", "log_samples", "limit", "..."]),
     ("lm_eval.loggers.evaluation_tracker", "sanitize_model_name", ["model_name"]),
-    ("lm_eval.loggers.utils", "add_env_info", ["storage"]),
     (
         "lm_eval.loggers.evaluation_tracker",
         "GeneralConfigTracker.log_experiment_args",
@@ -39,11 +53,24 @@ INTERNALS = [
     ),
 ]
 
+# What each version calls the same things: (module, name) in lm_eval 0.4, and since 0.5.
+VERSIONS = [
+    (("lm_eval.tasks", "TaskManager.task_index"), ("lm_eval.tasks", "TaskManager._task_index")),
+    (("lm_eval.api.task", "ConfigurableTask"), ("lm_eval.api.task", "Task._registry")),
+]
+
 
 @pytest.mark.parametrize(("module", "attribute", "parameters"), INTERNALS, ids=lambda value: str(value))
 def test_lm_eval_still_has_what_we_rely_on(module: str, attribute: str, parameters: list[str]) -> None:
     function = inspect.unwrap(attrgetter(attribute)(importlib.import_module(module)))
-    assert list(inspect.signature(function).parameters) == parameters
+    found = list(inspect.signature(function).parameters)
+    assert set(parameters[:-1]) <= set(found) if parameters[-1:] == ["..."] else parameters == found
+
+
+@pytest.mark.parametrize("names", VERSIONS, ids=lambda names: names[0][1])
+def test_lm_eval_has_the_names_of_a_version_that_is_supported(names: tuple[tuple[str, str], tuple[str, str]]) -> None:
+    module, attribute = names[NEXT]
+    assert attrgetter(attribute)(importlib.import_module(module)) is not None
 
 
 def test_every_awaited_module_exists_and_has_its_step() -> None:
@@ -96,7 +123,7 @@ def test_reloading_lm_eval_models_changes_nothing() -> None:
     assert dict(lm_eval.api.registry.model_registry.items()) == before
 
 
-# -- the tasks -------------------------------------------------------------------------------------------------------
+# -- where tasks are found -------------------------------------------------------------------------------------------
 
 
 def write_task(folder: Path, name: str) -> Path:
@@ -108,11 +135,11 @@ def write_task(folder: Path, name: str) -> Path:
 
 @pytest.fixture
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """A small lm_eval task folder with one task, ours with two, and lm_eval's own index builder over them, adapted."""
+    """A small lm_eval task folder with two tasks, ours with two, and lm_eval's own index builder over them, adapted."""
     write_task(tmp_path / "lm_eval", "theirs")
+    write_task(tmp_path / "lm_eval", "both")
     write_task(tmp_path / "ours", "ours")
     write_task(tmp_path / "ours", "both")
-    write_task(tmp_path / "lm_eval", "both")
     monkeypatch.setattr(patches, "tasks_folder", lambda: tmp_path / "ours")
     module = ModuleType("_index")
     module.__file__ = str(tmp_path / "lm_eval" / "_index.py")
@@ -126,17 +153,27 @@ def folders(entries: dict) -> dict[str, str]:
     return {name: entry.yaml_path.parent.name for name, entry in entries.items()}
 
 
-def test_installed_tasks_join_the_harness_s_own(index: SimpleNamespace) -> None:
+def test_installed_tasks_join_the_harness_s_own_and_override_them(index: SimpleNamespace) -> None:
     found = folders(index.build([index.folder / "lm_eval"]))
-    assert found == {"theirs": "lm_eval", "both": "lm_eval", "ours": "ours"}
+    assert found == {"theirs": "lm_eval", "both": "ours", "ours": "ours"}
 
 
-def test_include_path_wins_without_a_warning(index: SimpleNamespace, caplog: pytest.LogCaptureFixture) -> None:
+def test_include_path_overrides_both(index: SimpleNamespace) -> None:
     write_task(index.folder / "mine", "ours")
+    write_task(index.folder / "mine", "both")
+    found = folders(index.build(path for path in [index.folder / "lm_eval", index.folder / "mine"]))
+    assert found == {"theirs": "lm_eval", "both": "mine", "ours": "mine"}
+
+
+def test_a_harness_that_reads_the_entry_point_keeps_its_own_order(
+    index: SimpleNamespace, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It gives our folder itself: we add nothing, and no task of ours overrides itself."""
+    write_task(index.folder / "other plugin", "ours")
     with caplog.at_level(logging.WARNING):
-        found = folders(index.build(path for path in [index.folder / "lm_eval", index.folder / "mine"]))
-    assert found == {"theirs": "lm_eval", "both": "lm_eval", "ours": "mine"}
-    assert not caplog.records
+        found = folders(index.build([index.folder / name for name in ("lm_eval", "ours", "other plugin")]))
+    assert found == {"theirs": "lm_eval", "both": "ours", "ours": "other plugin"}
+    assert len([record for record in caplog.records if "overrides" in record.getMessage()]) == 2
 
 
 def test_include_path_of_the_installed_tasks_themselves(
@@ -152,55 +189,150 @@ def test_without_the_harness_s_own_tasks_ours_stay_out(index: SimpleNamespace) -
     assert folders(index.build([index.folder / "mine"])) == {"mine": "mine"}
 
 
-def test_the_real_task_manager_finds_ours_and_no_name_is_taken() -> None:
-    found = lm_eval.tasks.TaskManager().task_index
+def test_the_real_task_manager_finds_ours_and_no_name_is_taken(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        found = patches.task_index(lm_eval.tasks.TaskManager())
     names = {path.stem for path in tasks_folder().rglob("*.yaml")}
     assert {"mini_topics_eng_Latn", "sib200_eng_Latn", "sib200"} <= names
     assert {name for name in names if not found[name].yaml_path.is_relative_to(tasks_folder())} == set()
+    assert not [record for record in caplog.records if "overrides" in record.getMessage()]
 
 
-def test_our_files_are_read_once_and_no_manager_sees_what_another_changed(monkeypatch: pytest.MonkeyPatch) -> None:
-    first = lm_eval.tasks.TaskManager(include_path=str(tasks_folder()), include_defaults=False)
-    first.task_index["mini_topics_eng_Latn"].cfg["doc_to_text"] = "changed"
-    monkeypatch.setattr(lm_eval.tasks._index, "load_yaml", None)
-    second = lm_eval.tasks.TaskManager(include_path=str(tasks_folder()), include_defaults=False)
-    assert second.task_index["mini_topics_eng_Latn"].cfg["doc_to_text"] != "changed"
-    assert first.all_tasks == second.all_tasks
+# -- tasks ------------------------------------------------------------------------------------------------------------
 
 
-def test_members_of_groups_and_tags() -> None:
+@pytest.fixture(scope="module")
+def manager() -> lm_eval.tasks.TaskManager:
+    return lm_eval.tasks.TaskManager(include_path=str(tasks_folder()), include_defaults=False)
+
+
+@pytest.mark.parametrize("name", ["task_index", "_index"])
+def test_the_index_of_tasks_has_two_names(name: str) -> None:
+    assert patches.task_index(SimpleNamespace(**{name: {"a": 1}})) == {"a": 1}  # type: ignore[arg-type]
+
+
+def test_patterns_match_tasks_groups_and_tags(manager: lm_eval.tasks.TaskManager) -> None:
+    found = patches.match_tasks(manager, ["mini_topics", "mini_topics_*_Arab", "mini_topics_arb_Arab"])
+    assert found == ["mini_topics", "mini_topics_arb_Arab", "mini_topics_instruct_arb_Arab"]
+    with pytest.raises(UserError, match=r"there is no task 'mini_topics_xxx', 'y\*': `lm_eval ls tasks` lists all"):
+        patches.match_tasks(manager, ["mini_topics", "mini_topics_xxx", "y*"])
+
+
+def test_members_of_groups_and_tags(manager: lm_eval.tasks.TaskManager) -> None:
     """Of what is written in the group's file, in whatever way: names, tasks with changes, groups in groups."""
     entry = lm_eval.tasks._index.Entry
     kind = lm_eval.tasks._index.Kind
-    inner = {"group": "inner", "task": ["c", {"task": "d"}]}
-    manager = SimpleNamespace(
+    written = ["a", {"task": "b", "n": 1}, {"group": "inner", "task": ["c", {"task": "d"}]}, {"group": "e", "n": 1}]
+    small = SimpleNamespace(
         task_index={
-            "group": entry("group", kind.GROUP, None, {"group": "group", "task": ["a", {"task": "b", "n": 1}, inner]}),
+            "group": entry("group", kind.GROUP, None, {"group": "group", "task": written}),
             "tag": entry("tag", kind.TAG, None, None, {"y", "x"}),
         }
     )
-    assert patches.members(manager, "group") == ["a", "b", "c", "d"]
-    assert patches.members(manager, "tag") == ["x", "y"]
+    assert patches.members(small, "group") == ["a", "b", "c", "d", "e"]  # type: ignore[arg-type]
+    assert patches.members(small, "tag") == ["x", "y"]  # type: ignore[arg-type]
     languages = (tasks_folder() / "sib200" / "languages_paper.txt").read_text().split()
-    real = lm_eval.tasks.TaskManager(include_path=str(tasks_folder()), include_defaults=False)
-    assert patches.members(real, "sib200_paper") == [f"sib200_{language}" for language in languages]
+    assert patches.members(manager, "sib200_paper") == [f"sib200_{language}" for language in languages]
 
 
-def test_the_environment_is_described_once() -> None:
-    calls = []
+def test_loaded_tasks_are_evaluated_again_as_if_they_were_new(manager: lm_eval.tasks.TaskManager) -> None:
+    """Also a group, and with other shots than before; the documents are not read again."""
+    names = ["mini_topics_instruct_deu_Latn", "mini_topics"]
 
-    def add_env_info(storage: dict) -> None:
-        calls.append(storage)
-        storage["lm_eval_version"] = "1"
+    def scores(task_manager: lm_eval.tasks.TaskManager, shots: int) -> dict:
+        model = lm_eval.api.registry.get_model("dummy")()
+        model.loglikelihood = lambda requests: [(-float(len(r.args[0] + r.args[1]) % 97), False) for r in requests]
+        options = {"limit": 2, "num_fewshot": shots, "bootstrap_iters": 0, "log_samples": False}
+        results = simple_evaluate(model, tasks=names, task_manager=task_manager, **options)
+        return results["results"] | results["groups"]
 
-    loggers = ModuleType("lm_eval.loggers.utils")
-    loggers.add_env_info = add_env_info
-    patches.describe_environment_once(loggers)
-    for _ in range(2):
-        results = {"results": 0}
-        loggers.add_env_info(results)
-        assert results == {"results": 0, "lm_eval_version": "1"}
-    assert len(calls) == 1
+    tasks = manager.load(names)
+    loaded = patches.with_loaded(manager, tasks)
+    datasets = {name: task.dataset for name, task in tasks["tasks"].items()}
+    for shots in (1, 2, 1):
+        assert scores(loaded, shots) == scores(manager, shots)
+    assert loaded.load(names)["tasks"] is tasks["tasks"]
+    assert all(task.dataset is datasets[name] for name, task in tasks["tasks"].items())
+    assert manager.load(names)["tasks"] is not tasks["tasks"]
+
+
+DOCUMENTS = [
+    {"text": "The sky is", "choices": ["red", "blue"], "number": 1, "answer": "blue"},
+    {"text": "Grass is", "choices": ["green", "blue"], "number": 0, "answer": "green"},
+]
+TWO_CONTEXTS = {  # the choices are contexts of one continuation; as lm_eval 0.4 and as 0.5 have it written
+    False: {"doc_to_text": "number", "doc_to_choice": "choices", "doc_to_target": "text"},
+    True: {
+        "multiple_inputs": True,
+        "doc_to_text": "choices",
+        "doc_to_choice": "{{[text]}}",
+        "doc_to_target": "number",
+    },
+}
+# What a task's YAML says -> what is asked of a model about the first document, and which choice is right.
+ASKED = {
+    "a number": (
+        {"doc_to_text": "text", "doc_to_choice": "choices", "doc_to_target": "number"},
+        [("The sky is", " red"), ("The sky is", " blue")],
+    ),
+    "a text": (
+        {"doc_to_text": "text", "doc_to_choice": "choices", "doc_to_target": "answer"},
+        [("The sky is", " red"), ("The sky is", " blue")],
+    ),
+    "contexts": (TWO_CONTEXTS[NEXT], [("red", " The sky is"), ("blue", " The sky is")]),
+    "mutual information": (
+        {
+            "doc_to_text": "text",
+            "doc_to_choice": "choices",
+            "doc_to_target": "number",
+            "metric_list": [{"metric": "acc_mutual_info"}],
+        },
+        [("The sky is", " red"), ("The sky is", " blue")],  # and two without a context, which teach nothing
+    ),
+    "loglikelihood": (
+        {"output_type": "loglikelihood", "doc_to_text": "text", "doc_to_target": "{{' ' + answer}}"},
+        [("The sky is", " blue")],
+    ),
+    "generate_until": (
+        {"output_type": "generate_until", "doc_to_text": "text", "doc_to_target": "answer"},
+        [("The sky is", {"until": ["\n\n"], "do_sample": False})],
+    ),
+}
+
+
+def small_task(config: dict) -> lm_eval.api.task.ConfigurableTask:
+    """The task of a YAML file with `config` in it, over DOCUMENTS."""
+    return lm_eval.tasks.TaskManager(include_defaults=False).load(
+        [
+            {
+                "task": "small",
+                "output_type": "multiple_choice",
+                "test_split": "test",
+                "custom_dataset": lambda **_: {"test": Dataset.from_list(DOCUMENTS)},
+                **config,
+            }
+        ]
+    )["tasks"]["small"]
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_the_requests_of_a_document(name: str) -> None:
+    config, expected = ASKED[name]
+    task = small_task(config)
+    requests = patches.construct_requests(task, DOCUMENTS[0], task.fewshot_context(DOCUMENTS[0], 0))
+    asked = [request.args[:2] for request in requests]
+    if name == "mutual information":
+        assert [context for context, _ in asked[2:]] == ["", ""]
+        asked = asked[:2]
+    if name == "generate_until":  # what else the harness sets differs
+        assert [(context, {key: options[key] for key in expected[0][1]}) for context, options in asked] == expected
+    else:
+        assert asked == expected
+    if task.OUTPUT_TYPE == "multiple_choice":
+        assert [patches.label_and_choices(task, doc) for doc in DOCUMENTS] == [
+            (1, ["red", "blue"]),
+            (0, ["green", "blue"]),
+        ]
 
 
 # -- the results folder ----------------------------------------------------------------------------------------------

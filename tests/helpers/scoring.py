@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
+from tests.helpers.requests import request
 
 CLOSE = {"abs": 1e-4, "rel": 1e-5}
 # Not one sentence over and over: HFLM mixes up rolling windows of the same tokens when they share a batch.
@@ -17,7 +18,7 @@ LONG = " ".join(f"On day {day} the river rose by {day * day} centimetres." for d
 
 
 def requests(kind: str, arguments: list[tuple]) -> list[Instance]:
-    return [Instance(kind, {}, argument, number) for number, argument in enumerate(arguments)]
+    return [request(kind, argument, number) for number, argument in enumerate(arguments)]
 
 
 def spt(

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from lm_eval.api.instance import Instance
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lm_eval_spt.harness.lm import SPTLM
@@ -18,6 +17,7 @@ from lm_eval_spt.train.base import base_of
 from lm_eval_spt.train.examples import Example
 from lm_eval_spt.train.objective import LossRequest, evaluate
 from tests.helpers.models import VOCABULARY
+from tests.helpers.requests import request
 
 TASK = "mini_topics_eng_Latn"
 PAIRS = [("The river", " sports"), ("A goal in the final", " the old town hall")]
@@ -39,7 +39,7 @@ def folder(tmp_path_factory, tokenizer) -> Path:
 
 
 def answers(lm: SPTLM) -> list[float]:
-    requests = [Instance("loglikelihood", {}, pair, number) for number, pair in enumerate(PAIRS)]
+    requests = [request("loglikelihood", pair, number) for number, pair in enumerate(PAIRS)]
     return [value for value, _ in lm.loglikelihood(requests, disable_tqdm=True)]
 
 

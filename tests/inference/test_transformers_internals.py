@@ -14,7 +14,7 @@ from lm_eval_spt.inference import forward, transformers_internals
 from lm_eval_spt.inference.kv_cache import KVCache
 from lm_eval_spt.inference.scoring import score, score_suffixes
 from lm_eval_spt.inference.token_tree import ScoringRequest, build_tree
-from lm_eval_spt.inference.transformers_internals import SLOW_GELUS, decoder_of, keys_and_values, logits
+from lm_eval_spt.inference.transformers_internals import SLOW_GELUS, cache_argument, decoder_of, keys_and_values, logits
 from lm_eval_spt.inference.virtual_tokens import place
 from tests.helpers.models import VOCABULARY, as_fast, build_model, random_prompt
 
@@ -22,12 +22,43 @@ from tests.helpers.models import VOCABULARY, as_fast, build_model, random_prompt
 def test_the_names_that_are_relied_on(tiny_model):
     decoder = decoder_of(tiny_model)
     parameters = inspect.signature(type(decoder).forward).parameters
-    assert {"attention_mask", "past_key_values", "use_cache", "inputs_embeds"} <= set(parameters)
+    name = cache_argument(decoder)
+    assert {"attention_mask", name, "use_cache", "inputs_embeds"} <= set(parameters)
     cache = DynamicCache()
     with torch.no_grad():
-        found = decoder(input_ids=torch.tensor([[5, 6]]), past_key_values=cache, use_cache=True)
+        found = decoder(input_ids=torch.tensor([[5, 6]]), **{name: cache}, use_cache=True)
     assert found.last_hidden_state.shape == (1, 2, 32)
     assert keys_and_values(cache)[0][0].shape[2] == 2
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_the_cache_is_passed_under_the_decoder_s_own_name(tiny_model, monkeypatch, name):
+    """Old and new names, with a decoder that accepts one of them alone."""
+    decoder = decoder_of(tiny_model)
+    own, forward_as_it_is = cache_argument(decoder), type(decoder).forward
+
+    def old(self, attention_mask=None, position_ids=None, past_key_values=None, **options):
+        return forward_as_it_is(
+            self, attention_mask=attention_mask, position_ids=position_ids, **{own: past_key_values}, **options
+        )
+
+    def new(self, attention_mask=None, position_ids=None, cache=None, **options):
+        assert "past_key_values" not in options
+        return forward_as_it_is(
+            self, attention_mask=attention_mask, position_ids=position_ids, **{own: cache}, **options
+        )
+
+    def hidden(cache):
+        ids, mask, positions = torch.tensor([[5, 6]]), torch.ones(1, 2, dtype=torch.long), torch.tensor([[0, 1]])
+        return transformers_internals.hidden_states(tiny_model, {"input_ids": ids}, mask, positions, cache=cache)
+
+    with torch.no_grad():
+        expected = hidden(DynamicCache())
+        monkeypatch.setattr(type(decoder), "forward", {"cache": new, "past_key_values": old}[name])
+        assert cache_argument(decoder) == name
+        cache = DynamicCache()
+        torch.testing.assert_close(hidden(cache), expected)
+    assert cache.get_seq_length() == 2
 
 
 def test_bloom_has_its_bias_where_it_is_replaced(tiny_models):

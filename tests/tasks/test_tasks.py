@@ -18,6 +18,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import make_table
 
 from lm_eval_spt.common.paths import tasks_folder
+from lm_eval_spt.harness.patches import task_index
 
 TASKS = tasks_folder()
 MINI_DATA = TASKS / "mini_topics" / "data"
@@ -65,14 +66,14 @@ def test_the_generated_files_are_the_committed_ones(tmp_path: Path, folder: str)
 
 
 def test_every_task_and_group_is_there(manager: TaskManager) -> None:
-    sizes = {name: len(manager.task_index[name].cfg["task"]) for name in manager.all_groups}
+    sizes = {name: len(task_index(manager)[name].cfg["task"]) for name in manager.all_groups}
     assert sizes == {
         **{f"sib200{family}": 205 for family in ("", "_instruct", "_xglm", "_bloom")},
         **{f"sib200{family}_paper": 52 for family in ("", "_instruct", "_xglm", "_bloom")},
         **{f"mini_topics{family}": 21 for family in ("", "_instruct")},
     }
     for group in manager.all_groups:
-        members = manager.task_index[group].cfg["task"]
+        members = task_index(manager)[group].cfg["task"]
         assert len(set(members)) == len(members)
         assert set(members) <= set(manager.all_subtasks)
         family = group.removesuffix("_paper")
@@ -81,7 +82,7 @@ def test_every_task_and_group_is_there(manager: TaskManager) -> None:
 
 
 def test_the_languages_of_the_paper_have_the_scripts_that_its_models_saw(manager: TaskManager) -> None:
-    members = manager.task_index["sib200_paper"].cfg["task"]
+    members = task_index(manager)["sib200_paper"].cfg["task"]
     assert {"sib200_arb_Arab", "sib200_zho_Hans", "sib200_eng_Latn", "sib200_twi_Latn"} <= set(members)
     assert not {"sib200_arb_Latn", "sib200_zho_Hant", "sib200_frr_Latn"} & set(members)
 
@@ -136,15 +137,15 @@ def test_mini_topics_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytes
 def test_mini_topics_is_balanced_and_parallel(manager: TaskManager) -> None:
     tasks = manager.load(["mini_topics"])["tasks"]
     categories: dict[str, dict[int, str]] = {}
-    for name, task in tasks.items():
+    for task in tasks.values():
         rows = [(split, row) for split in ("train", "validation", "test") for row in task.dataset[split]]
         assert Counter((split, row["category"]) for split, row in rows) == {
             (split, category): count
             for split, count in (("train", 12), ("validation", 3), ("test", 12))
             for category in CATEGORIES
         }
-        categories[name] = {row["index_id"]: row["category"] + split for split, row in rows}
-        assert len(categories[name]) == len({row["text"] for _, row in rows}) == 189
+        categories[task.task_name] = {row["index_id"]: row["category"] + split for split, row in rows}
+        assert len(categories[task.task_name]) == len({row["text"] for _, row in rows}) == 189
     assert all(each == categories["mini_topics_eng_Latn"] for each in categories.values())
 
 
@@ -192,8 +193,11 @@ def test_all_languages_of_sib200_load_in_under_ten_seconds(
     tasks = manager.load(["sib200"])["tasks"]
     assert time.process_time() - started < 10
     assert not caplog.records, "one line per language would drown everything else"
-    assert {name.removeprefix("sib200_") for name in tasks} == {path.name for path in sib200_folder.iterdir()}
-    index_ids = {split: sorted(tasks["sib200_eng_Latn"].dataset[split]["index_id"]) for split in ("train", "test")}
+    assert {task.task_name.removeprefix("sib200_") for task in tasks.values()} == {
+        path.name for path in sib200_folder.iterdir()
+    }
+    english = next(task for task in tasks.values() if task.task_name == "sib200_eng_Latn")
+    index_ids = {split: sorted(english.dataset[split]["index_id"]) for split in ("train", "test")}
     for task in tasks.values():
         sizes = (len(task.training_docs()), len(task.validation_docs()), len(task.test_docs()))
         assert sizes == (701, 99, 204)

@@ -27,6 +27,7 @@ from lm_eval_spt.train.config import TrainingConfig
 from lm_eval_spt.train.loop import train
 from tests.helpers.models import build_model
 from tests.helpers.paths import ROOT
+from tests.helpers.requests import loglikelihoods
 
 VERBALIZERS = ["science", "travel", "politics", "sports", "health", "entertainment", "earth"]
 CATEGORIES = ["science/technology", "travel", "politics", "sports", "health", "entertainment", "geography"]
@@ -194,5 +195,5 @@ def test_fifty_steps_of_the_recipe(folders, tmp_path, family, reparameterization
         model=lm, tasks=["paper_eng_Latn"], task_manager=manager, bootstrap_iters=0, log_samples=True
     )
     samples = sorted(results["samples"]["paper_eng_Latn"], key=lambda sample: sample["doc_id"])
-    answers = [[response[0] for response in sample["filtered_resps"]] for sample in samples]
+    answers = [loglikelihoods(sample) for sample in samples]
     assert [max(range(7), key=answer.__getitem__) for answer in answers] == expected

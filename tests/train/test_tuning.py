@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -17,6 +16,7 @@ from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.train.config import TrainingConfig
 from lm_eval_spt.train.tuning import TunableModel, check_replaceable
 from tests.helpers.models import build_model, random_prompt
+from tests.helpers.requests import request
 
 PAIRS = [("The river", " sports"), ("A goal in the final", " the old town hall")]
 
@@ -27,7 +27,7 @@ def base(tune: str, tokenizer, family: str = "llama", **changes) -> TunableModel
 
 
 def answers(lm: HFLM) -> list[float]:
-    requests = [Instance("loglikelihood", {}, pair, number) for number, pair in enumerate(PAIRS)]
+    requests = [request("loglikelihood", pair, number) for number, pair in enumerate(PAIRS)]
     return [value for value, _ in lm.loglikelihood(requests, disable_tqdm=True)]
 
 
