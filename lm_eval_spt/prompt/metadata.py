@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, get_args
 
 from lm_eval_spt.common.errors import UserError
 
 # A name of a branch, a tag or a commit. What git does not allow in one would be a path elsewhere in the Hub's cache.
 REVISION = re.compile(r"(?!.*\.\.)[\w.+-]+(/[\w.+-]+)*")
+
+Placement = Literal["prefix", "suffix", "both"]
+PLACEMENTS: tuple[Placement, ...] = get_args(Placement)
 
 _TEXTS = ("base_model", "base_model_revision", "embedding_fingerprint")
 _LISTS = ("tasks", "source_languages")

@@ -36,7 +36,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -45,11 +45,9 @@ from safetensors import SafetensorError, safe_open
 
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.common.files import is_below_current_folder, parse_json, read_text, write
-from lm_eval_spt.prompt.metadata import check_metadata
+from lm_eval_spt.prompt.metadata import PLACEMENTS, Placement, check_metadata
 
 FORMAT_VERSION = 1
-Placement = Literal["prefix", "suffix", "both"]
-PLACEMENTS: tuple[Placement, ...] = ("prefix", "suffix", "both")
 
 TENSOR_NAME = "prompt_embeddings"
 METADATA_KEY = "lm_eval_spt"

@@ -10,12 +10,11 @@ import torch
 from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
 
+from lm_eval_spt.cli.train import configurations, main, parser
 from lm_eval_spt.common.paths import tasks_folder
 from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
-from lm_eval_spt.train import main
 from lm_eval_spt.train.config import TrainingConfig
-from lm_eval_spt.train.grid import configurations
 from lm_eval_spt.train.loop import train
 from tests.conftest import build_model
 from tests.inference.test_encoder_decoder import build as build_encoder_decoder
@@ -115,8 +114,9 @@ def test_a_trained_prompt_is_a_start_for_any_length(tiny, tmp_path, length, chan
 def test_a_grid_over_starts_is_named_after_them(tmp_path):
     flags = ["--model", "mini", "--task", "t", "--output", str(tmp_path / "g.safetensors")]
     starts = ["vocab", str(tmp_path / "some" / "prompt.safetensors"), "owner/name"]
-    names = [Path(config.output).name for config in configurations([*flags, "--init", *starts])]
-    assert names == ["g-initvocab.safetensors", "g-initprompt.safetensors", "g-initowner_name.safetensors"]
+    given = vars(parser("train").parse_args([*flags, "--init", *starts]))
+    names = [Path(config.output).name for config in configurations(given)]
+    assert names == ["g-init_vocab.safetensors", "g-init_prompt.safetensors", "g-init_owner_name.safetensors"]
 
 
 def test_a_start_for_another_model_is_refused(tiny, tmp_path, capsys):
