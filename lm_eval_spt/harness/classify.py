@@ -85,7 +85,8 @@ class TextTask(ConfigurableTask):
     def requests(self, text: str) -> list[Any]:
         """Return the harness's requests for a text: one for each choice."""
         document = {self.column: text}
-        return self.construct_requests(document, self.fewshot_context(document, 0))
+        context = self.fewshot_context(document, 0, gen_prefix=self.doc_to_prefix(document))
+        return self.construct_requests(document, context)
 
 
 class Classifier:
