@@ -39,8 +39,9 @@ def run(arguments: argparse.Namespace) -> None:
     if to_file:
         prompt.save(target)
     else:
-        prompt.to_peft(target)
         card = target / CARD
-        if not card.exists():  # what is there may have been written by hand
+        written_by_hand = card.exists()
+        prompt.to_peft(target)
+        if not written_by_hand:
             write(card, model_card(prompt, str(target)).encode())
     print(f"{target}: {prompt.length} virtual tokens of size {prompt.hidden_size}, placement {prompt.placement}")
