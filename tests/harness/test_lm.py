@@ -12,8 +12,7 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lm_eval_spt.harness.lm import SPTLM
-from lm_eval_spt.prompt.metadata import PLACEMENTS
-from lm_eval_spt.prompt.soft_prompt import SoftPrompt
+from lm_eval_spt.prompt.soft_prompt import PLACEMENTS, SoftPrompt
 from tests.conftest import build_model, random_prompt
 
 CLOSE = {"abs": 1e-4, "rel": 1e-5}
