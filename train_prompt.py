@@ -8,7 +8,7 @@ python train_prompt.py --help
 
 import sys
 
-from lm_eval_spt.train import main
+from lm_eval_spt.cli.train import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -126,6 +126,30 @@ def parse_yaml(text: str) -> Any:
         raise ValueError(" ".join(str(error).split())[:200] or type(error).__name__) from None
 
 
+def read_yaml_mapping(path: Path, limit: int, content: str) -> dict[Any, Any]:
+    """Return the mapping that a YAML file holds.
+
+    Args:
+        path: the file.
+        limit: bytes that such a file may have.
+        content: what it must hold, for the message.
+
+    Raises:
+        UserError: it can not be read, is too large, is not YAML, or holds no mapping.
+    """
+    try:
+        mapping = parse_yaml(read_text(path, limit))
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path} can not be read: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not YAML: {error}") from error
+    if not isinstance(mapping, dict):
+        raise UserError(f"{path} must hold {content}")
+    return mapping
+
+
 def is_text(value: Any) -> bool:
     """Tell whether something is text that paths and tokenizers take: without NUL or halves of surrogate pairs."""
     return isinstance(value, str) and not re.search("[\0\ud800-\udfff]", value)

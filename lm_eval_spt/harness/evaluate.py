@@ -148,7 +148,7 @@ def evaluate_prompts(
             f"the prompts have different base models ({', '.join(map(str, base_models))}): give one at a time"
         )
     if None in base_models:
-        raise UserError("a prompt does not name its base model: give it with --model_args pretrained=<model>")
+        raise UserError("a prompt does not name its base model: give it with --model-args pretrained=<model>")
 
     task_names, manager, loaded_tasks = _load_tasks(tasks, include_path, shared)
     shots = {name: _shots(task, num_fewshot) for name, task in loaded_tasks.items()}

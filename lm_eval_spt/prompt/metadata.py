@@ -46,6 +46,7 @@ TASK_TYPES: tuple[TaskType, ...] = get_args(TaskType)
 # A name of a branch, a tag or a commit. What git does not allow in one would be a path elsewhere in the Hub's cache.
 REVISION = re.compile(r"(?!.*\.\.)[\w.+-]+(/[\w.+-]+)*")
 
+
 _TEXTS = ("base_model", "base_model_revision", "embedding_fingerprint")
 _LISTS = ("tasks", "source_languages")
 _OBJECTS = ("hyperparameters", "validation", "versions")

@@ -26,7 +26,6 @@ An arm of a sweep file is a named set of settings. Its runs that differ in their
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import product
@@ -35,8 +34,9 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from lm_eval_spt.common.errors import UserError, shown
-from lm_eval_spt.common.files import is_text, parse_yaml, read_text
+from lm_eval_spt.common.files import is_text, read_yaml_mapping
 from lm_eval_spt.train.config import MAX_YAML, PRESETS, TrainingConfig, as_kind
+from lm_eval_spt.train.run_name import run_name
 
 MAX_RUNS = 500
 SHARD_SIZE = 16
@@ -133,7 +133,7 @@ def read_plan(
         UserError: the file can not be read, something in it is unknown or of a wrong type, a run's settings make no
             sense, there are too many runs, or two runs would have the same name.
     """
-    content = _read_yaml(path)
+    content = read_yaml_mapping(path, MAX_YAML, "'settings:', 'axes:' and 'targets:'")
     kinds = {
         "output": str, "targets": list, "settings": dict, "axes": dict, "arms": dict, "baselines": dict,
         "evaluate": dict, "include_path": str, "shard_size": int,
@@ -165,7 +165,7 @@ def read_plan(
     runs = []
     for arm, grid in grids.items():
         for settings in _combinations(grid):
-            name = _run_name(arm, {name: settings[name] for name in grid if name in axes or len(grid[name]) > 1})
+            name = run_name(arm, {name: settings[name] for name in grid if name in axes or len(grid[name]) > 1})
             place = folder / "prompts" / f"{name}.safetensors"
             runs.append(SweepRun(name, _config(common | settings, place, f"{path}: {name}"), wanted, arm))
     if not runs:
@@ -173,20 +173,6 @@ def read_plan(
     runs += _baselines(content.get("baselines", {}), runs, path)
     _check_names(runs, path)
     return Plan(path.stem, folder, tuple(_shards(runs, size)), evaluate, content.get("include_path"))
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        content = parse_yaml(read_text(path, MAX_YAML))
-    except UserError:
-        raise
-    except OSError as error:
-        raise UserError(f"{path} can not be read: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must hold 'settings:', 'axes:' and 'targets:'")
-    return content
 
 
 def _grids(content: Mapping[str, Any], path: Path) -> dict[str, dict[str, list[Any]]]:
@@ -264,19 +250,6 @@ def _config(settings: Mapping[str, Any], output: Path, where: str) -> TrainingCo
         raise UserError(f"{where}: {error}") from error
 
 
-def _run_name(arm: str, axes: Mapping[str, Any]) -> str:
-    """Return a run's name, such as ``frozen-prompt_length5-seed0``; a model or task stands for itself."""
-    parts = [arm] if arm else []
-    for axis, value in axes.items():
-        text = "none" if value is None else str(value)
-        if axis in ("model", "task"):
-            parts.append(text.rstrip("/").split("/")[-1])
-        else:
-            parts.append(f"{axis}_{text}" if text[:1].isalpha() else f"{axis}{text}")
-    # Folders get this name: neither hidden ones nor `..`.
-    return re.sub(r"[^\w.+-]+", "_", "-".join(parts), flags=re.ASCII).lstrip(".") or "run"
-
-
 def _baselines(given: Mapping[Any, Any], runs: Sequence[SweepRun], path: Path) -> list[SweepRun]:
     """Return a run without a prompt for each baseline and base model."""
     models = {run.base: run.config for run in runs}
@@ -290,7 +263,7 @@ def _baselines(given: Mapping[Any, Any], runs: Sequence[SweepRun], path: Path) -
                 for name in BASE
                 if len({getattr(other, name) for other in models.values()}) > 1
             }
-            found.append(SweepRun(_run_name(baseline, axes), config, wanted, baseline, prompted=False))
+            found.append(SweepRun(run_name(baseline, axes), config, wanted, baseline, prompted=False))
     return found
 
 

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import logging
 import sys
-from collections.abc import Sequence
+from importlib import import_module
+from types import ModuleType
+from typing import Any
 
-from lm_eval_spt.common.errors import UserError
+
+class _CallableModule(ModuleType):
+    """This package, which is also the function ``lm_eval_spt.train``.
+
+    Python sets the attribute ``train`` of the package ``lm_eval_spt`` to this module once anything in it is imported,
+    whatever stood there before. So the module itself takes calls: ``from lm_eval_spt import train`` gives the same
+    thing in every order of imports.
+    """
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        """Learn a soft prompt: see :func:`lm_eval_spt.train.loop.train`."""
+        return import_module(f"{__name__}.loop").train(*arguments, **options)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return import_module, (__name__,)  # as a function is pickled: by its name
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Train from the command line; returns the exit status."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
-    try:
-        from lm_eval_spt.train.grid import configurations, train_grid  # takes seconds, in which Ctrl-C may come
-
-        train_grid(configurations(sys.argv[1:] if arguments is None else arguments))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+sys.modules[__name__].__class__ = _CallableModule

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import math
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from transformers import HfArgumentParser
-
 from lm_eval_spt.common.errors import UserError, shown
-from lm_eval_spt.common.files import is_text, parse_yaml, read_text
-from lm_eval_spt.prompt.metadata import PLACEMENTS, Placement
-from lm_eval_spt.train.reparameterization import KINDS, Kind
+from lm_eval_spt.common.files import is_text, read_yaml_mapping
+from lm_eval_spt.prompt.metadata import Placement
 
 INITIALIZATIONS = ("uniform", "vocab", "text", "labels")
 Mixture = Literal["proportional", "balanced"]
 Tune = Literal["prompt", "all", "model", "lora"]
+ReparameterizationKind = Literal["none", "mlp", "residual", "xpe", "dual"]
+Dtype = Literal["float32", "bfloat16", "float16", "auto"]
 
 MODEL_LR = {"all": 5e-5, "model": 5e-5, "lora": 5e-4}
 """Default learning rates of what is tuned beside the prompt."""
@@ -101,7 +98,7 @@ class TrainingConfig:
         "\nTopic:", "text for --init text, best what would stand before the answer; \\n is a line break"
     )
 
-    reparameterization: Kind = _setting(
+    reparameterization: ReparameterizationKind = _setting(
         "none",
         "what makes the vectors while they are learned, and is folded into them afterwards: 'none', 'mlp' (the "
         "paper's), 'residual' (mlp(x) + x), 'xpe' (the Cross-Prompt Encoder), 'dual' (a share of the vectors from it)",
@@ -168,7 +165,7 @@ class TrainingConfig:
     )
 
     seed: int = _setting(0, "of the initial vectors, the choice of documents and their order")
-    dtype: str = _setting("float32", "of the frozen model: float32, bfloat16, float16 or auto; vectors stay float32")
+    dtype: Dtype = _setting("float32", "of the frozen model; vectors stay float32")
     quantization: Literal["none", "4bit", "8bit"] = _setting(
         "none", "load the frozen model's weights quantised by bitsandbytes (4 bits: NF4); score with load_in_4bit=True"
     )
@@ -179,15 +176,10 @@ class TrainingConfig:
         self.init_text = self.init_text.replace("\\n", "\n")
         for name in ("model", "task", "output"):
             if not getattr(self, name):
-                raise UserError(f"--{name} is missing: {_help(name)}")
-        _expect_choice("placement", self.placement, PLACEMENTS)
-        _expect_choice("reparameterization", self.reparameterization, KINDS)
-        _expect_choice("mixture", self.mixture, ("proportional", "balanced"))
-        _expect_choice("tune", self.tune, ("prompt", "all", "model", "lora"))
-        _expect_choice("loss", self.loss, ("choices", "target"))
-        _expect_choice("truncation-side", self.truncation_side, ("left", "right"))
-        _expect_choice("context-cache", self.context_cache, ("auto", "device", "host", "disk", "off"))
-        _expect_choice("dtype", self.dtype, ("float32", "bfloat16", "float16", "auto"))
+                raise UserError(f"--{name} is missing: {help_text(name)}")
+        for name, kind in get_type_hints(TrainingConfig).items():
+            if get_origin(kind) is Literal:
+                _expect_choice(name, getattr(self, name), get_args(kind))
         for name in ("batch_size", "lora_rank", "lora_alpha", "gradient_accumulation_steps"):
             _expect(name, getattr(self, name), getattr(self, name) >= 1, "a whole number from 1 on")
         if not (self.tune in ("model", "lora") and self.prompt_length == 0):
@@ -225,7 +217,6 @@ class TrainingConfig:
         else:
             expected = "'auto' or 'off': what a tuned model makes of a text changes with every step"
             _expect("context_cache", self.context_cache, self.context_cache in ("auto", "off"), expected)
-        _expect_choice("quantization", self.quantization, ("none", "4bit", "8bit"))
         if self.tune in ("all", "model"):
             expected = f"none: quantised weights are not tuned, which --tune {self.tune} does"
             _expect("quantization", self.quantization, self.quantization == "none", expected)
@@ -284,15 +275,18 @@ class TrainingConfig:
         return {name: value for name, value in asdict(self).items() if name not in PLACES}
 
     @classmethod
-    def from_command_line(cls, arguments: Sequence[str] | None = None) -> TrainingConfig:
-        """Read settings from flags; a preset, then ``--config file.yaml``, then flags decide, the later the stronger.
+    def from_settings(cls, given: Mapping[str, Any]) -> TrainingConfig:
+        """Return the settings that some of them ask for: a preset, then the file `config`, then `given`.
+
+        The later outweighs the earlier; what none of them says is the default.
+
+        Args:
+            given: settings by name; ``preset`` and ``config`` may be among them.
 
         Raises:
-            UserError: an unknown setting in the YAML file, or a value that makes no sense.
+            UserError: an unknown preset, an unknown setting in the file, or a value that makes no sense.
         """
-        arguments = list(sys.argv[1:] if arguments is None else arguments)
-        given = _flags_given(arguments)
-        from_file = _read_yaml(given["config"]) if given.get("config") else {}
+        from_file = _read_settings(given["config"]) if given.get("config") else {}
         preset = given.get("preset") or from_file.get("preset")
         if preset is not None:
             _expect_choice("preset", preset, tuple(PRESETS))
@@ -302,48 +296,20 @@ class TrainingConfig:
             raise UserError(f"a value in {given.get('config')} has the wrong type: {error}") from error
 
 
-def parser() -> HfArgumentParser:
-    """Return the command line's parser, made from the dataclass."""
-    return HfArgumentParser(
-        TrainingConfig,  # type: ignore[arg-type]
-        prog="train_prompt.py",
-        description="Learn a soft prompt: a few vectors in the input space of a language model, which stays frozen or "
-        "is tuned along.",
-        epilog="example: train_prompt.py --model mini --task mini_topics_eng_Latn --output prompts/my.safetensors; "
-        "several values (--seed 0 1 2 --lr 1e-3 5e-3) train a prompt for each combination",
-    )
-
-
-def _flags_given(arguments: Sequence[str]) -> dict[str, Any]:
-    """Return only the settings that stand on the command line."""
-    complete = parser().parse_args(list(arguments))
-    silent = parser()
-    for action in silent._actions:
-        action.default = argparse.SUPPRESS
-    names = set(vars(silent.parse_args(list(arguments))))
-    return {name: value for name, value in vars(complete).items() if name in names}
-
-
-def _read_yaml(path: str) -> dict[str, Any]:
+def _read_settings(path: str) -> dict[str, Any]:
+    """Return the settings in a YAML file, each as what its annotation says."""
     try:
-        settings = parse_yaml(read_text(Path(path), MAX_YAML))
-    except OSError as error:
-        raise UserError(f"--config {path} can not be read: {error.strerror}") from error
+        content = read_yaml_mapping(Path(path), MAX_YAML, "'setting: value' lines")
     except UserError as error:
         raise UserError(f"--config {error}") from None
-    except ValueError as error:
-        raise UserError(f"--config {path} is not YAML: {error}") from None
-    if not isinstance(settings, dict):
-        raise UserError(f"--config {path} must hold 'setting: value' lines")
-    if not all(isinstance(name, str) for name in settings):
+    if not all(isinstance(name, str) for name in content):
         raise UserError(f"--config {path} has settings whose names are no text")
-    settings = {name.replace("-", "_"): value for name, value in settings.items()}
-    known = {setting.name for setting in fields(TrainingConfig)} - {"config"}
-    if unknown := sorted(set(settings) - known):
+    settings = {name.replace("-", "_"): value for name, value in content.items()}
+    kinds = {name: kind for name, kind in get_type_hints(TrainingConfig).items() if name != "config"}
+    if unknown := sorted(set(settings) - set(kinds)):
         raise UserError(
-            f"--config {path} has unknown settings: {', '.join(unknown)}; known are {', '.join(sorted(known))}"
+            f"--config {path} has unknown settings: {', '.join(unknown)}; known are {', '.join(sorted(kinds))}"
         )
-    kinds = get_type_hints(TrainingConfig)
     return {name: as_kind(value, kinds[name], f"--config {path}: {name}") for name, value in settings.items()}
 
 
@@ -380,7 +346,8 @@ def as_kind(value: Any, kind: Any, where: str) -> Any:
     raise UserError(f"{where} is {shown(value)}, expected {expected}")
 
 
-def _help(name: str) -> str:
+def help_text(name: str) -> str:
+    """Return what a setting's help says."""
     return str(next(setting.metadata["help"] for setting in fields(TrainingConfig) if setting.name == name))
 
 
@@ -389,5 +356,5 @@ def _expect(name: str, value: Any, holds: bool, expected: str) -> None:
         raise UserError(f"--{name.replace('_', '-')} is {shown(value)}: expected {expected}")
 
 
-def _expect_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+def _expect_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     _expect(name, value, value in choices, f"one of {', '.join(choices)}")

@@ -22,13 +22,14 @@ run gives the same vectors by itself, beside others and resumed.
 from __future__ import annotations
 
 import random
-from typing import Literal
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
-Kind = Literal["none", "mlp", "residual", "xpe", "dual"]
-KINDS: tuple[Kind, ...] = ("none", "mlp", "residual", "xpe", "dual")
+from lm_eval_spt.train.config import ReparameterizationKind
+
+KINDS: tuple[ReparameterizationKind, ...] = get_args(ReparameterizationKind)
 
 HIDDEN_SIZES = {"mlp": 200, "residual": 200, "xpe": 256, "dual": 256}
 """Hidden sizes of the networks, as published (for ``residual`` that of ``mlp``)."""
@@ -68,7 +69,7 @@ class Reparameterization(nn.Module):
 
 
 def reparameterize(
-    initial: Tensor, kind: Kind, *, hidden_size: int | None = None, share: float = 0.3, seed: int = 0
+    initial: Tensor, kind: ReparameterizationKind, *, hidden_size: int | None = None, share: float = 0.3, seed: int = 0
 ) -> Reparameterization:
     """Return a module that computes a prompt of as many vectors as `initial`.
 
@@ -99,7 +100,7 @@ def reparameterize(
     return Reparameterization(initial, network, encoded_vectors(length, kind, share), residual=kind == "residual")
 
 
-def encoded_vectors(length: int, kind: Kind, share: float) -> int:
+def encoded_vectors(length: int, kind: ReparameterizationKind, share: float) -> int:
     """Return how many of `length` vectors come from a network.
 
     Raises:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from lm_eval_spt.analysis.report import transfer_table
 from lm_eval_spt.analysis.results import Score, mean_over_runs, read_run, results_files
-from lm_eval_spt.cli.demo import run
+from lm_eval_spt.cli.demo import run_printed
 from lm_eval_spt.common.errors import show_user_errors_in_one_line
 from lm_eval_spt.common.files import write
 from recipes.mini_model.languages import LANGUAGES, SOURCE
@@ -41,18 +41,18 @@ def score(model: str, output: Path) -> None:
     """Train and score every arm: prompts into ``output/prompts``, the harness's results into ``output/scores``."""
     prompts, scores, source = output / "prompts", output / "scores", LANGUAGES[SOURCE]
     for settings, files in TRAINED.values():
-        run(
+        run_printed(
             f"lm-eval-spt train --model {shlex.quote(model)} --task sib200_{source} {settings} "
             f"--output {shlex.quote(str(prompts / files.partition('-')[0]))}.safetensors"
         )
     for group in PLAIN.values():
-        run(
+        run_printed(
             f"lm_eval --model spt --model_args pretrained={shlex.quote(model)} --tasks {_tasks(group)} "
             f"--batch_size auto --output_path {shlex.quote(str(scores / group))}"
         )
-    run(
+    run_printed(
         f"lm-eval-spt evaluate --prompts {shlex.quote(str(prompts))}/*.safetensors --tasks {_tasks('sib200')} "
-        f"--model_args pretrained={shlex.quote(model)} --output {shlex.quote(str(scores))}"
+        f"--model-args pretrained={shlex.quote(model)} --output {shlex.quote(str(scores))}"
     )
 
 

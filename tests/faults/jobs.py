@@ -25,8 +25,9 @@ import transformers
 from lm_eval.tasks import TaskManager
 from tqdm import tqdm
 
-import lm_eval_spt.sweep.command
-import lm_eval_spt.sweep.local  # noqa: F401
+import lm_eval_spt.cli.sweep
+import lm_eval_spt.cli.train
+import lm_eval_spt.sweep.engines  # noqa: F401
 from lm_eval_spt import cli
 from lm_eval_spt.common import files
 from lm_eval_spt.common.paths import tasks_folder

@@ -30,6 +30,7 @@ from lm_eval_spt.analysis.html.page import as_json, contents
 from lm_eval_spt.analysis.leaderboard import rank, ranking_lines
 from lm_eval_spt.analysis.results import EvaluationRun, read_runs
 from lm_eval_spt.analysis.statistics import resample
+from lm_eval_spt.cli.sweep import _print_runs
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.harness.evaluate import _finished
 from lm_eval_spt.harness.topics import read_file
@@ -38,10 +39,8 @@ from lm_eval_spt.prompt.inspection import as_text, report
 from lm_eval_spt.prompt.peft import PEFT_CONFIG, PEFT_WEIGHTS
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from lm_eval_spt.sweep import records
-from lm_eval_spt.sweep.command import _print_runs
 from lm_eval_spt.sweep.plan import Plan, read_plan
 from lm_eval_spt.train import checkpoint
-from lm_eval_spt.train import config as settings
 from lm_eval_spt.train import results as training_results
 from lm_eval_spt.train.config import TrainingConfig
 from lm_eval_spt.train.examples import Example
@@ -174,13 +173,8 @@ def read_samples(path: Path) -> None:
         assert np.isfinite(answers.resampled(metric, resample(len(answers.labels), 20))).all()
 
 
-# The command line is the same for every file, and its parser takes longer than all the rest.
-_flags_given = functools.cache(lambda arguments, parse=settings._flags_given: parse(arguments))
-settings._flags_given = lambda arguments: _flags_given(tuple(arguments))
-
-
 def read_settings(path: Path) -> None:
-    config = TrainingConfig.from_command_line(["--config", str(path)])
+    config = TrainingConfig.from_settings({"config": str(path)})
     torch.manual_seed(config.seed)
     json.dumps(config.hyperparameters(), allow_nan=False)
 

@@ -85,7 +85,7 @@ def test_a_size_is_checked_before_anything_is_read(tmp_path):
         read_runs(results)
     settings = sparse(tmp_path / "run.yaml", b"lr: 1", terabyte)
     with pytest.raises(UserError, match="--config .* at most 65,536 are read"):
-        TrainingConfig.from_command_line(["--config", str(settings)])
+        TrainingConfig.from_settings({"config": str(settings)})
     (tmp_path / "adapter").mkdir()
     sparse(tmp_path / "adapter" / "adapter_config.json", b"{", terabyte)
     with pytest.raises(UserError, match="at most 16,777,216 are read"):
@@ -97,10 +97,10 @@ def test_yaml_that_would_unfold_to_gigabytes_is_refused_without_unfolding(tmp_pa
     lines += [f"a{number}: &a{number} [{', '.join([f'*a{number - 1}'] * 9)}]" for number in range(1, 12)]
     (tmp_path / "run.yaml").write_text("\n".join([*lines, "model: *a11"]))
     with pytest.raises(UserError, match="unknown settings: a0"):
-        TrainingConfig.from_command_line(["--config", str(tmp_path / "run.yaml")])
+        TrainingConfig.from_settings({"config": str(tmp_path / "run.yaml")})
     (tmp_path / "run.yaml").write_text("lr: &a [1]\nseed: *a\nmodel: &b [" + "[1], " * 9 + "]\n")
     with pytest.raises(UserError, match="lr is a list, expected a number"):
-        TrainingConfig.from_command_line(["--config", str(tmp_path / "run.yaml")])
+        TrainingConfig.from_settings({"config": str(tmp_path / "run.yaml")})
 
 
 # -- what a file names is not followed -------------------------------------------------------------------------------

@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from lm_eval_spt.cli.train import main
 from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
-from lm_eval_spt.train import main
 from lm_eval_spt.train.base import base_of
 from lm_eval_spt.train.examples import Example
 from lm_eval_spt.train.objective import LossRequest, evaluate

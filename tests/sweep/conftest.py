@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lm_eval_spt.sweep.command import sweep
+from lm_eval_spt.cli.sweep import sweep
 from lm_eval_spt.sweep.plan import Plan, read_plan
 from tests.helpers.sweeps import TARGETS, sweep_file
 

@@ -8,12 +8,12 @@ import pytest
 import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
+from lm_eval_spt.cli.sweep import sweep
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.common.paths import tasks_folder
 from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.inference import onednn
 from lm_eval_spt.sweep import cost
-from lm_eval_spt.sweep.command import sweep
 from lm_eval_spt.sweep.plan import read_plan
 from lm_eval_spt.train.config import TrainingConfig
 from lm_eval_spt.train.loop import train

@@ -16,9 +16,9 @@ import pytest
 import yaml
 
 from lm_eval_spt.cli import main
+from lm_eval_spt.cli.sweep import sweep
 from lm_eval_spt.harness import patches
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
-from lm_eval_spt.sweep.command import sweep
 from tests.helpers.paths import ROOT
 from tests.helpers.sweeps import TARGETS, copy_sweep, scores, sweep_file
 

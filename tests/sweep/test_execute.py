@@ -8,9 +8,9 @@ import pytest
 
 from lm_eval_spt.analysis.arms import read_arms
 from lm_eval_spt.cli import main
+from lm_eval_spt.cli.sweep import sweep
 from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
-from lm_eval_spt.sweep.command import sweep
 from lm_eval_spt.sweep.plan import read_plan
 from lm_eval_spt.train.loop import train
 from tests.helpers.sweeps import TARGETS, record, score, scores, sweep_file

@@ -6,8 +6,8 @@ import torch
 import yaml
 
 from lm_eval_spt.cli import main
+from lm_eval_spt.cli.sweep import sweep
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
-from lm_eval_spt.sweep.command import sweep
 from tests.helpers.sweeps import copy_sweep, forbid_training, record, scores
 
 

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
+from lm_eval_spt.cli.train import main
 from lm_eval_spt.common.errors import UserError
-from lm_eval_spt.train import main
 from lm_eval_spt.train.config import TrainingConfig
 from tests.helpers.paths import ROOT
 from tests.helpers.training import TASK
@@ -58,13 +58,13 @@ def test_the_script_shows_mistakes_without_a_traceback(tmp_path):
 def test_yaml_settings_and_the_command_line_wins(tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text(f"model: mini\ntask: {TASK}\noutput: a.safetensors\nprompt-length: 3\nlr: 5e-3\n")
-    config = TrainingConfig.from_command_line(["--config", str(file), "--prompt-length", "7"])
+    config = TrainingConfig.from_settings({"config": str(file), "prompt_length": 7})
     assert (config.prompt_length, config.lr, config.epochs) == (7, 5e-3, TrainingConfig.epochs)
-    config = TrainingConfig.from_command_line(["--config", str(file), "--preset", "paper"])
+    config = TrainingConfig.from_settings({"config": str(file), "preset": "paper"})
     assert (config.prompt_length, config.init, config.loss) == (3, "uniform", "target")
     file.write_text("speed: 3\n")
     with pytest.raises(UserError, match="unknown settings: speed"):
-        TrainingConfig.from_command_line(["--config", str(file)])
+        TrainingConfig.from_settings({"config": str(file)})
 
 
 CONTRADICTIONS = {

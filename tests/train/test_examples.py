@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lm_eval_spt.cli.train import main
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.harness.lm import SPTLM
-from lm_eval_spt.train import main
 from lm_eval_spt.train.examples import Document, choose, encode, load_tasks, read_documents
 from tests.helpers.models import random_prompt
 from tests.helpers.training import TASK

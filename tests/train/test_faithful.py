@@ -150,13 +150,25 @@ def test_fifty_steps_of_the_recipe(folders, tmp_path, family, reparameterization
     seed = 3
     output = tmp_path / "prompt.safetensors"
     train(
-        TrainingConfig.from_command_line(
-            f"--preset paper --model {folders[family]} --task paper_eng_Latn --include-path {folders['tasks']} "
-            f"--output {output} --prompt-length {LENGTH} --reparameterization {reparameterization} --tune {tune} "
-            f"--max-length {MAX_TOKENS} --epochs {EPOCHS} --seed {seed} --device cpu "
-            f"{f'--model-lr {MODEL_LR}' if tune == 'all' else ''}".split()
-            + ["--shots", "12", "--validation-shots", "3"]  # all there are, of each category
-        )
+        TrainingConfig.from_settings(
+            {
+                "preset": "paper",
+                "model": str(folders[family]),
+                "task": "paper_eng_Latn",
+                "include_path": str(folders["tasks"]),
+                "output": str(output),
+                "prompt_length": LENGTH,
+                "reparameterization": reparameterization,
+                "tune": tune,
+                "max_length": MAX_TOKENS,
+                "epochs": EPOCHS,
+                "seed": seed,
+                "device": "cpu",
+                "model_lr": MODEL_LR if tune == "all" else None,
+                "shots": 12,
+                "validation_shots": 3,  # all there are, of each category
+            }
+        )  # fmt: skip
     )
     rows = [json.loads(line) for line in output.with_suffix(".jsonl").read_text().splitlines()[1:]]
     found = [loss for row in rows for loss in row["training"].get("steps", [])]

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from lm_eval_spt.cli.train import configurations, main
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
-from lm_eval_spt.train import main
-from lm_eval_spt.train.grid import configurations
 from tests.helpers.training import TASK
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lm_eval_spt.train import main
+from lm_eval_spt.cli.train import main
 from lm_eval_spt.train.examples import encode
 from lm_eval_spt.train.initialization import embedding_scale, initial_vectors
 from tests.helpers.training import TASK, run, settings_for

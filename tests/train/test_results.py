@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from lm_eval_spt.train import main, scheduler
+from lm_eval_spt.cli.train import main
+from lm_eval_spt.train import scheduler
 from lm_eval_spt.train.loop import train
 from tests.helpers.training import TASK, settings_for
 

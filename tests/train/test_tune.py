@@ -7,9 +7,9 @@ import json
 import pytest
 import torch
 
+from lm_eval_spt.cli.train import main
 from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
-from lm_eval_spt.train import main
 from tests.helpers.training import TASK, accuracy, run
 
 
@@ -63,9 +63,9 @@ def test_a_grid_over_what_is_tuned_leaves_the_frozen_runs_alone(tmp_path):
     grid = [*flags, "--tune", "all", "prompt", "lora", "--output", str(tmp_path / "g.safetensors")]
     assert main(grid) == 0
     assert main([*flags, "--output", str(tmp_path / "alone.safetensors")]) == 0
-    frozen, alone = (SoftPrompt.load(tmp_path / name) for name in ("g-tuneprompt.safetensors", "alone.safetensors"))
+    frozen, alone = (SoftPrompt.load(tmp_path / name) for name in ("g-tune_prompt.safetensors", "alone.safetensors"))
     assert torch.allclose(frozen.vectors, alone.vectors, atol=1e-5)
-    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"g-tuneall", "g-tunelora"}
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"g-tune_all", "g-tune_lora"}
 
 
 def test_an_encoder_decoder_model_learns_a_prefix_prompt(tiny, tmp_path, capsys):

@@ -2,17 +2,53 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from lm_eval_spt.cli.arguments import positive
 from lm_eval_spt.common.errors import UserError
-from lm_eval_spt.sweep import local, slurm
-from lm_eval_spt.sweep.cost import UTILISATION, TextSizes, disk_free, disk_needed, plan_work, single_tasks, speed_here
-from lm_eval_spt.sweep.plan import MAX_RUNS, Plan, SweepRun, read_plan
-from lm_eval_spt.sweep.progress import Progress
-from lm_eval_spt.sweep.records import Record, forget_failures, record_of
 
-ENGINES = ("local", "ray", "slurm")
+if TYPE_CHECKING:
+    from lm_eval_spt.sweep.cost import TextSizes
+    from lm_eval_spt.sweep.plan import Plan, SweepRun
+    from lm_eval_spt.sweep.records import Record
+
+
+def parser(prog: str) -> argparse.ArgumentParser:
+    """Return the command's parser."""
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Plan the runs that a YAML file of axes asks for, say what they take, train and score them. Every "
+        "run leaves a prompt, a results file and a record under its name; what is there already is not done again, and "
+        "a run that fails does not keep the others from going on.",
+        epilog=f"example: {prog} configs/paper/xglm-564m.yaml --dry-run",
+    )
+    parser.add_argument("file", metavar="FILE", help="the sweep file: see docs/sweeps.md")
+    parser.add_argument("--dry-run", action="store_true", help="only print the plan, its state and its cost")
+    parser.add_argument("--output", metavar="FOLDER", help="instead of the file's (default: sweeps/<name of the file>)")
+    parser.add_argument("--targets", metavar="TASKS", help="instead of the file's, comma separated")
+    parser.add_argument(
+        "--engine", default="local", help="local: in this process; ray; slurm: write an array job (default: local)"
+    )
+    parser.add_argument("--max-runs", type=positive, metavar="N", help="refuse larger sweeps (default: 500)")
+    parser.add_argument(
+        "--throughput", type=float, metavar="TFLOPS", help="of a device, to estimate the time (default: measured here)"
+    )
+    parser.add_argument("--shard", type=int, metavar="N", help="do only this shard: what a job of --engine slurm does")
+    parser.add_argument(
+        "--workers", type=positive, metavar="N", help="with ray: shards at a time (default: one for each GPU or node)"
+    )
+    parser.add_argument(
+        "--address", metavar="ADDRESS", help="of the Ray cluster (default: RAY_ADDRESS, else one of this machine alone)"
+    )
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Train and score all prompts that a sweep file asks for, or what is left of them."""
+    sweep(**vars(arguments))
 
 
 def sweep(
@@ -22,7 +58,7 @@ def sweep(
     targets: str | None = None,
     engine: str = "local",
     dry_run: bool = False,
-    max_runs: int = MAX_RUNS,
+    max_runs: int | None = None,
     throughput: float | None = None,
     shard: int | None = None,
     workers: int | None = None,
@@ -35,7 +71,7 @@ def sweep(
         output, targets: replace what the file says; targets are comma separated.
         engine: ``local``, ``ray`` or ``slurm``.
         dry_run: only print the plan with its cost.
-        max_runs: how many runs the file may ask for.
+        max_runs: how many runs the file may ask for; default: :data:`lm_eval_spt.sweep.plan.MAX_RUNS`.
         throughput: TFLOP/s for the estimate of time; default: measured here.
         shard: do this shard alone.
         workers, address: see :func:`lm_eval_spt.sweep.ray.run`.
@@ -43,10 +79,17 @@ def sweep(
     Raises:
         UserError: something in the file or the flags makes no sense, there is too little disk space, or runs failed.
     """
+    from lm_eval_spt.sweep.cost import TextSizes, disk_free, disk_needed, single_tasks
+    from lm_eval_spt.sweep.engines import ENGINES, run_shards
+    from lm_eval_spt.sweep.plan import MAX_RUNS, read_plan
+    from lm_eval_spt.sweep.records import record_of
+    from lm_eval_spt.sweep.slurm import write_script
+
     if throughput is not None and not throughput > 0:
         raise UserError(f"--throughput is {throughput}, expected TFLOP/s, a number above 0")
-    if engine not in ENGINES:
-        raise UserError(f"--engine is {engine!r}, expected one of {', '.join(ENGINES)}")
+    if engine not in (*ENGINES, "slurm"):
+        raise UserError(f"--engine is {engine!r}, expected one of {', '.join((*ENGINES, 'slurm'))}")
+    max_runs = max_runs or MAX_RUNS
     plan = read_plan(Path(file), output, targets.split(",") if targets else None, max_runs)
     if shard is not None and not 0 <= shard < len(plan.shards):
         raise UserError(f"--shard is {shard}, but {file} has the shards 0 to {len(plan.shards) - 1}")
@@ -76,25 +119,20 @@ def sweep(
     waiting = [number for number in numbers if any(run in left for run in plan.shards[number])]
     if engine == "slurm":
         flags = [f"--output={plan.output}", f"--max-runs={max_runs}", *([f"--targets={targets}"] if targets else [])]
-        print(f"submit it with: sbatch {slurm.write_script(plan, waiting, Path(file), flags)}")
+        print(f"submit it with: sbatch {write_script(plan, waiting, Path(file), flags)}")
         return
-    forget_failures(plan, runs)
-    progress = Progress(plan, runs, work)
-    if engine == "ray":
-        from lm_eval_spt.sweep import ray
-
-        ray.run(plan, waiting, progress.refresh, workers, address)
-    else:
-        local.run(plan, waiting, progress.refresh)
-    if progress.failed:
+    failed = run_shards(plan, waiting, runs, work, engine, workers=workers, address=address)
+    if failed:
         raise UserError(
-            f"{len(progress.failed)} of {len(runs)} runs failed; {plan.output / 'logs'} has more on them, and the same "
+            f"{len(failed)} of {len(runs)} runs failed; {plan.output / 'logs'} has more on them, and the same "
             "command tries them again"
         )
 
 
 def _estimate(plan: Plan, runs: Sequence[SweepRun], sizes: TextSizes, throughput: float | None) -> dict[str, float]:
     """Print what `runs` take; return each run's share of the work by name: all the same where it can not be told."""
+    from lm_eval_spt.sweep.cost import UTILISATION, plan_work, speed_here
+
     names = [run.name for run in plan.runs]
     try:
         work, *others = [plan_work(plan, sizes, sharing) for sharing in ("shard", "run", "none")]
@@ -105,7 +143,7 @@ def _estimate(plan: Plan, runs: Sequence[SweepRun], sizes: TextSizes, throughput
     if throughput is None:
         throughput = UTILISATION * speed_here() / 1e12
         source = f"{UTILISATION:.0%} of what matrix products reach here; another machine: --throughput"
-    hours = [sum(found[run.name] for run in runs) / throughput / 3.6e15 for found in (work, *others)]
+    hours = [sum(shares[run.name] for run in runs) / throughput / 3.6e15 for shares in (work, *others)]
     print(f"about {_time(hours[0])} on one device at {throughput:.3g} TFLOP/s ({source})")
     print(f"without sharing contexts between runs {_time(hours[1])}, without keeping them at all {_time(hours[2])}")
     print("".join(f"assumed: {text}\n" for text in sizes.assumptions), end="")

@@ -1,0 +1,95 @@
+"""``lm-eval-spt transfer``: how scores carry over from the source language, as tables and figures."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from pathlib import Path
+
+from lm_eval_spt.cli.arguments import named_places
+
+
+def parser(prog: str) -> argparse.ArgumentParser:
+    """Return the command's parser."""
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Tables of scores per language, family and script, transfer gaps, correlations with six distances "
+        "from the source language, close and distant halves, and differences between arms. Printed for reading in a "
+        "terminal, as Markdown into a file or pipe. Results given under one name are one arm's runs; without a name "
+        "those that differ in the training seed alone are.",
+        epilog=f'example: {prog} "no prompt=results/none" "prompt=results/spt" --source eng_Latn',
+    )
+    parser.add_argument(
+        "results", metavar="[NAME=]PATH", nargs="+", help="a results_*.json of the harness, or a folder that holds some"
+    )
+    parser.add_argument("--source", metavar="LANGUAGE", default="eng_Latn", help="source language (default: eng_Latn)")
+    parser.add_argument("--metric", default="acc", help="metric to analyse, such as macro_f1 (default: acc)")
+    parser.add_argument(
+        "--reference", metavar="NAME", help="arm that the others are compared with (default: the first)"
+    )
+    parser.add_argument(
+        "--bootstrap",
+        choices=("documents", "languages"),
+        default="documents",
+        help="what is resampled for differences; documents need what lm_eval --log_samples writes, else it is "
+        "languages (default: documents)",
+    )
+    parser.add_argument(
+        "--distances",
+        choices=("lang2vec", "urielplus"),
+        default="lang2vec",
+        help="where distances come from (default: lang2vec)",
+    )
+    parser.add_argument(
+        "--formula", choices=("angular", "cosine"), default="angular", help="of the distances (default: angular)"
+    )
+    parser.add_argument(
+        "--majority", type=float, metavar="SHARE", help="show the score of the largest class, such as 0.25"
+    )
+    parser.add_argument("--languages", action="store_true", help="show more than 60 languages in the terminal, too")
+    parser.add_argument("--latex", action="store_true", help="print LaTeX tables instead")
+    parser.add_argument(
+        "--output",
+        metavar="PLACE",
+        action="append",
+        default=[],
+        help="save a report: a file that ends in .md, .tex, .json, .csv or .parquet, or a folder for everything; "
+        "can be given again",
+    )
+    parser.add_argument("--figures", metavar="FOLDER", help="save figures there, as PNG and PDF")
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Analyse how scores carry over from the source language: print the tables, save what is asked for."""
+    from lm_eval_spt.analysis import report
+    from lm_eval_spt.analysis.arms import read_arms
+    from lm_eval_spt.analysis.distances import distances
+    from lm_eval_spt.analysis.transfer import analyse
+
+    arms, left_out = read_arms(named_places(arguments.results))
+    languages = sorted({language for arm in arms for run in arm.runs for language in run.languages(arguments.metric)})
+    analysis = analyse(
+        arms,
+        distances(arguments.source, languages, arguments.formula, arguments.distances),
+        arguments.metric,
+        arguments.reference,
+        arguments.bootstrap == "documents",
+        left_out,
+    )
+    written = [path for place in arguments.output for path in report.save(analysis, Path(place), arguments.majority)]
+    if arguments.figures:
+        from lm_eval_spt.analysis.figures import draw
+
+        written += draw(analysis, arms, Path(arguments.figures))
+    if arguments.latex:
+        print(report.as_latex(analysis), end="")
+    elif sys.stdout.isatty():
+        from rich.console import Console
+
+        report.show(analysis, Console(), arguments.majority, arguments.languages)
+    else:
+        print(report.as_markdown(analysis, arguments.majority), end="")
+    for folder, count in Counter(path.parent for path in written).items():
+        print(f"wrote {count} files to {folder}", file=sys.stderr)
