@@ -43,12 +43,12 @@ def markdown(results: dict[str, Any]) -> str:
         "# Speed and memory beside the harness with PEFT, PEFT with the HF Trainer, and the paper's recipe",
         "",
         f"Measured on {setting['machine']}, {setting['dtype']}, {setting['date']}, with `make bench`, which writes "
-        f"this page. Models have random weights and the shapes of the originals, full vocabularies included; texts are "
-        f"{setting['texts']}. Ratios within a table are from one run; the seconds belong to this machine. "
+        f"this page. Models have random weights and the shapes of the originals, with full vocabularies. Texts are "
+        f"{setting['texts']}. Ratios within a table are from one run. The seconds belong to this machine. "
         + (
             "Energy is in the tables' data, `results.json`."
             if setting["joules"]
-            else "The machine does not tell joules."
+            else "Energy was not measured: this machine has no counter for it."
         ),
         "",
         "![how time grows](results.png)",
@@ -77,9 +77,10 @@ def markdown(results: dict[str, Any]) -> str:
         lines.append(f"| time outside the model, against lm-eval's loop | {ratio:.1f}x | 2x | |")
     lines += [
         "",
-        "The limit is the work that can not be avoided (every distinct token through the transformer body once, the "
-        "head where something is scored; in training forward and input gradient of the prompt's positions) over the "
-        "rate of matrix products of these shapes, with 512 rows, measured in the same process.",
+        "The limit is the work that can not be avoided, divided by the rate of matrix products of these shapes with "
+        "512 rows, measured in the same process. That work is every distinct token through the transformer body once, "
+        "and the head where something is scored; in training, the forward pass and the input gradient of the prompt's "
+        "positions.",
     ]
     for shape in [name for name in results if name not in ("setting", "overhead", "growth")]:
         lines += ["", f"## {shape}"]
@@ -90,20 +91,20 @@ def markdown(results: dict[str, Any]) -> str:
                 lines += ["", f"| {name} | {score.HEADER}", *score.rows(contenders)]
     lines += [
         "",
-        "hf + peft is lm-eval's `hf` with a PeftModel and batches of 8, its one-token cache on; with several prompts "
-        "it is one run for each, and a document counts once for each. This package is given four times the documents, "
-        "which fill its batches; what the other does in a second does not depend on their number. Training is 56 "
-        "examples with one-token answers in batches of 8 for 20 epochs, extrapolated from a few steps; this package's "
-        "includes reading the texts and validating after every epoch. Memory is the peak above what the process had "
-        "with the model loaded.",
+        "hf + peft is lm-eval's `hf` with a PeftModel and batches of 8, its one-token cache on. With several prompts "
+        "it is one run for each prompt, and a document counts once for each. This package is given four times as many "
+        "documents, to fill its batches; the documents per second of hf + peft do not depend on their number. Training "
+        "is 56 examples with one-token answers in batches of 8 for 20 epochs, extrapolated from a few steps. This "
+        "package's time includes reading the texts and validating after every epoch. Memory is the peak above what the "
+        "process had with the model loaded.",
     ]
     if overhead:
         lines += [
             "",
             "## Outside the model",
             "",
-            f"{setting['overhead_documents']:,} documents with seven choices, a model that computes next to nothing: "
-            "tokenising, sorting, batching, normalizing logits, putting answers in order.",
+            f"{setting['overhead_documents']:,} documents with seven choices and a model that computes next to "
+            "nothing. What is left is tokenising, sorting, batching, normalizing logits and putting answers in order.",
             "",
             "| | seconds | within the tiny model |",
             "|---|---:|---:|",
