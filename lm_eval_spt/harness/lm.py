@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,6 +50,8 @@ TokenisedRequest = tuple[tuple[str, str] | None, list[int], list[int]]
 QUANTISATION = ("load_in_4bit", "load_in_8bit", "bnb_4bit_", "llm_int8_")
 """How the names of bitsandbytes' settings begin."""
 
+BATCH_SIZE = re.compile(r"auto(:[1-9]\d*)?|[1-9]\d*")
+
 CACHE_OWNER = "lm_eval_spt: written with"
 
 
@@ -80,12 +83,13 @@ class SPTLM(HFLM):
         fast: read every context once (see :mod:`lm_eval_spt.inference.scoring`); False scores with the harness's own
             loop.
         revision: of the base model. Default: the one the prompt was trained on, else ``main``.
-        batch_size: ``auto``, or a number: so many sequences of the model's full length. Shorter texts share the room,
-            so that a batch can hold more contexts than this number.
+        batch_size: ``auto``, as many tokens as fit and pay; or a number, which can only make batches smaller: so many
+            sequences of the model's full length. Shorter texts share the room, so that a batch can hold more contexts.
         **hflm: everything else that :class:`~lm_eval.models.huggingface.HFLM` takes.
 
     Raises:
-        UserError: the prompt can not be read, does not fit the base model, or leaves no room for text.
+        UserError: the prompt can not be read, does not fit the base model, or leaves no room for text; the batch size
+            is neither ``auto`` nor a positive number.
     """
 
     def __init__(
@@ -98,6 +102,8 @@ class SPTLM(HFLM):
         **hflm: Any,
     ) -> None:
         self._room_taken = 0
+        if not BATCH_SIZE.fullmatch(size := str(hflm.setdefault("batch_size", 1))):
+            raise UserError(f"the batch size is {size!r}, expected auto, auto:<number> or a whole number from 1 on")
         self.prompt = SoftPrompt.from_pretrained(prompt) if isinstance(prompt, str | Path) else prompt
         known = self.prompt.loading if self.prompt else {}
         if pretrained is None:
@@ -378,9 +384,8 @@ class SPTLM(HFLM):
         return tqdm(total=requests, disable=disable or self.rank != 0, desc="Running loglikelihood requests")
 
     def _max_batch_tokens(self) -> int:
-        if self.batch_size == "auto":
-            return scoring.tokens_that_fit(self.model, self.device)
-        return int(self.batch_size) * self.whole_length
+        fitting = scoring.tokens_that_fit(self.model, self.device)
+        return fitting if self.batch_size == "auto" else min(fitting, int(self.batch_size) * self.whole_length)
 
     @contextmanager
     def _prompt_in_requests(self) -> Iterator[None]:
