@@ -126,6 +126,8 @@ class SPTLM(HFLM):
             raise cannot_load(pretrained, error) from error
         self.base_model_name = pretrained if isinstance(pretrained, str) else self.model.name_or_path
         self._fast = fast
+        if self.device.type == "meta":  # a loaded model whose weights are offloaded
+            self._device = transformers_internals.device_of(self.model)
         if self.backend == "causal":
             transformers_internals.prepare(self.model)
         self._take_place_among_processes()

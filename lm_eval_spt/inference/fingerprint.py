@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lm_eval_spt.inference.transformers_internals import loaded
+from lm_eval_spt.common.offloading import loaded
 
 PIECES = 64
 """In how many pieces a tensor's bits are summed, so that swapped rows show; and how many of its values are taken."""

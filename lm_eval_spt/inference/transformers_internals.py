@@ -10,12 +10,11 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache, partial
 from typing import Any
 
 import torch
-from accelerate.utils import align_module_device, has_offloaded_params
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache, PreTrainedModel
@@ -23,25 +22,16 @@ from transformers.cache_utils import DynamicLayer
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
+from lm_eval_spt.common.offloading import input_device
 from lm_eval_spt.inference import onednn
 
 SLOW_GELUS = ("BloomGelu", "NewGELUActivation")
 """transformers' classes that :class:`FastGELU` takes the place of."""
 
 
-@contextmanager
-def loaded(module: nn.Module) -> Iterator[None]:
-    """Within this context a module's own weights can be read, on the CPU where accelerate has offloaded them."""
-    with align_module_device(module, torch.device("cpu")) if has_offloaded_params(module) else nullcontext():
-        yield
-
-
 def device_of(model: PreTrainedModel) -> torch.device:
     """Return where the model expects its input."""
-    embedding: Any = model.get_input_embeddings()
-    if has_offloaded_params(embedding):
-        return torch.device(embedding._hf_hook.execution_device)
-    return embedding.weight.device
+    return input_device(model.get_input_embeddings())
 
 
 def decoder_of(model: PreTrainedModel) -> PreTrainedModel:
