@@ -10,8 +10,10 @@ unchanged, and only :meth:`SPTLM._model_call` and :meth:`SPTLM._model_generate` 
 
 from __future__ import annotations
 
+import json
 import logging
 import math
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +33,7 @@ from lm_eval_spt.harness.encoding import PairEncoder, whole_characters
 from lm_eval_spt.inference import probe, scoring, transformers_internals
 from lm_eval_spt.inference.base_model import bitsandbytes_config, cannot_load, ensure_available
 from lm_eval_spt.inference.capabilities import Capabilities
+from lm_eval_spt.inference.fingerprint import model_fingerprint, tokenizer_fingerprint
 from lm_eval_spt.inference.virtual_tokens import model_inputs, pad_left, place
 from lm_eval_spt.prompt.fingerprint import embedding_fingerprint
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
@@ -38,9 +41,6 @@ from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 if TYPE_CHECKING:
     from peft import LoraConfig
     from typing_extensions import Self
-
-if TYPE_CHECKING:
-    from peft import LoraConfig
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,19 @@ TokenisedRequest = tuple[tuple[str, str] | None, list[int], list[int]]
 QUANTISATION = ("load_in_4bit", "load_in_8bit", "bnb_4bit_", "llm_int8_")
 """How the names of bitsandbytes' settings begin."""
 
+BATCH_SIZE = re.compile(r"auto(:[1-9]\d*)?|[1-9]\d*")
+
 CACHE_OWNER = "lm_eval_spt: written with"
+
+
+def _difference(recorded: Any, owner: dict[str, str]) -> str:
+    """Return in words how the owner of a cache that was recorded differs from this one; '' where it does not."""
+    try:
+        before = json.loads(recorded)
+        names = [name for name in dict.fromkeys([*before, *owner]) if before.get(name) != owner.get(name)]
+        return ", ".join(f"another {name} ({before.get(name)} there, {owner.get(name)} now)" for name in names)
+    except (AttributeError, TypeError, ValueError):  # of a plain `--model hf`, or of an earlier version
+        return "something else"
 
 
 def _available(device: str | None) -> str:
@@ -71,12 +83,13 @@ class SPTLM(HFLM):
         fast: read every context once (see :mod:`lm_eval_spt.inference.scoring`); False scores with the harness's own
             loop.
         revision: of the base model. Default: the one the prompt was trained on, else ``main``.
-        batch_size: ``auto``, or a number: so many sequences of the model's full length. Shorter texts share the room,
-            so that a batch can hold more contexts than this number.
+        batch_size: ``auto``, as many tokens as fit and pay; or a number, which can only make batches smaller: so many
+            sequences of the model's full length. Shorter texts share the room, so that a batch can hold more contexts.
         **hflm: everything else that :class:`~lm_eval.models.huggingface.HFLM` takes.
 
     Raises:
-        UserError: the prompt can not be read, does not fit the base model, or leaves no room for text.
+        UserError: the prompt can not be read, does not fit the base model, or leaves no room for text; the batch size
+            is neither ``auto`` nor a positive number.
     """
 
     def __init__(
@@ -89,6 +102,8 @@ class SPTLM(HFLM):
         **hflm: Any,
     ) -> None:
         self._room_taken = 0
+        if not BATCH_SIZE.fullmatch(size := str(hflm.setdefault("batch_size", 1))):
+            raise UserError(f"the batch size is {size!r}, expected auto, auto:<number> or a whole number from 1 on")
         self.prompt = SoftPrompt.from_pretrained(prompt) if isinstance(prompt, str | Path) else prompt
         known = self.prompt.loading if self.prompt else {}
         if pretrained is None:
@@ -111,6 +126,8 @@ class SPTLM(HFLM):
             raise cannot_load(pretrained, error) from error
         self.base_model_name = pretrained if isinstance(pretrained, str) else self.model.name_or_path
         self._fast = fast
+        if self.device.type == "meta":  # a loaded model whose weights are offloaded
+            self._device = transformers_internals.device_of(self.model)
         if self.backend == "causal":
             transformers_internals.prepare(self.model)
         self._take_place_among_processes()
@@ -235,7 +252,7 @@ class SPTLM(HFLM):
         return info
 
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
-        """Accept the harness's answer cache, unless another prompt or base model wrote it.
+        """Accept the harness's answer cache, unless another model, prompt or setting wrote it.
 
         The harness keys its cache (``--use_cache``) on the request's text alone, so answers would be mixed up silently.
 
@@ -244,17 +261,30 @@ class SPTLM(HFLM):
         """
         store = cache_hook.dbdict
         if store is not None:
-            owner = f"base model {self.fingerprint}"
-            owner += f", prompt {self.prompt.digest}" if self.prompt else ", no prompt"
-            owner += "".join(f", {kind} {name}" for kind in ("peft", "delta") if (name := getattr(self, kind)))
-            found = store.get(CACHE_OWNER, "something else" if len(store) else owner)
-            if found != owner:
+            owner = self._cache_owner()
+            recorded = store.get(CACHE_OWNER)
+            has_answers = len(store) > (recorded is not None)
+            if has_answers and (difference := _difference(recorded, owner)):
                 raise UserError(
-                    f"the cache {store.filename} was written with {found}, but this run has {owner}: "
-                    "give another --use_cache path, or delete that file"
+                    f"the cache {store.filename} was written with {difference}: give another --use_cache path, or "
+                    "delete that file"
                 )
-            store[CACHE_OWNER] = owner
+            store[CACHE_OWNER] = json.dumps(owner)
         super().set_cache_hook(cache_hook)
+
+    def _cache_owner(self) -> dict[str, str]:
+        """Return everything that decides this model's answers to the text of a request."""
+        settings = ("add_bos_token", "prefix_token_id", "truncation", "backend", "think_end_token")
+        dtypes = ("softmax_dtype", "mixed_precision_dtype")
+        owner = {name: str(getattr(self, name)) for name in (*settings, "chat_template_args", "logits_cache", *dtypes)}
+        return owner | {
+            "base model": model_fingerprint(self.model),
+            "tokenizer": tokenizer_fingerprint(self.tokenizer),
+            "prompt": self.prompt.digest[:16] if self.prompt else "none",
+            "dtype": str(self.model.dtype),
+            "max_length": str(self.whole_length),
+            "fast": str(self._fast),
+        }
 
     # -- tokens ------------------------------------------------------------------------------------------------------
 
@@ -356,9 +386,8 @@ class SPTLM(HFLM):
         return tqdm(total=requests, disable=disable or self.rank != 0, desc="Running loglikelihood requests")
 
     def _max_batch_tokens(self) -> int:
-        if self.batch_size == "auto":
-            return scoring.tokens_that_fit(self.model, self.device)
-        return int(self.batch_size) * self.whole_length
+        fitting = scoring.tokens_that_fit(self.model, self.device)
+        return fitting if self.batch_size == "auto" else min(fitting, int(self.batch_size) * self.whole_length)
 
     @contextmanager
     def _prompt_in_requests(self) -> Iterator[None]:

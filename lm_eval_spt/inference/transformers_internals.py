@@ -22,6 +22,7 @@ from transformers.cache_utils import DynamicLayer
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
+from lm_eval_spt.common.offloading import input_device
 from lm_eval_spt.inference import onednn
 
 SLOW_GELUS = ("BloomGelu", "NewGELUActivation")
@@ -30,7 +31,7 @@ SLOW_GELUS = ("BloomGelu", "NewGELUActivation")
 
 def device_of(model: PreTrainedModel) -> torch.device:
     """Return where the model expects its input."""
-    return model.get_input_embeddings().weight.device  # type: ignore[return-value]
+    return input_device(model.get_input_embeddings())
 
 
 def decoder_of(model: PreTrainedModel) -> PreTrainedModel:

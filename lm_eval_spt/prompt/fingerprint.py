@@ -8,6 +8,8 @@ import json
 import numpy as np
 import torch
 
+from lm_eval_spt.common.offloading import loaded
+
 FINGERPRINT_ROWS = 512
 
 
@@ -27,7 +29,9 @@ def embedding_fingerprint(embedding: torch.nn.Module) -> str:
     assert isinstance(weight, torch.Tensor)
     vocabulary, hidden_size = weight.shape
     count = min(vocabulary, FINGERPRINT_ROWS)
-    rows = torch.arange(count, device=weight.device) * vocabulary // count
-    signs = torch.signbit(weight.detach()[rows]).cpu().numpy()
+    with loaded(embedding):
+        weight = embedding.weight.detach()
+        rows = torch.arange(count, device=weight.device) * vocabulary // count
+        signs = torch.signbit(weight[rows]).cpu().numpy()
     shape = json.dumps([vocabulary, hidden_size])
     return hashlib.sha256(shape.encode() + np.packbits(signs).tobytes()).hexdigest()[:16]

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lm_eval_spt.common.errors import UserError, error_context
 from lm_eval_spt.common.files import is_below_current_folder, write
+from lm_eval_spt.common.offloading import input_device
 from lm_eval_spt.prompt import file_format, peft
 from lm_eval_spt.prompt.fingerprint import embedding_fingerprint
 from lm_eval_spt.prompt.hub_download import REPOSITORY_ID, download
@@ -170,7 +171,7 @@ class SoftPrompt:
                 )
             _check_padded_on_the_left(attention_mask)
             padding = (attention_mask == 0).sum(dim=1).tolist()
-        texts = embedding(ids.to(embedding.weight.device))
+        texts = embedding(ids.to(input_device(embedding)))
         vectors = self.vectors.to(texts.device, texts.dtype)
         before, after = vectors[: self.num_prefix_tokens], vectors[self.num_prefix_tokens :]
         return torch.stack(

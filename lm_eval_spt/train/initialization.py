@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lm_eval_spt.common.errors import UserError
+from lm_eval_spt.common.offloading import input_device, loaded
 from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from lm_eval_spt.train.config import INITIALIZATIONS, TrainingConfig
@@ -23,9 +24,17 @@ def embedding_scale(embedding: nn.Module) -> float:
     as it would move a token of the vocabulary.
     """
     weight: Tensor = embedding.weight  # type: ignore[assignment]
-    tokens = torch.arange(min(64, len(weight)), device=weight.device)
+    tokens = torch.arange(min(64, len(weight)), device=input_device(embedding))
     with torch.no_grad():
-        return float(embedding(tokens).float().norm() / weight[tokens].float().norm())
+        scaled = embedding(tokens).float().norm()
+        return float(scaled.cpu() / _rows(embedding)[: len(tokens)].float().norm().cpu())
+
+
+def _rows(embedding: nn.Module) -> Tensor:
+    """Return an embedding's weights `[V, d]`, before its scale."""
+    with loaded(embedding):
+        weight: Tensor = embedding.weight  # type: ignore[assignment]
+        return weight.detach()
 
 
 def starting_prompt(lm: SPTLM, config: TrainingConfig) -> SoftPrompt | None:
@@ -67,7 +76,7 @@ def initial_vectors(
     length = config.prompt_length
     if start is not None:
         return start.vectors.repeat(-(-length // start.length), 1)[-length:] / embedding_scale(embedding)
-    weight = embedding.weight.detach().float().cpu()
+    weight = _rows(embedding).float().cpu()
     if config.init == "uniform":
         generator = torch.Generator().manual_seed(config.seed)
         return torch.rand(length, weight.shape[1], generator=generator) - 0.5

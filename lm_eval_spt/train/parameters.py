@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lm_eval_spt.common.offloading import input_device
 from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.train.config import TrainingConfig
 from lm_eval_spt.train.examples import Example
@@ -63,7 +64,7 @@ class TrainableParameters:
                 hidden_size=config.reparameterization_hidden_size,
                 share=config.dual_share,
                 seed=config.seed,
-            ).to(embedding.weight.device)
+            ).to(input_device(embedding))
 
     def vectors(self) -> Tensor | None:
         """Return the prompt as the model receives it, `[P, d]`, differentiable; None without a prompt."""

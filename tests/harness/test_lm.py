@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from lm_eval.models.huggingface import HFLM
 from peft import LoraConfig, get_peft_model
 
+from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.inference.capabilities import capabilities
 from lm_eval_spt.inference.transformers_internals import cache_argument
 from lm_eval_spt.prompt.metadata import PLACEMENTS
@@ -233,6 +234,39 @@ def test_out_of_memory_halves_the_batch_and_goes_on(tiny_models, tokenizer, monk
     monkeypatch.setattr(scoring, "forward_tree", small_memory)
     assert values(lm.loglikelihood(PAIRS, disable_tqdm=True)) == pytest.approx(expected, **CLOSE)
     assert sizes and "out of memory" in caplog.text
+
+
+def test_a_batch_is_never_larger_than_auto_would_make_it(tiny_models, tokenizer, monkeypatch):
+    """Eight times the whole length of a model is more than a processor has a use for; one or two may be less."""
+    from lm_eval_spt.inference import scoring
+
+    sizes: dict[object, list[int]] = {}
+    forward_tree = scoring.forward_tree
+    many = requests("loglikelihood", [(f"{word} " * 12 + "flows", " on") for word in map(str, range(100, 140))])
+    fitting = 300
+    monkeypatch.setattr(scoring, "tokens_that_fit", lambda model, device: fitting)
+    for size in ("auto", 8, 1000, 2, "1"):
+        read = sizes[size] = []
+
+        def count(model, batch, *more, read=read, **options):
+            longest = max(len(request.context) + len(request.continuations[0]) for request in batch)
+            read.append(longest * len(batch))
+            return forward_tree(model, batch, *more, **options)
+
+        lm = spt(tiny_models["llama"], tokenizer, batch_size=size, max_length=100)
+        lm.try_out([pair for pair in lm.encode_pairs([request.args for request in many], "prefix")], None)
+        monkeypatch.setattr(scoring, "forward_tree", count)
+        lm.loglikelihood(many, disable_tqdm=True)
+        monkeypatch.undo()
+        monkeypatch.setattr(scoring, "tokens_that_fit", lambda model, device: fitting)
+    assert sizes["auto"] == sizes[8] == sizes[1000] and max(sizes["auto"]) <= fitting
+    assert max(sizes["1"]) <= 100 < max(sizes[2]) <= 200 < max(sizes["auto"])
+
+
+@pytest.mark.parametrize("size", [0, -1, "0", "-8", "all", "auto:0", 1.5])
+def test_a_batch_size_that_is_none_is_a_mistake_in_one_line(tiny_models, tokenizer, size):
+    with pytest.raises(UserError, match="the batch size is '.*', expected auto, auto:<number> or a whole number from"):
+        spt(tiny_models["llama"], tokenizer, batch_size=size)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
