@@ -271,10 +271,10 @@ def _expand(names: Sequence[str]) -> list[str]:
     """Return the prompts' names with glob patterns replaced by the files that they match, each once."""
     expanded: list[str] = []
     for name in names:
-        found = sorted(glob.glob(name)) if glob.has_magic(name) else [name]
-        if not found:
+        matching = sorted(glob.glob(name)) if glob.has_magic(name) else [name]
+        if not matching:
             raise UserError(f"no prompt file matches {name!r}")
-        expanded += found
+        expanded += matching
     return list(dict.fromkeys(expanded))
 
 

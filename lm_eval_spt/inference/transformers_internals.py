@@ -215,7 +215,7 @@ def _length_of_rope(rope: Any) -> int | None:
     if "longrope" in kinds:
         parameters = rope.config.rope_parameters
         each = [parameters, *(value for value in parameters.values() if isinstance(value, Mapping))]
-        lengths += [int(one[key]) for one in each if (key := "original_max_position_embeddings") in one]
+        lengths += [int(part[key]) for part in each if (key := "original_max_position_embeddings") in part]
     return min(lengths, default=None)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import cast
 
 import numpy as np
 import torch
@@ -30,8 +31,8 @@ def embedding_fingerprint(embedding: torch.nn.Module) -> str:
     vocabulary, hidden_size = weight.shape
     count = min(vocabulary, FINGERPRINT_ROWS)
     with loaded(embedding):
-        weight = embedding.weight.detach()
-        rows = torch.arange(count, device=weight.device) * vocabulary // count
-        signs = torch.signbit(weight[rows]).cpu().numpy()
+        stored = cast("torch.Tensor", embedding.weight).detach()
+        rows = torch.arange(count, device=stored.device) * vocabulary // count
+        signs = torch.signbit(stored[rows]).cpu().numpy()
     shape = json.dumps([vocabulary, hidden_size])
     return hashlib.sha256(shape.encode() + np.packbits(signs).tobytes()).hexdigest()[:16]

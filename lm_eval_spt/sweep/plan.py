@@ -253,7 +253,7 @@ def _config(settings: Mapping[str, Any], output: Path, where: str) -> TrainingCo
 def _baselines(given: Mapping[Any, Any], runs: Sequence[SweepRun], path: Path) -> list[SweepRun]:
     """Return a run without a prompt for each baseline and base model."""
     models = {run.base: run.config for run in runs}
-    found = []
+    baselines = []
     for baseline, targets in ((_text(key), value) for key, value in given.items()):
         wanted = tuple(_names(targets, f"{path}: baseline {baseline}"))
         for config in models.values():
@@ -263,8 +263,8 @@ def _baselines(given: Mapping[Any, Any], runs: Sequence[SweepRun], path: Path) -
                 for name in BASE
                 if len({getattr(other, name) for other in models.values()}) > 1
             }
-            found.append(SweepRun(run_name(baseline, axes), config, wanted, baseline, prompted=False))
-    return found
+            baselines.append(SweepRun(run_name(baseline, axes), config, wanted, baseline, prompted=False))
+    return baselines
 
 
 def _check_names(runs: Sequence[SweepRun], path: Path) -> None:

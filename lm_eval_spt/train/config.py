@@ -327,13 +327,13 @@ def as_kind(value: Any, kind: Any, where: str) -> Any:
         UserError: it can not be that.
     """
     kinds = (kind,) if get_origin(kind) is Literal else get_args(kind) or (kind,)
-    allowed = [str if get_origin(one) is Literal else one for one in kinds]
-    words = [word for one in kinds if get_origin(one) is Literal for word in get_args(one)]
+    allowed = [str if get_origin(member) is Literal else member for member in kinds]
+    words = [word for member in kinds if get_origin(member) is Literal for word in get_args(member)]
     if isinstance(value, bool) and (word := "on" if value else "off") in words:
         return word
     if value is None and type(None) in allowed:
         return None
-    number = next((one for one in (int, float) if one in allowed), None)
+    number = next((number for number in (int, float) if number in allowed), None)
     if number and isinstance(value, str | int | float) and not isinstance(value, bool):
         with contextlib.suppress(ValueError, OverflowError):
             converted: float = number(value)
@@ -342,7 +342,7 @@ def as_kind(value: Any, kind: Any, where: str) -> Any:
                 return converted
     if type(value) in allowed and (isinstance(value, bool) or is_text(value)):
         return value
-    expected = " or ".join(WORDS[one] for one in dict.fromkeys(allowed))
+    expected = " or ".join(WORDS[member] for member in dict.fromkeys(allowed))
     raise UserError(f"{where} is {shown(value)}, expected {expected}")
 
 
