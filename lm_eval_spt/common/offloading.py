@@ -24,7 +24,7 @@ def loaded(layer: torch.nn.Module) -> Iterator[None]:
         return
     from accelerate.utils import align_module_device
 
-    with align_module_device(layer, "cpu"):  # type: ignore[arg-type]
+    with align_module_device(layer, "cpu"):
         yield
 
 
