@@ -27,6 +27,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils_hf import stop_sequences_criteria
 from torch import Tensor
 from tqdm import tqdm
+from transformers import LogitsProcessorList
 
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.harness.encoding import PairEncoder, whole_characters
@@ -342,8 +343,7 @@ class SPTLM(HFLM):
         if self.backend != "causal":
             # The answer takes none of the encoder's room.
             inputs = [(text, self.with_prompt(context[-self.max_length :]), rest) for text, context, rest in requests]
-            with self._prompt_in_requests():
-                return super()._loglikelihood_tokens(inputs, disable_tqdm, override_bs)
+            return self._hflm_loop(inputs, disable_tqdm, override_bs)
         prompted: list[TokenisedRequest] = []
         cut = 0
         for text, context, continuation in requests:
@@ -357,8 +357,7 @@ class SPTLM(HFLM):
                 len(requests),
             )
         if not self._fast:
-            with self._prompt_in_requests():
-                return super()._loglikelihood_tokens(prompted, disable_tqdm, override_bs)
+            return self._hflm_loop(prompted, disable_tqdm, override_bs)
 
         pairs = [(context, continuation) for _, context, continuation in prompted]
         self.try_out(pairs, self.vectors)
@@ -373,6 +372,16 @@ class SPTLM(HFLM):
                 if (text := prompted[number][0]) is not None:
                     self.cache_hook.add_partial("loglikelihood", text, answer)
                 bar.update()
+        return answers
+
+    def _hflm_loop(
+        self, prompted: list[TokenisedRequest], disable_tqdm: bool, override_bs: int | None
+    ) -> list[scoring.Answer]:
+        """Return the answers of the harness's own loop to requests that carry the prompt's marks."""
+        with self._prompt_in_requests():
+            answers: list[scoring.Answer] = super()._loglikelihood_tokens(prompted, disable_tqdm, override_bs)
+        if not all(math.isfinite(value) for value, _ in answers):
+            raise probe.not_finite(self.model)
         return answers
 
     def try_out(
@@ -407,7 +416,8 @@ class SPTLM(HFLM):
         # Only for encoder-decoder models the harness gives the encoder's mask, and the decoder's tokens as labels.
         more = {} if labels is None else {"attention_mask": attn_mask, "labels": labels}
         with torch.no_grad(), self._autocast():
-            return self.model(**model_inputs(self.model, inps, self.vectors), **more).logits
+            logits: Tensor = self.model(**model_inputs(self.model, inps, self.vectors), **more).logits
+        return probe.check_logits(self.model, logits)  # before the loop gives answers to the cache
 
     # -- generation --------------------------------------------------------------------------------------------------
 
@@ -416,6 +426,7 @@ class SPTLM(HFLM):
 
         An encoder-decoder model's tokens are returned alone.
         """
+        generation["logits_processor"] = LogitsProcessorList([probe.FiniteLogits(self.model)])
         if self.prompt is None:
             return super()._model_generate(context, max_length, stop, **generation)
         mask = generation.pop("attention_mask", torch.ones_like(context))
