@@ -161,7 +161,7 @@ def evaluate_prompts(
         raise UserError("a prompt does not name its base model: give it with --model_args pretrained=<model>")
 
     manager, loaded_tasks, tops = _load_tasks(tasks, include_path, shared)
-    options = {"limit": limit, "num_fewshot": num_fewshot}
+    options: dict[str, Any] = {"limit": limit, "num_fewshot": num_fewshot}
     identities = {name: _identity(task, num_fewshot) for name, task in loaded_tasks.items()}
     settings = {
         name: _settings({"pretrained": named or prompt.base_model} | prompt.loading | shared, identities, options)

@@ -25,6 +25,7 @@ from lm_eval.api.model import CacheHook
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils_hf import stop_sequences_criteria
+from lm_eval.utils import warning_once
 from torch import Tensor
 from tqdm import tqdm
 from transformers import LogitsProcessorList
@@ -300,9 +301,22 @@ class SPTLM(HFLM):
         return self.whole_length - self._room_taken
 
     def encode_pairs(self, pairs: Sequence[tuple[str, str]], placement: str) -> list[tuple[list[int], list[int]]]:
-        """Return the token ids of (context, continuation) pairs: see :class:`PairEncoder`."""
+        """Return the token ids of (context, continuation) pairs: see :class:`PairEncoder`.
+
+        A tokenizer that puts EOS behind a text spoils what the harness does with pairs: that is said, and done.
+        """
         causal = self.backend == "causal"
         encoder = PairEncoder(self.tokenizer, self.prefix_token_id, self.add_bos_token, causal)
+        if causal and (token := encoder.token_at_the_end()) is not None:
+            loss = (
+                "every answer loses its first token and ends with that one"
+                if placement == "prefix"
+                else ("it stands between every text and the prompt")
+            )
+            warning = (
+                "the tokenizer puts %s behind every text, so that in the harness %s: give add_bos_token=False, or "
+            )
+            warning_once(logger, warning + "a tokenizer that does not", token, loss)
         return encoder.encode(pairs, placement)
 
     def tok_encode(self, string: str, *args: Any, **options: Any) -> list[int]:
