@@ -178,7 +178,8 @@ class _Probe:
     def find(self) -> Capabilities:
         """Return the fastest way that agrees with the plain pass."""
         known = Capabilities(longest=transformers_internals.rope_length(self._model))
-        for split, layout in product((True, False), LAYOUTS):
+        layouts = LAYOUTS if transformers_internals.takes_masks(self._model) else LAYOUTS[-1:]
+        for split, layout in product((True, False), layouts):
             # Masks and positions are given to decoders alone.
             if (split or layout == "rows") and self._agrees(replace(known, layout=layout, split=split), self._scored):
                 known = replace(known, layout=layout, split=split)
@@ -382,7 +383,7 @@ class FiniteLogits(LogitsProcessor):
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Return `scores` `[batch, vocabulary]` as they are, or raise as :func:`check_logits` does."""
         return check_logits(self._model, scores)
 
