@@ -42,7 +42,7 @@ MAX_NAME = 200
 PLANNED = ("output", "config", "include_path")
 """Settings that runs can not have of their own: the sweep names their outputs, and is their configuration."""
 
-BASE = ("model", "revision", "dtype", "device", "add_bos_token")
+BASE = ("model", "revision", "dtype", "quantization", "device", "device_map", "add_bos_token", "trust_remote_code")
 """What runs must have in common to share a loaded base model."""
 
 EVALUATE: dict[str, Any] = {
@@ -86,7 +86,7 @@ class SweepRun:
         """Return what decides the outcome of training."""
         base = {"model": self.config.model, "revision": self.config.revision, "dtype": self.config.dtype}
         if not self.prompted:
-            return base | {"add_bos_token": self.config.add_bos_token}
+            return base | {"add_bos_token": self.config.add_bos_token, "quantization": self.config.quantization}
         return base | {"task": self.config.task} | self.config.hyperparameters()
 
 

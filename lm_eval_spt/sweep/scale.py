@@ -52,7 +52,8 @@ def _rows(plan: Plan, sizes: TextSizes, throughput: float) -> Iterator[tuple[str
         runs = [run for run in plan.runs if run.arm == arm]
         hours = [sum(found[run.name] for run in runs) / throughput / 3.6e15 for found in work]
         config, targets = runs[0].config, runs[0].targets
-        model, test = model_size(config.model, config.revision), sizes.test(config, targets)
+        model = model_size(config.model, config.revision, config.trust_remote_code)
+        test = sizes.test(config, targets)
         yield (
             f"| {plan.name} | {model.body / 1e6:,.0f} M, {model.total / 1e6:,.0f} M | {arm} | {len(runs)} "
             f"| {len(single_tasks(targets, plan.include_path))} | {test.tokens:.0f} | "
