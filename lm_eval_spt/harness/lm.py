@@ -10,6 +10,7 @@ unchanged, and only :meth:`SPTLM._model_call` and :meth:`SPTLM._model_generate` 
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import math
@@ -25,7 +26,6 @@ from lm_eval.api.model import CacheHook
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils_hf import stop_sequences_criteria
-from lm_eval.utils import warning_once
 from torch import Tensor
 from tqdm import tqdm
 from transformers import LogitsProcessorList
@@ -72,6 +72,18 @@ def _available(device: str | None) -> str:
     if device not in (None, "cuda") or torch.cuda.is_available():
         return device or "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+@functools.cache  # once
+def _warn_of_token_at_the_end(token: str, placement: str) -> None:
+    effect = "it stands between every text and the prompt"
+    if placement == "prefix":
+        effect = f"every answer loses its first token and ends with {token}, as in the harness"
+    logger.warning(
+        "the tokenizer puts %s behind every text: %s; give add_bos_token=False, or a tokenizer that does not",
+        token,
+        effect,
+    )
 
 
 @register_model("spt")
@@ -308,15 +320,7 @@ class SPTLM(HFLM):
         causal = self.backend == "causal"
         encoder = PairEncoder(self.tokenizer, self.prefix_token_id, self.add_bos_token, causal)
         if causal and (token := encoder.token_at_the_end()) is not None:
-            loss = (
-                "every answer loses its first token and ends with that one"
-                if placement == "prefix"
-                else ("it stands between every text and the prompt")
-            )
-            warning = (
-                "the tokenizer puts %s behind every text, so that in the harness %s: give add_bos_token=False, or "
-            )
-            warning_once(logger, warning + "a tokenizer that does not", token, loss)
+            _warn_of_token_at_the_end(token, placement)
         return encoder.encode(pairs, placement)
 
     def tok_encode(self, string: str, *args: Any, **options: Any) -> list[int]:

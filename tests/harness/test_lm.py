@@ -9,11 +9,11 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from lm_eval.models.huggingface import HFLM
-from lm_eval.utils import warning_once
 from peft import LoraConfig, get_peft_model
 from tokenizers.processors import TemplateProcessing
 
 from lm_eval_spt.common.errors import UserError
+from lm_eval_spt.harness.lm import _warn_of_token_at_the_end
 from lm_eval_spt.inference.capabilities import capabilities
 from lm_eval_spt.prompt.metadata import PLACEMENTS
 from tests.helpers.models import build_model, random_prompt
@@ -158,7 +158,7 @@ def test_texts_are_encoded_as_the_harness_does(tiny_models, tokenizer, add_bos_t
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_a_tokenizer_that_appends_eos_is_warned_of(tiny_models, tokenizer, caplog, placement):
     """The harness cuts the context's tokens off the whole text's: EOS stands where an answer's first token should."""
-    warning_once.cache_clear()
+    _warn_of_token_at_the_end.cache_clear()
     appends = copy.deepcopy(tokenizer)
     appends.backend_tokenizer.post_processor = TemplateProcessing(
         single="$A </s>", special_tokens=[("</s>", tokenizer.eos_token_id)]
@@ -168,7 +168,7 @@ def test_a_tokenizer_that_appends_eos_is_warned_of(tiny_models, tokenizer, caplo
     assert spt(model, tokenizer, prompt).encode_pairs(texts, placement) and "behind every text" not in caplog.text
     for _ in range(2):
         encoded = spt(model, appends, prompt).encode_pairs(texts, placement)
-    assert caplog.text.count("the tokenizer puts </s> behind every text, so that in the harness") == 1
+    assert caplog.text.count("the tokenizer puts </s> behind every text: ") == 1
     eos = tokenizer.eos_token_id
     if placement == "prefix":
         assert "every answer loses its first token" in caplog.text
@@ -183,7 +183,7 @@ def test_a_tokenizer_that_appends_eos_is_warned_of(tiny_models, tokenizer, caplo
         assert "it stands between every text and the prompt" in caplog.text
         assert all(context[-1] == eos != continuation[-1] for context, continuation in encoded)
     caplog.clear()
-    warning_once.cache_clear()
+    _warn_of_token_at_the_end.cache_clear()
     cured = spt(model, appends, prompt, add_bos_token=False).encode_pairs(texts, placement)
     assert not any(eos in (*context, *continuation) for context, continuation in cured)
     assert "behind every text" not in caplog.text
