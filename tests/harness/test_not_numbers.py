@@ -7,8 +7,8 @@ import torch
 from lm_eval.api.model import CachingLM
 from transformers import PreTrainedModel
 
+from lm_eval_spt.cli import main
 from lm_eval_spt.common.errors import UserError
-from lm_eval_spt.train import main
 from tests.helpers.models import build_encoder_decoder, build_model, random_prompt
 from tests.helpers.scoring import requests, spt
 
@@ -86,7 +86,7 @@ def test_training_says_that_it_is_the_model(tmp_path, tokenizer, build, family, 
     broken(build(family)).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     output = tmp_path / "p.safetensors"
-    flags = ["--model", str(tmp_path / "model"), "--task", "mini_topics_eng_Latn", "--placement", "prefix"]
+    flags = ["train", "--model", str(tmp_path / "model"), "--task", "mini_topics_eng_Latn", "--placement", "prefix"]
     few = ["--shots", "1", "--validation-shots", "1", "--epochs", epochs, "--device", "cpu", "--output", str(output)]
     assert main([*flags, *few]) == 1
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
