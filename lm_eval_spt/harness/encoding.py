@@ -76,6 +76,11 @@ class PairEncoder:
             encoded[index] = (encoded[index][0], alone[parts[index][1]])
         return encoded
 
+    def token_at_the_end(self) -> str | None:
+        """Return the special token, such as EOS, that the tokenizer puts behind every text; None where it puts none."""
+        with_special, alone = (self._encode_texts(["a"], special)["a"] for special in (None, False))
+        return None if with_special[-1:] == alone[-1:] else str(self.tokenizer.decode(with_special[-1:]))
+
     def _encode_texts(self, texts: Iterable[str], special: bool | None = None) -> dict[str, list[int]]:
         """Return the token ids of every text, as HFLM's `tok_encode` does.
 

@@ -8,7 +8,10 @@ results file.
 from __future__ import annotations
 
 import glob
+import hashlib
+import json
 import logging
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,12 @@ from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 logger = logging.getLogger(__name__)
 
 Pair = tuple[str, str]
+
+ADDRESS = re.compile(r"\bat 0x[0-9a-f]+")
+"""Where an object lies in memory, in what Python shows of it."""
+
+SETTINGS = "evaluate_settings"
+"""Under this name the configuration in a results file holds everything that decided the results."""
 
 
 class ManyPromptsLM(SPTLM):
@@ -121,8 +130,9 @@ def evaluate_prompts(
 ) -> list[Path]:
     """Score prompts on harness tasks and write one results file of the harness for each.
 
-    A prompt whose results are there already, from the same tasks and settings, is left out: an interrupted evaluation
-    goes on where it stopped.
+    A prompt whose results are there already, made by this function with the same settings (and with samples, where they
+    are asked for), is left out: an interrupted evaluation goes on where it stopped. Results of other settings stay
+    beside the new ones.
 
     Args:
         prompts: prompt files, folders, Hub repositories, or glob patterns of files.
@@ -151,8 +161,17 @@ def evaluate_prompts(
         raise UserError("a prompt does not name its base model: give it with --model-args pretrained=<model>")
 
     task_names, manager, loaded_tasks = _load_tasks(tasks, include_path, shared)
-    shots = {name: _shots(task, num_fewshot) for name, task in loaded_tasks.items()}
-    done = {name: _finished(_folder(output, loaded[name], shared), shots, limit) for name in names}
+    options: dict[str, Any] = {"limit": limit, "num_fewshot": num_fewshot}
+    identities = {name: _identity(task, num_fewshot) for name, task in loaded_tasks.items()}
+    settings = {
+        name: _settings({"pretrained": named or prompt.base_model} | prompt.loading | shared, identities, options)
+        for name, prompt in loaded.items()
+    }
+
+    def finished(name: str) -> Path | None:
+        return _finished(_folder(output, loaded[name], shared), settings[name], log_samples)
+
+    done = {name: finished(name) for name in names}
     waiting = {name: prompt for name, prompt in loaded.items() if done[name] is None}
     if len(waiting) < len(names):
         logger.warning("%d of %d prompts have their results already", len(names) - len(waiting), len(names))
@@ -166,12 +185,13 @@ def evaluate_prompts(
     else:
         arguments.pop("pretrained", None)
         lm = ManyPromptsLM.from_loaded(base, **arguments)
-    options = {"batch_size": batch_size, "device": device, "limit": limit, "num_fewshot": num_fewshot}
+    options |= {"batch_size": batch_size, "device": device}
     for name, prompt in waiting.items():
         lm.use(prompt)
-        if not _score(lm, task_names, manager, output, {**shared, "prompt": name}, log_samples, **options):
+        model_arguments = {**shared, "prompt": name}
+        if not _score(lm, task_names, manager, output, model_arguments, log_samples, settings[name], **options):
             continue  # another process writes
-        done[name] = _finished(_folder(output, prompt, shared), shots, limit)
+        done[name] = finished(name)
         if done[name] is None:
             raise UserError(f"the results of {name} could not be written to {output}: is it writable?")
         print(done[name], flush=True)
@@ -242,9 +262,14 @@ def _score(
     output: str,
     model_arguments: dict[str, Any],
     log_samples: bool,
+    settings: dict[str, Any] | None = None,
     **options: Any,
 ) -> bool:
     """Score tasks and write what the harness's command line writes after ``--model spt --model_args ...``.
+
+    Args:
+        settings: what :func:`_finished` is to know the results by.
+        **options: as for ``simple_evaluate``.
 
     Returns:
         False in a process that is not the one that writes.
@@ -255,6 +280,8 @@ def _score(
         return False
     tracker.general_config_tracker.log_experiment_args(MODEL_NAME, model_arguments, None, None, True)
     results["config"] |= {"model": MODEL_NAME, "model_args": model_arguments}
+    if settings is not None:
+        results["config"][SETTINGS] = settings
     for config in results["configs"].values():
         config["metadata"] |= {name: model_arguments[name] for name in ("prompt",) if name in model_arguments}
     samples = results.pop("samples", {})
@@ -283,21 +310,53 @@ def _folder(output: str, prompt: SoftPrompt, shared: dict[str, Any]) -> Path:
     return Path(output) / tracking.sanitize_model_name(results_name({**shared, "prompt": prompt}) or "")
 
 
-def _shots(task: Any, asked: int | None) -> int:
-    """Return how many shots the harness gives a task: a task that says 0 keeps it."""
+def _settings(model_arguments: dict[str, Any], identities: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """Return everything that decides a prompt's results, apart from the prompt itself, as JSON gives it back.
+
+    Args:
+        model_arguments: of the model class.
+        identities: of the tasks, see :func:`_identity`.
+        options: of the harness, but for those that say how the work is done.
+    """
+    folders = {name: _files(value) for name, value in model_arguments.items() if Path(str(value)).is_dir()}
+    shared = {name: value for name, value in options.items() if name != "num_fewshot"}  # it is in the tasks' identities
+    settings = {"model_args": model_arguments, "model_files": folders, "tasks": identities, **shared}
+    content: dict[str, Any] = json.loads(json.dumps(settings, default=str))
+    return content
+
+
+def _identity(task: Any, asked: int | None) -> list[Any]:
+    """Return a task's number of shots, to which it may have been asked, and a digest of its definition."""
     own = task.get_config("num_fewshot")
-    return own or 0 if asked is None or own == 0 else asked
+    shots = own or 0 if asked is None or own == 0 else asked  # a task that says 0 keeps it
+    definition = {name: value for name, value in task.dump_config().items() if name not in ("metadata", "num_fewshot")}
+    text = ADDRESS.sub("", json.dumps(definition, sort_keys=True, default=str))
+    return [shots, hashlib.sha256(text.encode()).hexdigest()[:16]]
 
 
-def _finished(folder: Path, shots: dict[str, int], limit: float | None) -> Path | None:
-    """Return the newest results file in `folder` that holds all tasks with these shots and this limit, if any."""
+def _files(folder: str) -> list[Any]:
+    """Return what tells that a folder holds another model than before: its files' names, sizes and times."""
+    states = [(file.name, file.stat()) for file in sorted(Path(folder).iterdir()) if file.is_file()]
+    return [[name, state.st_size, state.st_mtime_ns] for name, state in states]
+
+
+def _finished(folder: Path, settings: dict[str, Any], log_samples: bool) -> Path | None:
+    """Return the newest results file in `folder` with these settings, if any.
+
+    Args:
+        folder: of a prompt's results.
+        settings: what decides them; the file may hold more tasks.
+        log_samples: whether the answers have to be there as well.
+    """
     for path in sorted(folder.glob("results_*.json"), reverse=True):
         try:
-            content = parse_json(read_text(path, MAX_RESULTS_FILE))
-            same_limit = content["config"]["limit"] == limit
-            same_shots = all(content["n-shot"][task] == number for task, number in shots.items())
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # of other tasks, or written halfway
-        if same_limit and same_shots:
+            recorded = parse_json(read_text(path, MAX_RESULTS_FILE))["config"][SETTINGS]
+            same = recorded | {"tasks": None} == settings | {"tasks": None}
+            same = same and settings["tasks"].items() <= recorded["tasks"].items()
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue  # of lm_eval, or written halfway
+        stamp = path.stem.removeprefix("results_")
+        samples = [path.with_name(f"samples_{task}_{stamp}.jsonl") for task in settings["tasks"]] if log_samples else []
+        if same and all(file.is_file() for file in samples):
             return path
     return None

@@ -10,6 +10,7 @@ unchanged, and only :meth:`SPTLM._model_call` and :meth:`SPTLM._model_generate` 
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import math
@@ -27,6 +28,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils_hf import stop_sequences_criteria
 from torch import Tensor
 from tqdm import tqdm
+from transformers import LogitsProcessorList
 
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.harness.encoding import PairEncoder, whole_characters
@@ -70,6 +72,18 @@ def _available(device: str | None) -> str:
     if device not in (None, "cuda") or torch.cuda.is_available():
         return device or "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+@functools.cache  # once
+def _warn_of_token_at_the_end(token: str, placement: str) -> None:
+    effect = "it stands between every text and the prompt"
+    if placement == "prefix":
+        effect = f"every answer loses its first token and ends with {token}, as in the harness"
+    logger.warning(
+        "the tokenizer puts %s behind every text: %s; give add_bos_token=False, or a tokenizer that does not",
+        token,
+        effect,
+    )
 
 
 @register_model("spt")
@@ -299,9 +313,14 @@ class SPTLM(HFLM):
         return self.whole_length - self._room_taken
 
     def encode_pairs(self, pairs: Sequence[tuple[str, str]], placement: str) -> list[tuple[list[int], list[int]]]:
-        """Return the token ids of (context, continuation) pairs: see :class:`PairEncoder`."""
+        """Return the token ids of (context, continuation) pairs: see :class:`PairEncoder`.
+
+        A tokenizer that puts EOS behind a text spoils what the harness does with pairs: that is said, and done.
+        """
         causal = self.backend == "causal"
         encoder = PairEncoder(self.tokenizer, self.prefix_token_id, self.add_bos_token, causal)
+        if causal and (token := encoder.token_at_the_end()) is not None:
+            _warn_of_token_at_the_end(token, placement)
         return encoder.encode(pairs, placement)
 
     def tok_encode(self, string: str, *args: Any, **options: Any) -> list[int]:
@@ -342,8 +361,7 @@ class SPTLM(HFLM):
         if self.backend != "causal":
             # The answer takes none of the encoder's room.
             inputs = [(text, self.with_prompt(context[-self.max_length :]), rest) for text, context, rest in requests]
-            with self._prompt_in_requests():
-                return super()._loglikelihood_tokens(inputs, disable_tqdm, override_bs)
+            return self._hflm_loop(inputs, disable_tqdm, override_bs)
         prompted: list[TokenisedRequest] = []
         cut = 0
         for text, context, continuation in requests:
@@ -357,8 +375,7 @@ class SPTLM(HFLM):
                 len(requests),
             )
         if not self._fast:
-            with self._prompt_in_requests():
-                return super()._loglikelihood_tokens(prompted, disable_tqdm, override_bs)
+            return self._hflm_loop(prompted, disable_tqdm, override_bs)
 
         pairs = [(context, continuation) for _, context, continuation in prompted]
         self.try_out(pairs, self.vectors)
@@ -373,6 +390,16 @@ class SPTLM(HFLM):
                 if (text := prompted[number][0]) is not None:
                     self.cache_hook.add_partial("loglikelihood", text, answer)
                 bar.update()
+        return answers
+
+    def _hflm_loop(
+        self, prompted: list[TokenisedRequest], disable_tqdm: bool, override_bs: int | None
+    ) -> list[scoring.Answer]:
+        """Return the answers of the harness's own loop to requests that carry the prompt's marks."""
+        with self._prompt_in_requests():
+            answers: list[scoring.Answer] = super()._loglikelihood_tokens(prompted, disable_tqdm, override_bs)
+        if not all(math.isfinite(value) for value, _ in answers):
+            raise probe.not_finite(self.model)
         return answers
 
     def try_out(
@@ -407,7 +434,8 @@ class SPTLM(HFLM):
         # Only for encoder-decoder models the harness gives the encoder's mask, and the decoder's tokens as labels.
         more = {} if labels is None else {"attention_mask": attn_mask, "labels": labels}
         with torch.no_grad(), self._autocast():
-            return self.model(**model_inputs(self.model, inps, self.vectors), **more).logits
+            logits: Tensor = self.model(**model_inputs(self.model, inps, self.vectors), **more).logits
+        return probe.check_logits(self.model, logits)  # before the loop gives answers to the cache
 
     # -- generation --------------------------------------------------------------------------------------------------
 
@@ -416,6 +444,7 @@ class SPTLM(HFLM):
 
         An encoder-decoder model's tokens are returned alone.
         """
+        generation["logits_processor"] = LogitsProcessorList([probe.FiniteLogits(self.model)])
         if self.prompt is None:
             return super()._model_generate(context, max_length, stop, **generation)
         mask = generation.pop("attention_mask", torch.ones_like(context))

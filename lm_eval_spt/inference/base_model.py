@@ -34,11 +34,12 @@ def ensure_available(name: str, revision: str | None = None) -> str:
     return path
 
 
-def load_embedding(name: str) -> tuple[Embedding, PreTrainedTokenizerBase]:
+def load_embedding(name: str, trust_remote_code: bool = False) -> tuple[Embedding, PreTrainedTokenizerBase]:
     """Load what a prompt's vectors are compared with.
 
     Args:
         name: the base model, as for :func:`model_path`.
+        trust_remote_code: whether to run the code that the model brings along, if it does.
 
     Returns:
         Its input-embedding module `[V, d]`, on the CPU, and its tokenizer.
@@ -53,8 +54,8 @@ def load_embedding(name: str) -> tuple[Embedding, PreTrainedTokenizerBase]:
     logging.set_verbosity_error()
     path = ensure_available(name)
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype="auto", trust_remote_code=False)
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype="auto", trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise cannot_load(name, error) from error
     return cast("Embedding", model.get_input_embeddings()), tokenizer

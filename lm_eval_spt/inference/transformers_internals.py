@@ -280,6 +280,15 @@ def preallocate(cache: DynamicCache, tokens: int) -> DynamicCache:
 # -- attention ---------------------------------------------------------------------------------------------------------
 
 
+def takes_masks(model: PreTrainedModel) -> bool:
+    """Tell whether attention can be given masks of any shape.
+
+    Flex attention is compiled for its own kind of masks; on a processor it reads others beyond their end, which ends
+    the process.
+    """
+    return getattr(model.config, "_attn_implementation", None) != "flex_attention"
+
+
 def sliding_window(model: PreTrainedModel) -> int | None:
     """Return how far back (some of) the model's layers look, or None where all look at everything."""
     config = model.config.get_text_config()

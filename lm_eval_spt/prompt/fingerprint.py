@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import cast
 
 import numpy as np
 import torch
@@ -26,13 +25,12 @@ def embedding_fingerprint(embedding: torch.nn.Module) -> str:
     Returns:
         16 hexadecimal digits.
     """
-    weight = embedding.weight
-    assert isinstance(weight, torch.Tensor)
-    vocabulary, hidden_size = weight.shape
-    count = min(vocabulary, FINGERPRINT_ROWS)
     with loaded(embedding):
-        stored = cast("torch.Tensor", embedding.weight).detach()
-        rows = torch.arange(count, device=stored.device) * vocabulary // count
-        signs = torch.signbit(stored[rows]).cpu().numpy()
+        weight = embedding.weight
+        assert isinstance(weight, torch.Tensor)
+        vocabulary, hidden_size = weight.shape
+        count = min(vocabulary, FINGERPRINT_ROWS)
+        rows = torch.arange(count, device=weight.device) * vocabulary // count
+        signs = torch.signbit(weight.detach()[rows]).cpu().numpy()
     shape = json.dumps([vocabulary, hidden_size])
     return hashlib.sha256(shape.encode() + np.packbits(signs).tobytes()).hexdigest()[:16]

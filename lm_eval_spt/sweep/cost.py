@@ -95,7 +95,7 @@ ASSUMED = {
 
 
 @cache
-def model_size(name: str, revision: str | None = None) -> ModelSize:
+def model_size(name: str, revision: str | None = None, trust_remote_code: bool = False) -> ModelSize:
     """Return the size of a base model, from its configuration alone.
 
     Raises:
@@ -106,11 +106,12 @@ def model_size(name: str, revision: str | None = None) -> ModelSize:
         config = AutoConfig.for_model(family, **shape)
     else:
         try:
-            config = AutoConfig.from_pretrained(ensure_available(name, revision), revision=revision)
+            options = {"revision": revision, "trust_remote_code": trust_remote_code}
+            config = AutoConfig.from_pretrained(ensure_available(name, revision), **options)
         except (OSError, ValueError) as error:
             raise error if isinstance(error, UserError) else cannot_load(name, error) from error
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     model.tie_weights()  # under transformers 5.0 they are two on this device
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     outside = {id(embedding): embedding.numel(), id(head): head.numel()}
@@ -168,10 +169,10 @@ class TextSizes:
 
     def _tokenizer(self, config: TrainingConfig) -> PreTrainedTokenizerBase:
         try:
-            return _tokenizer(config.model, config.revision)
+            return _tokenizer(config.model, config.revision, config.trust_remote_code)
         except (UserError, OSError, ValueError):
             self._assume(f"the embedded model's tokens stand for those of {config.model}, which can not be reached")
-            return _tokenizer(MINI, None)
+            return _tokenizer(MINI, None, False)
 
     def _assume(self, text: str) -> None:
         if text not in self.assumptions:
@@ -179,8 +180,9 @@ class TextSizes:
 
 
 @cache
-def _tokenizer(model: str, revision: str | None) -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(ensure_available(model, revision), revision=revision)
+def _tokenizer(model: str, revision: str | None, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    path = ensure_available(model, revision)
+    return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
 
 
 @cache
@@ -241,7 +243,7 @@ def run_work(run: SweepRun, sizes: TextSizes, read: set[Hashable] | None) -> flo
         read: keys of texts that were read and are kept; those of this run are added. None: nothing is kept.
     """
     config = run.config
-    model = model_size(config.model, config.revision)
+    model = model_size(config.model, config.revision, config.trust_remote_code)
     keeps = read is not None and run.frozen and config.placement == "suffix" and config.context_cache != "off"
     known = read if read is not None else set()
 
@@ -301,7 +303,7 @@ def disk_needed(plan: Plan, sizes: TextSizes, runs: Sequence[SweepRun]) -> int:
     needed = 0
     for run in runs:
         try:
-            model = model_size(run.config.model, run.config.revision)
+            model = model_size(run.config.model, run.config.revision, run.config.trust_remote_code)
         except UserError:
             continue
         if run.prompted:

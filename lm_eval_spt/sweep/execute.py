@@ -20,9 +20,9 @@ from typing import Any
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.harness.evaluate import evaluate_model, evaluate_prompts
 from lm_eval_spt.harness.lm import SPTLM
-from lm_eval_spt.sweep.plan import BASE, Plan, SweepRun
+from lm_eval_spt.sweep.plan import Plan, SweepRun
 from lm_eval_spt.sweep.records import record_of, save_record
-from lm_eval_spt.train.base import Base, base_of, load_base
+from lm_eval_spt.train.base import Base, base_of, load_base, loading
 from lm_eval_spt.train.grid import train_grid
 
 Report = Callable[[], None]
@@ -146,12 +146,14 @@ class Worker:
         """
         started = time.perf_counter()
         config = runs[0].config
-        given = {name: getattr(config, name) for name in BASE if name not in ("model", "device")} | model_arguments
+        given = loading(config) | model_arguments
+        if lm is not None:  # it is where it is
+            given = {name: value for name, value in given.items() if name not in ("parallelize", "device_map")}
         paths = evaluate_prompts(
             [run.config.output for run in runs],
             runs[0].targets,
             str(self._scoring_folder),
-            model_args=",".join(f"{name}={value}" for name, value in given.items() if value is not None),
+            model_args=",".join(f"{name}={value}" for name, value in given.items()),
             base=lm,
             device=config.device,
             include_path=self.plan.include_path,
@@ -169,24 +171,23 @@ class Worker:
         """Score tuned models, each with the prompt that was trained along with it, if there is one."""
         for run in runs:
             folder = str(run.config.model_folder)
-            changed = {"peft": folder} if run.config.tune == "lora" else {"pretrained": folder}
+            changed = {"pretrained": run.config.model} | {"peft" if run.config.tune == "lora" else "pretrained": folder}
             if run.config.prompt_length:
                 self._score_prompts(None, [run], **changed)
             else:
-                self._score_model(run, {"pretrained": run.config.model} | changed)
+                self._score_model(run, changed)
 
     def _score_model(self, run: SweepRun, arguments: dict[str, str], lm: SPTLM | None = None) -> None:
         """Score a model without a prompt; `lm` is that model if it is already loaded."""
         started = time.perf_counter()
         options = dict(self.plan.evaluate)
         config = run.config
-        settings: dict[str, Any] = {
-            "revision": config.revision,
-            "add_bos_token": config.add_bos_token,
-            "device": config.device,
-            "batch_size": options.pop("batch_size", "auto"),
-        }
-        model = SPTLM.from_loaded(lm, **settings) if lm else SPTLM(**settings | arguments, dtype=config.dtype)
+        settings: dict[str, Any] = {"device": config.device, "batch_size": options.pop("batch_size", "auto")}
+        if lm:
+            settings |= {"revision": config.revision, "add_bos_token": config.add_bos_token}
+            model = SPTLM.from_loaded(lm, **settings)
+        else:
+            model = SPTLM(**settings | loading(config) | arguments)
         folder = str(self._scoring_folder / run.name)
         path = evaluate_model(model, arguments, run.targets, folder, include_path=self.plan.include_path, **options)
         self._keep_results(run, path, time.perf_counter() - started)

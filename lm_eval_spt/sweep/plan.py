@@ -45,7 +45,7 @@ MAX_NAME = 200
 PLANNED = ("output", "config", "include_path")
 """Settings that a run can not have: the sweep names its output, and the sweep file is its configuration."""
 
-BASE = ("model", "revision", "dtype", "device", "add_bos_token")
+BASE = ("model", "revision", "dtype", "quantization", "device", "device_map", "add_bos_token", "trust_remote_code")
 """The settings that must be equal in runs that share a loaded base model."""
 
 EVALUATE: dict[str, Any] = {
@@ -89,7 +89,7 @@ class SweepRun:
         """Return the settings that decide the outcome of training."""
         base = {"model": self.config.model, "revision": self.config.revision, "dtype": self.config.dtype}
         if not self.prompted:
-            return base | {"add_bos_token": self.config.add_bos_token}
+            return base | {"add_bos_token": self.config.add_bos_token, "quantization": self.config.quantization}
         return base | {"task": self.config.task} | self.config.hyperparameters()
 
 

@@ -77,8 +77,19 @@ def record_of(plan: Plan, run: SweepRun) -> Record:
     kept = [run.config.model_folder, Path(run.config.output) if run.config.prompt_length else None]
     if record.trained and not all(map(os.path.exists, filter(None, kept))):
         return fresh
-    same = record.scoring == fresh.scoring and record.results and os.path.isfile(plan.output / record.results)
-    return record if same else replace(record, scoring=fresh.scoring, results=None, scoring_seconds=None)
+    same = record.scoring == fresh.scoring and not _differences(record.settings, fresh.settings)
+    if same and _has_results(plan, record):
+        return record
+    return replace(fresh, training_seconds=record.training_seconds, error=record.error)
+
+
+def _has_results(plan: Plan, record: Record) -> bool:
+    """Tell whether the results that a record names are there, with the answers where the sweep wants them."""
+    if record.results is None:
+        return False
+    path = plan.output / record.results
+    samples = path.parent.glob(f"samples_*_{path.stem.removeprefix('results_')}.jsonl")
+    return path.is_file() and (not plan.evaluate.get("log_samples") or any(samples))
 
 
 def _checked(content: Any, run: SweepRun) -> Record:
@@ -122,7 +133,8 @@ def _path(plan: Plan, run: SweepRun) -> Path:
 
 
 def _scoring(plan: Plan, run: SweepRun) -> dict[str, Any]:
-    return {"targets": list(run.targets), **plan.evaluate}
+    elsewhere = {"include_path": plan.include_path} if plan.include_path else {}
+    return {"targets": list(run.targets), **plan.evaluate, **elsewhere}
 
 
 def _differences(recorded: dict[str, Any], now: dict[str, Any]) -> str:

@@ -71,7 +71,7 @@ def arm_costs(plan: Plan, sizes: TextSizes, throughput: float) -> Iterator[ArmCo
         config, targets = runs[0].config, runs[0].targets
         yield ArmCost(
             plan.name,
-            model_size(config.model, config.revision),
+            model_size(config.model, config.revision, config.trust_remote_code),
             arm,
             len(runs),
             len(single_tasks(targets, plan.include_path)),

@@ -81,18 +81,23 @@ def load_base(config: TrainingConfig) -> Base:
     Raises:
         UserError: it can not be loaded.
     """
-    loading: dict[str, Any] = {"parallelize": True, "device_map": config.device_map} if config.device_map else {}
+    return base_of(SPTLM(pretrained=config.model, device=config.device, **loading(config)))
+
+
+def loading(config: TrainingConfig) -> dict[str, Any]:
+    """Return the arguments with which the model class loads a run's base model: all but its name and its device."""
+    arguments: dict[str, Any] = {
+        "revision": config.revision,
+        "dtype": config.dtype,
+        "add_bos_token": config.add_bos_token,
+    }
+    if config.device_map:
+        arguments |= {"parallelize": True, "device_map": config.device_map}
     if config.quantization != "none":
-        loading[f"load_in_{config.quantization}"] = True
-    lm = SPTLM(
-        pretrained=config.model,
-        revision=config.revision,
-        dtype=config.dtype,
-        device=config.device,
-        add_bos_token=config.add_bos_token,
-        **loading,
-    )
-    return base_of(lm)
+        arguments[f"load_in_{config.quantization}"] = True
+    if config.trust_remote_code:
+        arguments["trust_remote_code"] = True
+    return {name: value for name, value in arguments.items() if value is not None}
 
 
 def base_of(lm: SPTLM) -> Base:

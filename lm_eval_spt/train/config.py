@@ -27,7 +27,7 @@ SOURCES = ("model", "revision", "task")
 """Settings that a prompt file records by themselves."""
 PLACES = (
     "output", "include_path", "config", "device", "device_map", "context_cache", "checkpoint", "checkpoint_steps",
-    "resume", "tracker", "gradient_accumulation_steps", "activation_checkpointing",
+    "resume", "tracker", "gradient_accumulation_steps", "activation_checkpointing", "trust_remote_code",
 )  # fmt: skip
 """Settings that say where and how the work is done, and change nothing in what is learned."""
 
@@ -170,6 +170,7 @@ class TrainingConfig:
         "none", "load the frozen model's weights quantised by bitsandbytes (4 bits: NF4); score with load_in_4bit=True"
     )
     device: str | None = _setting(None, "cpu, cuda, cuda:1, mps; default: the best that is here")
+    trust_remote_code: bool = _setting(False, "run the code that a base model brings along")
     device_map: str | None = _setting(None, "spread a large base model over devices, such as auto or balanced")
 
     def __post_init__(self) -> None:

@@ -15,6 +15,7 @@ import torch
 from tqdm import tqdm
 
 from lm_eval_spt.common.errors import UserError
+from lm_eval_spt.inference.probe import not_finite
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from lm_eval_spt.train import checkpoint, trackers
 from lm_eval_spt.train.base import Base, load_base
@@ -147,6 +148,9 @@ def training_loop(run: TrainingRun, tracking: trackers.Tracking | None = None, b
         run: goes on from its state. A loss that is not finite ends it, and is put down as `run.diverged`.
         tracking: gets the log's rows.
         bar: gets the steps.
+
+    Raises:
+        UserError: the loss is not finite before the first step.
     """
     config, examples = run.config, run.examples
     started = time.perf_counter() - (run.rows[-1]["seconds"] if run.rows else 0.0)
@@ -162,6 +166,8 @@ def training_loop(run: TrainingRun, tracking: trackers.Tracking | None = None, b
             batch = [examples.training[number] for number in order[start : start + config.batch_size]]
             loss, correct = yield from _loss_and_gradient(run, batch, cache)
             if not math.isfinite(loss):
+                if epoch == 1 and start == 0:  # before the first step nothing can have diverged
+                    raise not_finite(run.lm.model)
                 run.diverged = f"the training loss turned into {loss} in epoch {epoch}"
                 return
             run.optimization.step()
@@ -173,6 +179,8 @@ def training_loop(run: TrainingRun, tracking: trackers.Tracking | None = None, b
 
         training, validation = run.steps.scores(len(order)), (yield from _validate(run, cache))
         if not math.isfinite(validation["loss"]):
+            if epoch == 0:
+                raise not_finite(run.lm.model)
             run.diverged = f"the validation loss turned into {validation['loss']} in epoch {epoch}"
             return
         is_best = validation["loss"] < run.best.get("loss", math.inf)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
 
@@ -104,6 +105,67 @@ def test_what_is_there_is_not_done_again(files, tmp_path, monkeypatch):
         evaluate_prompts(files[:1], TASKS, str(tmp_path), **options)
     with pytest.raises(TypeError):  # nor do other settings
         evaluate_prompts(files[1:2], TASKS, str(tmp_path), **{**options, "num_fewshot": 1})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model_args": "max_length=20"},
+        {"model_args": "add_bos_token=True"},
+        {"model_args": "dtype=bfloat16"},
+        {"limit": 5},
+        {"num_fewshot": 1},
+        {"log_samples": True},
+        {"tasks": TASKS},
+        {"include_path": "tasks"},
+    ],
+)
+def test_results_of_other_settings_are_not_taken_for_these(files, tmp_path, change):
+    """They are made anew beside the old ones, and both are found again."""
+    if "include_path" in change:  # a task of the same name with another text
+        task = yaml.safe_load((tasks_folder() / "mini_topics/mini_topics/mini_topics_eng_Latn.yaml").read_text())
+        folder = tmp_path / "tasks"
+        folder.mkdir()
+        include = str(tasks_folder() / "mini_topics/mini_topics" / task["include"])
+        (folder / "eng.yaml").write_text(yaml.safe_dump(task | {"include": include, "description": "What is this? "}))
+        change = {"include_path": str(folder)}
+
+    def evaluate(output: str, **more) -> Path:
+        options = {"limit": 4, "device": "cpu", "tasks": TASKS[:1], **more}
+        (path,) = evaluate_prompts(files[:1], options.pop("tasks"), str(tmp_path / output), **options)
+        return path
+
+    def content(path: Path) -> dict:
+        read = json.loads(path.read_text())
+        return {name: read[name] for name in ("results", "n-shot", "n-samples")}
+
+    first = evaluate("there")
+    kept = first.read_bytes()
+    second, fresh = evaluate("there", **change), evaluate("fresh", **change)
+    assert second != first and first.read_bytes() == kept
+    assert content(second) == content(fresh)
+    assert samples_of(second.parent) == samples_of(fresh.parent)
+    assert evaluate("there", **change) == second
+    assert evaluate("there") == (second if change in ({"tasks": TASKS}, {"log_samples": True}) else first)
+    if "log_samples" in change:
+        next(second.parent.glob("samples_*")).unlink()
+        assert evaluate("there", **change) not in (first, second)
+
+
+def test_another_model_in_the_same_folder_is_scored_anew(tmp_path):
+    lm = SPTLM(pretrained="mini", device="cpu")
+    folder, file = tmp_path / "model", tmp_path / "p.safetensors"
+    prompt = random_prompt(lm.model, placement="suffix")
+    SoftPrompt(prompt.vectors, prompt.metadata).save(file)
+    paths = []
+    for change in (0, 0, 1):
+        if change or not paths:
+            lm.model.model.layers[0].mlp.up_proj.weight.data += change
+            lm.model.save_pretrained(folder)
+            lm.tokenizer.save_pretrained(folder)
+        options = {"model_args": f"pretrained={folder}", "limit": 2, "device": "cpu"}
+        paths += evaluate_prompts([str(file)], TASKS[:1], str(tmp_path / "out"), **options)
+    assert paths[0] == paths[1] != paths[2]
 
 
 def test_the_base_model_is_loaded_as_the_prompt_was_trained(files, tmp_path):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from lm_eval.models.huggingface import HFLM
 from peft import LoraConfig, get_peft_model
+from tokenizers.processors import TemplateProcessing
 
 from lm_eval_spt.common.errors import UserError
+from lm_eval_spt.harness.lm import _warn_of_token_at_the_end
 from lm_eval_spt.inference.capabilities import capabilities
 from lm_eval_spt.inference.transformers_internals import cache_argument
 from lm_eval_spt.prompt.metadata import PLACEMENTS
@@ -150,6 +154,40 @@ def test_texts_are_encoded_as_the_harness_does(tiny_models, tokenizer, add_bos_t
     theirs._loglikelihood_tokens = lambda found, **_: expected.extend(pair[1:] for pair in found)
     theirs.loglikelihood(requests("loglikelihood", texts), disable_tqdm=True)
     assert ours.encode_pairs(texts, "prefix") == expected
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_a_tokenizer_that_appends_eos_is_warned_of(tiny_models, tokenizer, caplog, placement):
+    """The harness cuts the context's tokens off the whole text's: EOS stands where an answer's first token should."""
+    _warn_of_token_at_the_end.cache_clear()
+    appends = copy.deepcopy(tokenizer)
+    appends.backend_tokenizer.post_processor = TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", tokenizer.eos_token_id)]
+    )
+    model, texts = tiny_models["llama"], [pair.args for pair in PAIRS if pair.args[0]]
+    prompt = random_prompt(model, placement=placement)
+    assert spt(model, tokenizer, prompt).encode_pairs(texts, placement) and "behind every text" not in caplog.text
+    for _ in range(2):
+        encoded = spt(model, appends, prompt).encode_pairs(texts, placement)
+    assert caplog.text.count("the tokenizer puts </s> behind every text: ") == 1
+    eos = tokenizer.eos_token_id
+    if placement == "prefix":
+        assert "every answer loses its first token" in caplog.text
+        (context, continuation), whole = encoded[0], tokenizer.encode("".join(texts[0]))
+        assert context == [*whole[: len(context) - 1], eos] and continuation == [*whole[len(context) :], eos]
+        found = values(spt(model, appends).loglikelihood(PAIRS, disable_tqdm=True))
+        expected = values(HFLM(model, tokenizer=appends).loglikelihood(PAIRS, disable_tqdm=True))
+        assert found == pytest.approx(expected, **CLOSE)
+        whole_answers = HFLM(model, tokenizer=tokenizer).loglikelihood(PAIRS, disable_tqdm=True)
+        assert found != pytest.approx(values(whole_answers), abs=0.01)
+    else:
+        assert "it stands between every text and the prompt" in caplog.text
+        assert all(context[-1] == eos != continuation[-1] for context, continuation in encoded)
+    caplog.clear()
+    _warn_of_token_at_the_end.cache_clear()
+    cured = spt(model, appends, prompt, add_bos_token=False).encode_pairs(texts, placement)
+    assert not any(eos in (*context, *continuation) for context, continuation in cured)
+    assert "behind every text" not in caplog.text
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)

@@ -7,10 +7,10 @@ import torch
 from accelerate import cpu_offload, disk_offload
 from lm_eval.models.huggingface import HFLM
 
+from lm_eval_spt.cli import main
 from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.inference.fingerprint import model_fingerprint
 from lm_eval_spt.prompt.fingerprint import embedding_fingerprint
-from lm_eval_spt.train import main
 from lm_eval_spt.train.initialization import embedding_scale
 from tests.helpers.models import build_model, random_prompt
 from tests.helpers.scoring import CLOSE, requests, spt, values
@@ -59,11 +59,23 @@ def test_training_and_the_command_lines_arguments(tmp_path, tokenizer):
 
     build_model("llama").save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
-    flags = ["--model", str(tmp_path / "base"), "--task", "mini_topics_eng_Latn", "--shots", "1", "--epochs", "1"]
+    flags = [
+        "train",
+        "--model",
+        str(tmp_path / "base"),
+        "--task",
+        "mini_topics_eng_Latn",
+        "--shots",
+        "1",
+        "--epochs",
+        "1",
+    ]
     learned = []
     for more in ([], ["--device-map", "auto"]):
         output = tmp_path / f"p{len(more)}.safetensors"
-        assert main([*flags, "--validation-shots", "1", "--device", "cpu", "--output", str(output), *more]) == 0
+        assert (
+            main(["train", *flags, "--validation-shots", "1", "--device", "cpu", "--output", str(output), *more]) == 0
+        )
         learned.append(SoftPrompt.load(output).vectors)
     assert torch.allclose(*learned, atol=1e-5)
 

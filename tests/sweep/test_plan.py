@@ -11,6 +11,7 @@ from lm_eval_spt.cli import main
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.sweep import cost
 from lm_eval_spt.sweep.plan import read_plan
+from lm_eval_spt.train.base import loading
 from lm_eval_spt.train.config import TrainingConfig
 from tests.helpers.paths import ROOT
 from tests.helpers.sweeps import TARGETS, sweep_file
@@ -44,6 +45,21 @@ def test_any_setting_can_be_an_axis(tmp_path):
             values = several.get(setting.name, [setting.default])
             plan = read_plan(sweep_file(tmp_path, axes={setting.name: values}))
             assert [getattr(run.config, setting.name) for run in plan.runs] == values
+
+
+def test_runs_share_a_model_that_is_loaded_in_one_way(tmp_path):
+    """Quantised or not, here or spread, with its own code or without: these are other models."""
+    axes = {"quantization": ["none", "4bit"], "device_map": [None, "auto"], "trust_remote_code": [False, True]}
+    plan = read_plan(sweep_file(tmp_path, axes=axes, baselines={"none": TARGETS}))
+    prompted = [run for run in plan.runs if run.prompted]
+    assert len({run.base for run in prompted}) == 8
+    assert {tuple(sorted(loading(run.config))) for run in prompted if run.config.quantization == "4bit"} == {
+        ("dtype", "load_in_4bit"),
+        ("dtype", "load_in_4bit", "trust_remote_code"),
+        ("device_map", "dtype", "load_in_4bit", "parallelize"),
+        ("device_map", "dtype", "load_in_4bit", "parallelize", "trust_remote_code"),
+    }
+    assert len([run for run in plan.runs if not run.prompted]) == 8
 
 
 def test_yaml_values_become_what_a_setting_is(tmp_path):
