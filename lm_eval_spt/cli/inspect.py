@@ -21,6 +21,9 @@ def parser(prog: str) -> argparse.ArgumentParser:
         "--base-model", metavar="NAME", help="a Hub id, a folder, or 'mini'; without it no tokens are shown"
     )
     parser.add_argument("--neighbours", type=positive, default=5, metavar="N", help="tokens per vector (default: 5)")
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="run the code that the base model brings along, if it does"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     return parser
 
@@ -34,6 +37,6 @@ def run(arguments: argparse.Namespace) -> None:
     prompt = SoftPrompt.from_pretrained(arguments.prompt)
     facts = report(prompt)
     if arguments.base_model:
-        embedding, tokenizer = load_embedding(arguments.base_model)
+        embedding, tokenizer = load_embedding(arguments.base_model, arguments.trust_remote_code)
         facts |= nearest_vocabulary(prompt, embedding, tokenizer, arguments.base_model, arguments.neighbours)
     print(json.dumps(facts, indent=2) if arguments.json else "\n".join(as_text(facts)))

@@ -82,12 +82,13 @@ def probe(
     tried: _Tried = vars(model).get(_KEY, _Tried(0, False))
     if tokens <= tried.tokens and gradient <= tried.gradient:
         return capabilities(model)
-    was_training = model.training
+    modes = {module: module.training for module in model.modules()}  # an adapter's may differ from the model's
     model.eval()
     try:
         known = _Probe(model, samples, vectors, gradient).find()
     finally:
-        model.train(was_training)
+        for module, training in modes.items():
+            module.training = training
     set_capabilities(model, known)
     vars(model)[_KEY] = _Tried(tokens, gradient)
     return known

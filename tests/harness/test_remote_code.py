@@ -8,9 +8,9 @@ import pytest
 import torch
 import yaml
 from lm_eval.models.huggingface import HFLM
-from lm_eval_spt.sweep.command import sweep
 
 from lm_eval_spt.cli import main
+from lm_eval_spt.cli.sweep import sweep
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.inference.base_model import load_embedding

@@ -225,6 +225,14 @@ def test_a_cache_that_forgets_is_noticed(monkeypatch):
     assert not probe(model, requests).cache
 
 
+def test_trying_leaves_every_module_in_its_mode():
+    """A wrapper that PEFT puts around a model in evaluation mode is itself in training mode."""
+    model = build("llama", GROUPED)
+    model.training = True
+    probe(model, some_requests())
+    assert model.training and not any(module.training for module in model.children())
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_allowed_its_rounding_and_no_more(dtype):
     model, requests = build("llama", GROUPED).to(dtype), some_requests()

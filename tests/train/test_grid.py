@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lm_eval_spt.cli.train import configurations, main
+from lm_eval_spt.cli.train import configurations, main, parser
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from tests.helpers.training import TASK
 
@@ -46,5 +46,8 @@ def test_a_grid_of_equal_runs_is_refused(tmp_path, capsys):
 def test_a_grid_over_starts_is_named_after_them(tmp_path):
     flags = ["--model", "mini", "--task", "t", "--output", str(tmp_path / "g.safetensors")]
     starts = ["vocab", str(tmp_path / "some" / "prompt.safetensors"), "owner/name"]
-    names = [Path(config.output).name for config in configurations([*flags, "--init", *starts])]
-    assert names == ["g-initvocab.safetensors", "g-initprompt.safetensors", "g-initowner_name.safetensors"]
+    names = [
+        Path(config.output).name
+        for config in configurations(vars(parser("train").parse_args([*flags, "--init", *starts])))
+    ]
+    assert names == ["g-init_vocab.safetensors", "g-init_prompt.safetensors", "g-init_owner_name.safetensors"]
