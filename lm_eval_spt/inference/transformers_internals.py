@@ -121,6 +121,13 @@ def plain_logits(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
     return output
 
 
+def last_logits(model: PreTrainedModel, inputs: dict[str, Tensor], count: int) -> Tensor:
+    """Return the logits `[batch, count, vocabulary]` of the last tokens, from the model's own `forward`."""
+    keep = {"logits_to_keep": count} if model._supports_logits_to_keep() else {}
+    output: Tensor = model(**inputs, **keep, use_cache=False, return_dict=True).logits
+    return output[:, -count:]
+
+
 def head_weight(model: PreTrainedModel) -> Tensor | None:
     """Return the weights `[vocabulary, d]` of the vocabulary head where it is one frozen linear layer without a bias.
 
@@ -150,6 +157,30 @@ def per_layer_inputs(model: PreTrainedModel, ids: Tensor, embeds: Tensor) -> dic
     takes_embeds = _has_parameter(type(decoder).get_per_layer_inputs, "inputs_embeds")
     found: Tensor = decoder.get_per_layer_inputs(ids, embeds) if takes_embeds else decoder.get_per_layer_inputs(ids)
     return {"per_layer_inputs": found}
+
+
+@contextmanager
+def generation_from_embeddings(model: PreTrainedModel) -> Iterator[None]:
+    """Within this context ``generate`` takes embeddings from every causal LM whose ``forward`` does.
+
+    It refuses models whose own method to prepare its steps does not name them, and gives inputs for every layer, which
+    are those of the text, to later steps, too. There the new token's own are wanted.
+    """
+    causal = _without_wrapper(model)  # `kwargs` below: by this name `generate` knows that `forward`'s arguments are taken
+    prepare: Any = causal.prepare_inputs_for_generation
+
+    def prepared(
+        input_ids: Tensor, inputs_embeds: Tensor | None = None, is_first_iteration: bool = False, **kwargs: Any
+    ) -> dict[str, Any]:
+        if inputs_embeds is not None:
+            kwargs["inputs_embeds"] = inputs_embeds
+        inputs: dict[str, Any] = prepare(input_ids, is_first_iteration=is_first_iteration, **kwargs)
+        if not is_first_iteration:
+            inputs.pop("per_layer_inputs", None)
+        return inputs
+
+    with _replaced(causal, "prepare_inputs_for_generation", prepared):
+        yield
 
 
 # -- lengths at which a model changes ----------------------------------------------------------------------------------

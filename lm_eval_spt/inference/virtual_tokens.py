@@ -36,13 +36,13 @@ def virtual_tokens(length: int, first: int = 0) -> list[int]:
     return [-1 - number for number in range(first, first + length)]
 
 
-def pad_left(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Return ids and attention mask, both `[batch, time]`, of rows padded on the left.
+def pad_left(rows: Sequence[Sequence[int]], padding: int = 0) -> tuple[Tensor, Tensor]:
+    """Return ids and attention mask, both `[batch, time]`, of rows padded on the left with the id `padding`.
 
     Padding stands before everything, so it never falls between prompt and text.
     """
     time = max(map(len, rows))
-    ids = torch.tensor([[0] * (time - len(row)) + list(row) for row in rows])
+    ids = torch.tensor([[padding] * (time - len(row)) + list(row) for row in rows], dtype=torch.long)
     mask = torch.tensor([[0] * (time - len(row)) + [1] * len(row) for row in rows])
     return ids, mask
 

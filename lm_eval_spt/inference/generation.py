@@ -1,0 +1,242 @@
+"""Generation after prompted texts, with transformers' own ``generate``.
+
+The model reads the prompt's vectors among the embeddings of the text. Everything that looks at the text (penalties for
+what was said already, stopping criteria) gets the ids of the text and of the new tokens: as with PEFT, the prompt is
+none of them. Padding is never among them either: where something looks at the text, texts of one length share a batch.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    EncoderNoRepeatNGramLogitsProcessor,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteriaList,
+)
+from transformers.generation.logits_process import EncoderRepetitionPenaltyLogitsProcessor
+
+from lm_eval_spt.common.errors import UserError
+from lm_eval_spt.inference import probe, transformers_internals
+from lm_eval_spt.inference.transformers_internals import device_of, generation_from_embeddings
+from lm_eval_spt.inference.virtual_tokens import is_virtual, model_inputs, pad_left
+
+logger = logging.getLogger(__name__)
+
+Stopping = Callable[[int, int], StoppingCriteriaList]
+"""Makes the stopping criteria of a batch: given the number of ids before the new tokens, and the number of rows."""
+
+LOOK_AT_TEXT = (
+    "encoder_no_repeat_ngram_size",
+    "encoder_repetition_penalty",
+    "min_length",
+    "no_repeat_ngram_size",
+    "repetition_penalty",
+)
+"""Settings of ``generate`` to which padding would be text."""
+
+SMALL = 1e-3
+"""How far logits in float32 may be from those of a plain pass, as a share of their spread."""
+
+_KEY = "lm_eval_spt_generates"
+
+
+def generate(
+    model: PreTrainedModel,
+    contexts: Sequence[Sequence[int]],
+    vectors: Tensor | None,
+    *,
+    max_new_tokens: int,
+    pad_token_id: int | None,
+    stopping: Stopping,
+    **settings: Any,
+) -> list[Tensor]:
+    """Return what a model says after each context.
+
+    Args:
+        model: a causal LM or an encoder-decoder LM, in evaluation mode.
+        contexts: token ids, the prompt's virtual tokens marked.
+        vectors: `[P, d]`, the soft prompt, if any.
+        max_new_tokens: how many tokens at most, in each row.
+        pad_token_id: what stands behind the end of a row that is done before the others of its batch.
+        stopping: makes the stopping criteria.
+        **settings: ``generate``'s own.
+
+    Returns:
+        For each context a tensor of ids: the new tokens of a causal LM, all tokens of an encoder-decoder's decoder.
+
+    Raises:
+        UserError: the model does not generate from embeddings, the settings are not valid, or logits are not numbers.
+    """
+    answers: list[Tensor] = [torch.empty(0)] * len(contexts)
+    for batch in _batches(model, contexts, vectors, max_new_tokens, settings):
+        rows = [contexts[number] for number in batch]
+        limits = {"max_new_tokens": max_new_tokens, "pad_token_id": pad_token_id}
+        try:
+            tokens, seen = _call(model, rows, vectors, stopping, {**settings, **limits})
+        except UserError:
+            raise
+        except (TypeError, ValueError) as error:
+            name, reason = type(model).__name__, str(error).strip().splitlines()[0]
+            raise UserError(f"{name} can not generate with the settings {settings}: {reason}") from error
+        for number, row in zip(batch, tokens, strict=True):
+            answers[number] = row[seen:]
+    return answers
+
+
+def _call(
+    model: PreTrainedModel,
+    rows: Sequence[Sequence[int]],
+    vectors: Tensor | None,
+    stopping: Stopping | None,
+    settings: dict[str, Any],
+) -> tuple[Any, int]:
+    """Return what ``generate`` returns for one batch, and how many ids of the text stand before the new tokens."""
+    device, causal = device_of(model), not model.config.is_encoder_decoder
+    ids, mask = (tensor.to(device) for tensor in pad_left(rows))
+    texts = [[token for token in row if not is_virtual(token)] for row in rows]
+    text = pad_left(texts, settings.get("pad_token_id") or 0)[0].to(device)
+    inputs = {**model_inputs(model, ids, vectors), **({"input_ids": text} if causal else {})}
+    seen = text.shape[1] if causal else 0
+    transformers_internals.forget_longer_texts(model)
+    with torch.no_grad(), generation_from_embeddings(model):
+        output: Any = model.generate(
+            **inputs,
+            attention_mask=mask,
+            stopping_criteria=stopping(seen, len(rows)) if stopping else None,
+            **_adapted(model, settings, text),
+        )
+    return output, seen
+
+
+def _adapted(model: PreTrainedModel, settings: dict[str, Any], text: Tensor) -> dict[str, Any]:
+    """Return the settings with those replaced that ``generate`` would apply to embeddings instead of the text's ids.
+
+    It also counts the embeddings, and so the prompt, towards ``min_length``.
+    """
+    adapted = {"use_cache": True, **settings}
+    processors = LogitsProcessorList()
+    if (penalty := _setting(model, adapted, "encoder_repetition_penalty")) not in (None, 1.0):
+        processors.append(EncoderRepetitionPenaltyLogitsProcessor(penalty, text))
+        adapted["encoder_repetition_penalty"] = None
+    if size := _setting(model, adapted, "encoder_no_repeat_ngram_size"):
+        processors.append(EncoderNoRepeatNGramLogitsProcessor(size, text))
+        adapted["encoder_no_repeat_ngram_size"] = None
+    least = _setting(model, adapted, "min_length")
+    if least and not model.config.is_encoder_decoder and not _setting(model, adapted, "min_new_tokens"):
+        adapted.pop("min_length", None)
+        adapted["min_new_tokens"] = max(least - text.shape[1], 0)
+    processors.append(_Numbers(model))
+    return {**adapted, "logits_processor": processors}
+
+
+def _setting(model: PreTrainedModel, settings: dict[str, Any], name: str) -> Any:
+    """Return what was asked for, else what the model's generation configuration says."""
+    return settings[name] if name in settings else getattr(model.generation_config, name, None)
+
+
+class _Numbers(LogitsProcessor):
+    """Stops the run where logits are not numbers, which would be an answer like any other."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if scores.isnan().any():
+            raise probe.not_finite(self._model)
+        return scores
+
+
+# -- which texts share a batch -----------------------------------------------------------------------------------------
+
+
+def _batches(
+    model: PreTrainedModel,
+    contexts: Sequence[Sequence[int]],
+    vectors: Tensor | None,
+    max_new_tokens: int,
+    settings: dict[str, Any],
+) -> list[list[int]]:
+    """Return the numbers of the contexts, those that are generated for together in one list.
+
+    All together, unless padding would change an answer: then those of equal length.
+    """
+    equal: dict[int, list[int]] = {}
+    for number, context in enumerate(contexts):
+        equal.setdefault(len(context), []).append(number)
+    if len(equal) == 1 and vectors is None:
+        return list(equal.values())
+    switch = transformers_internals.rope_length(model)
+    together = (
+        _sees_through_padding(model, contexts, vectors)
+        and (switch is None or max(equal) + max_new_tokens <= switch)
+        and all(_setting(model, settings, name) in (None, 0, 1) for name in LOOK_AT_TEXT)
+    )
+    return [list(range(len(contexts)))] if together else list(equal.values())
+
+
+def _sees_through_padding(model: PreTrainedModel, contexts: Sequence[Sequence[int]], vectors: Tensor | None) -> bool:
+    """Tell whether a model, in ``generate``, goes on from a padded context as from the same without padding.
+
+    The first contexts with and without a prompt are tried: two steps, against plain passes over what was generated.
+
+    Raises:
+        UserError: with a prompt it does not do so without padding, either.
+    """
+    if model.config.is_encoder_decoder:
+        return True  # the encoder is given the mask; the decoder has no padding
+    known: dict[bool, bool] = vars(model).setdefault(_KEY, {})
+    prompted = vectors is not None
+    if prompted in known:
+        return known[prompted]
+    ordered = sorted(contexts, key=len)
+    pair = [ordered[0], ordered[-1]] if len(ordered[0]) < len(ordered[-1]) else [ordered[0], ordered[0][1:]]
+    pair = [row for row in pair if row]
+    name = type(model).__name__
+    problem = _difference_from_plain(model, pair, vectors)
+    known[prompted] = problem is None
+    if problem is not None:
+        alone = [_difference_from_plain(model, [row], vectors) for row in pair]
+        if prompted and (reason := next(filter(None, alone), None)):
+            del known[prompted]
+            raise UserError(f"{name} does not generate after a soft prompt as it reads one: {reason}")
+        logger.info("%s generates for texts of one length at a time: padded, %s", name, problem)
+    return known[prompted]
+
+
+def _difference_from_plain(model: PreTrainedModel, rows: Sequence[Sequence[int]], vectors: Tensor | None) -> str | None:
+    """Return what is wrong with two steps of ``generate``, against plain passes; None where nothing is."""
+    recorded = {"return_dict_in_generate": True, "output_logits": True}
+    steps = {"max_new_tokens": 2, "min_new_tokens": 2, "do_sample": False, "num_beams": 1}
+    expected: list[Tensor] = []
+    try:
+        output, seen = _call(model, rows, vectors, None, recorded | steps)
+        for row, first in zip(rows, output.sequences[:, seen].tolist(), strict=True):
+            ids = torch.tensor([[*row, first]], device=device_of(model))
+            with torch.no_grad():
+                expected.append(transformers_internals.last_logits(model, model_inputs(model, ids, vectors), 2)[0])
+    except UserError:
+        raise
+    except probe.FAILURES as error:
+        return str(error).strip().splitlines()[0]
+    for number, plain in enumerate(expected):
+        if not plain.isfinite().all():
+            raise probe.not_finite(model)
+        off = torch.stack([step[number] for step in output.logits]).to(plain) - plain
+        share = float(off.norm() / (plain - plain.mean(dim=-1, keepdim=True)).norm())
+        if not share <= max(SMALL, 16 * _precision(model)):
+            return f"logits are off by {share:.1%} from those of one pass over the same tokens"
+    return None
+
+
+def _precision(model: PreTrainedModel) -> float:
+    """Return the precision of the numbers that a model computes with, as a share of their size."""
+    kind = device_of(model).type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else model.dtype
+    return torch.finfo(dtype).eps
