@@ -384,6 +384,22 @@ class SPTLM(HFLM):
 
     # -- generation --------------------------------------------------------------------------------------------------
 
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Return what the model says after every request's context, up to the first stop sequence.
+
+        Raises:
+            UserError: the settings of a request leave no room for its text; what :meth:`_model_generate` raises.
+        """
+        try:
+            return super().generate_until(requests, disable_tqdm)
+        except AssertionError as error:
+            if "maximum sequence length" not in str(error):
+                raise
+            raise UserError(
+                f"max_gen_toks leaves no room for text: {self.base_model_name!r} reads at most {self.max_length} tokens"
+                f"{' beside the prompt' if self.prompt else ''}; give a smaller max_gen_toks"
+            ) from error
+
     def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **generation: Any) -> Tensor:
         """Generate after `context` `[batch, time]`, padded on the left; returns it with the new tokens behind it.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from transformers.generation.logits_process import EncoderRepetitionPenaltyLogit
 
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.inference import probe, transformers_internals
-from lm_eval_spt.inference.transformers_internals import device_of, generation_from_embeddings
+from lm_eval_spt.inference.transformers_internals import device_of, generation_from_embeddings, generation_from_scratch
 from lm_eval_spt.inference.virtual_tokens import is_virtual, model_inputs, pad_left
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,15 @@ LOOK_AT_TEXT = (
 )
 """Settings of ``generate`` to which padding would be text."""
 
-SMALL = 1e-3
+Layout = Literal["padded", "equal", "recomputed"]
+"""How contexts become the rows of a batch, from the fastest way to the slowest:
+
+``padded``      padded on the left, with a mask
+``equal``       without padding: rows of one length share a batch
+``recomputed``  the same without a cache: every step reads everything anew
+"""
+
+SMALL = 1e-4
 """How far logits in float32 may be from those of a plain pass, as a share of their spread."""
 
 _KEY = "lm_eval_spt_generates"
@@ -72,14 +80,15 @@ def generate(
         For each context a tensor of ids: the new tokens of a causal LM, all tokens of an encoder-decoder's decoder.
 
     Raises:
-        UserError: the model does not generate from embeddings, the settings are not valid, or logits are not numbers.
+        UserError: `generate` refuses the settings, or logits are not numbers.
     """
     answers: list[Tensor] = [torch.empty(0)] * len(contexts)
-    for batch in _batches(model, contexts, vectors, max_new_tokens, settings):
+    layout = _layout(model, contexts, vectors)
+    for batch in _batches(model, contexts, layout, max_new_tokens, settings):
         rows = [contexts[number] for number in batch]
         limits = {"max_new_tokens": max_new_tokens, "pad_token_id": pad_token_id}
         try:
-            tokens, seen = _call(model, rows, vectors, stopping, {**settings, **limits})
+            tokens, seen = _call(model, rows, vectors, layout, stopping, {**settings, **limits})
         except UserError:
             raise
         except (TypeError, ValueError) as error:
@@ -94,6 +103,7 @@ def _call(
     model: PreTrainedModel,
     rows: Sequence[Sequence[int]],
     vectors: Tensor | None,
+    layout: Layout,
     stopping: Stopping | None,
     settings: dict[str, Any],
 ) -> tuple[Any, int]:
@@ -102,13 +112,29 @@ def _call(
     ids, mask = (tensor.to(device) for tensor in pad_left(rows))
     texts = [[token for token in row if not is_virtual(token)] for row in rows]
     text = pad_left(texts, settings.get("pad_token_id") or 0)[0].to(device)
-    inputs = {**model_inputs(model, ids, vectors), **({"input_ids": text} if causal else {})}
     seen = text.shape[1] if causal else 0
+
+    def whole(tokens: Tensor) -> dict[str, Tensor]:
+        contexts = ids.repeat_interleave(len(tokens) // len(ids), dim=0)  # several beams go on from one context
+        return model_inputs(model, torch.cat([contexts, tokens[:, seen:]], dim=1), vectors)
+
+    if layout == "recomputed":
+        inputs, steps = (
+            {"input_ids": text, "attention_mask": torch.ones_like(text)},
+            generation_from_scratch(model, whole),
+        )
+    else:
+        inputs = {
+            **model_inputs(model, ids, vectors),
+            "attention_mask": mask,
+            **({"input_ids": text} if causal else {}),
+        }
+        steps = generation_from_embeddings(model)
     transformers_internals.forget_longer_texts(model)
-    with torch.no_grad(), generation_from_embeddings(model):
-        output: Any = model.generate(
+    generate_tokens: Any = model.generate
+    with torch.no_grad(), steps:
+        output = generate_tokens(
             **inputs,
-            attention_mask=mask,
             stopping_criteria=stopping(seen, len(rows)) if stopping else None,
             **_adapted(model, settings, text),
         )
@@ -121,12 +147,13 @@ def _adapted(model: PreTrainedModel, settings: dict[str, Any], text: Tensor) -> 
     It also counts the embeddings, and so the prompt, towards ``min_length``.
     """
     adapted = {"use_cache": True, **settings}
+    ids: Any = text
     processors = LogitsProcessorList()
     if (penalty := _setting(model, adapted, "encoder_repetition_penalty")) not in (None, 1.0):
-        processors.append(EncoderRepetitionPenaltyLogitsProcessor(penalty, text))
+        processors.append(EncoderRepetitionPenaltyLogitsProcessor(penalty, ids))
         adapted["encoder_repetition_penalty"] = None
     if size := _setting(model, adapted, "encoder_no_repeat_ngram_size"):
-        processors.append(EncoderNoRepeatNGramLogitsProcessor(size, text))
+        processors.append(EncoderNoRepeatNGramLogitsProcessor(size, ids))
         adapted["encoder_no_repeat_ngram_size"] = None
     least = _setting(model, adapted, "min_length")
     if least and not model.config.is_encoder_decoder and not _setting(model, adapted, "min_new_tokens"):
@@ -159,7 +186,7 @@ class _Numbers(LogitsProcessor):
 def _batches(
     model: PreTrainedModel,
     contexts: Sequence[Sequence[int]],
-    vectors: Tensor | None,
+    layout: Layout,
     max_new_tokens: int,
     settings: dict[str, Any],
 ) -> list[list[int]]:
@@ -170,68 +197,62 @@ def _batches(
     equal: dict[int, list[int]] = {}
     for number, context in enumerate(contexts):
         equal.setdefault(len(context), []).append(number)
-    if len(equal) == 1 and vectors is None:
-        return list(equal.values())
     switch = transformers_internals.rope_length(model)
     together = (
-        _sees_through_padding(model, contexts, vectors)
+        layout == "padded"
         and (switch is None or max(equal) + max_new_tokens <= switch)
         and all(_setting(model, settings, name) in (None, 0, 1) for name in LOOK_AT_TEXT)
     )
     return [list(range(len(contexts)))] if together else list(equal.values())
 
 
-def _sees_through_padding(model: PreTrainedModel, contexts: Sequence[Sequence[int]], vectors: Tensor | None) -> bool:
-    """Tell whether a model, in ``generate``, goes on from a padded context as from the same without padding.
+def _layout(model: PreTrainedModel, contexts: Sequence[Sequence[int]], vectors: Tensor | None) -> Layout:
+    """Return the fastest layout in which ``generate`` goes on from a context as a plain pass over all tokens does.
 
-    The first contexts with and without a prompt are tried: two steps, against plain passes over what was generated.
-
-    Raises:
-        UserError: with a prompt it does not do so without padding, either.
+    It is tried at a model's first contexts with a prompt, and at its first without: two steps for two rows.
     """
     if model.config.is_encoder_decoder:
-        return True  # the encoder is given the mask; the decoder has no padding
-    known: dict[bool, bool] = vars(model).setdefault(_KEY, {})
+        return "padded"  # the encoder is given the mask, and the decoder's rows all begin with one token
+    known: dict[bool, Layout] = vars(model).setdefault(_KEY, {})
     prompted = vectors is not None
-    if prompted in known:
-        return known[prompted]
-    ordered = sorted(contexts, key=len)
-    pair = [ordered[0], ordered[-1]] if len(ordered[0]) < len(ordered[-1]) else [ordered[0], ordered[0][1:]]
-    pair = [row for row in pair if row]
-    name = type(model).__name__
-    problem = _difference_from_plain(model, pair, vectors)
-    known[prompted] = problem is None
-    if problem is not None:
-        alone = [_difference_from_plain(model, [row], vectors) for row in pair]
-        if prompted and (reason := next(filter(None, alone), None)):
-            del known[prompted]
-            raise UserError(f"{name} does not generate after a soft prompt as it reads one: {reason}")
-        logger.info("%s generates for texts of one length at a time: padded, %s", name, problem)
+    if prompted not in known:
+        shortest, *_, longest = sorted([*contexts, min(contexts, key=len)], key=len)
+        shorter = shortest if len(shortest) < len(longest) else longest[1:] or longest
+        found: Layout = "recomputed"
+        trials: dict[Layout, list[Sequence[int]]] = {"padded": [shorter, longest], "equal": [longest, longest[::-1]]}
+        for layout, rows in trials.items():
+            if (difference := _difference_from_plain(model, rows, vectors, layout)) is None:
+                found = layout
+                break
+            name = type(model).__name__
+            logger.info("%s generates in a slower way than %r, in which %s", name, layout, difference)
+        known[prompted] = found
     return known[prompted]
 
 
-def _difference_from_plain(model: PreTrainedModel, rows: Sequence[Sequence[int]], vectors: Tensor | None) -> str | None:
+def _difference_from_plain(
+    model: PreTrainedModel, rows: Sequence[Sequence[int]], vectors: Tensor | None, layout: Layout
+) -> str | None:
     """Return what is wrong with two steps of ``generate``, against plain passes; None where nothing is."""
     recorded = {"return_dict_in_generate": True, "output_logits": True}
     steps = {"max_new_tokens": 2, "min_new_tokens": 2, "do_sample": False, "num_beams": 1}
-    expected: list[Tensor] = []
     try:
-        output, seen = _call(model, rows, vectors, None, recorded | steps)
-        for row, first in zip(rows, output.sequences[:, seen].tolist(), strict=True):
-            ids = torch.tensor([[*row, first]], device=device_of(model))
-            with torch.no_grad():
-                expected.append(transformers_internals.last_logits(model, model_inputs(model, ids, vectors), 2)[0])
+        output, seen = _call(model, rows, vectors, layout, None, recorded | steps)
     except UserError:
         raise
     except probe.FAILURES as error:
-        return str(error).strip().splitlines()[0]
-    for number, plain in enumerate(expected):
+        return f"it fails: {str(error).strip().splitlines()[0]}"
+    for number, (row, first) in enumerate(zip(rows, output.sequences[:, seen].tolist(), strict=True)):
+        transformers_internals.forget_longer_texts(model)
+        ids = torch.tensor([[*row, first]], device=device_of(model))
+        with torch.no_grad():
+            plain = transformers_internals.last_logits(model, model_inputs(model, ids, vectors), 2)[0]
         if not plain.isfinite().all():
             raise probe.not_finite(model)
         off = torch.stack([step[number] for step in output.logits]).to(plain) - plain
         share = float(off.norm() / (plain - plain.mean(dim=-1, keepdim=True)).norm())
         if not share <= max(SMALL, 16 * _precision(model)):
-            return f"logits are off by {share:.1%} from those of one pass over the same tokens"
+            return f"logits are off by {share:.1%}"
     return None
 
 

@@ -123,7 +123,8 @@ def plain_logits(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
 
 def last_logits(model: PreTrainedModel, inputs: dict[str, Tensor], count: int) -> Tensor:
     """Return the logits `[batch, count, vocabulary]` of the last tokens, from the model's own `forward`."""
-    keep = {"logits_to_keep": count} if model._supports_logits_to_keep() else {}
+    causal: Any = _without_wrapper(model)
+    keep = {"logits_to_keep": count} if causal._supports_logits_to_keep() else {}
     output: Tensor = model(**inputs, **keep, use_cache=False, return_dict=True).logits
     return output[:, -count:]
 
@@ -166,20 +167,43 @@ def generation_from_embeddings(model: PreTrainedModel) -> Iterator[None]:
     It refuses models whose own method to prepare its steps does not name them, and gives inputs for every layer, which
     are those of the text, to later steps, too. There the new token's own are wanted.
     """
-    causal = _without_wrapper(model)  # `kwargs` below: by this name `generate` knows that `forward`'s arguments are taken
+    causal = _without_wrapper(model)
     prepare: Any = causal.prepare_inputs_for_generation
 
+    # `generate` allows the arguments that are named here and, because of `kwargs`, by that name, those of `forward`.
     def prepared(
-        input_ids: Tensor, inputs_embeds: Tensor | None = None, is_first_iteration: bool = False, **kwargs: Any
+        input_ids: Tensor,
+        inputs_embeds: Tensor | None = None,
+        per_layer_inputs: Tensor | None = None,
+        is_first_iteration: bool = False,
+        **kwargs: Any,
     ) -> dict[str, Any]:
-        if inputs_embeds is not None:
-            kwargs["inputs_embeds"] = inputs_embeds
+        embedded = {
+            "inputs_embeds": inputs_embeds,
+            "per_layer_inputs": per_layer_inputs if is_first_iteration else None,
+        }
+        kwargs |= {name: given for name, given in embedded.items() if given is not None}
         inputs: dict[str, Any] = prepare(input_ids, is_first_iteration=is_first_iteration, **kwargs)
-        if not is_first_iteration:
-            inputs.pop("per_layer_inputs", None)
         return inputs
 
     with _replaced(causal, "prepare_inputs_for_generation", prepared):
+        yield
+
+
+@contextmanager
+def generation_from_scratch(model: PreTrainedModel, inputs: Callable[[Tensor], dict[str, Tensor]]) -> Iterator[None]:
+    """Within this context every step of ``generate`` is a plain pass over all tokens, without a cache.
+
+    Args:
+        model: a causal LM.
+        inputs: given the tokens `[batch, time]` so far, returns what ``forward`` reads.
+    """
+
+    def prepared(input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
+        keep = {name: value for name, value in kwargs.items() if name == "logits_to_keep"}
+        return {**inputs(input_ids), **keep, "use_cache": False}
+
+    with _replaced(_without_wrapper(model), "prepare_inputs_for_generation", prepared):
         yield
 
 
