@@ -8,7 +8,8 @@ none of them. Padding is never among them either: where something looks at the t
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -50,7 +51,7 @@ Layout = Literal["padded", "equal", "recomputed"]
 """
 
 SMALL = 1e-4
-"""How far logits in float32 may be from those of a plain pass, as a share of their spread."""
+"""How far logits may be from those of a plain pass, as a share of their spread, if rounding does not move them more."""
 
 _KEY = "lm_eval_spt_generates"
 
@@ -83,19 +84,18 @@ def generate(
         UserError: `generate` refuses the settings, or logits are not numbers.
     """
     answers: list[Tensor] = [torch.empty(0)] * len(contexts)
-    layout = _layout(model, contexts, vectors)
-    for batch in _batches(model, contexts, layout, max_new_tokens, settings):
-        rows = [contexts[number] for number in batch]
-        limits = {"max_new_tokens": max_new_tokens, "pad_token_id": pad_token_id}
-        try:
+    limits = {"max_new_tokens": max_new_tokens, "pad_token_id": pad_token_id}
+    try:
+        for layout, batch in _batches(model, contexts, vectors, max_new_tokens, settings):
+            rows = [contexts[number] for number in batch]
             tokens, seen = _call(model, rows, vectors, layout, stopping, {**settings, **limits})
-        except UserError:
-            raise
-        except (TypeError, ValueError) as error:
-            name, reason = type(model).__name__, str(error).strip().splitlines()[0]
-            raise UserError(f"{name} can not generate with the settings {settings}: {reason}") from error
-        for number, row in zip(batch, tokens, strict=True):
-            answers[number] = row[seen:]
+            for number, row in zip(batch, tokens, strict=True):
+                answers[number] = row[seen:]
+    except UserError:
+        raise
+    except (NotImplementedError, TypeError, ValueError) as error:
+        name = type(model).__name__
+        raise UserError(f"{name} can not generate with the settings {settings}: {_reason(error)}") from error
     return answers
 
 
@@ -119,16 +119,11 @@ def _call(
         return model_inputs(model, torch.cat([contexts, tokens[:, seen:]], dim=1), vectors)
 
     if layout == "recomputed":
-        inputs, steps = (
-            {"input_ids": text, "attention_mask": torch.ones_like(text)},
-            generation_from_scratch(model, whole),
-        )
+        inputs = {"input_ids": text, "attention_mask": torch.ones_like(text)}
+        steps = generation_from_scratch(model, whole)
     else:
-        inputs = {
-            **model_inputs(model, ids, vectors),
-            "attention_mask": mask,
-            **({"input_ids": text} if causal else {}),
-        }
+        inputs = {**model_inputs(model, ids, vectors), "attention_mask": mask}
+        inputs |= {"input_ids": text} if causal else {}
         steps = generation_from_embeddings(model)
     transformers_internals.forget_longer_texts(model)
     generate_tokens: Any = model.generate
@@ -186,48 +181,53 @@ class _Numbers(LogitsProcessor):
 def _batches(
     model: PreTrainedModel,
     contexts: Sequence[Sequence[int]],
-    layout: Layout,
+    vectors: Tensor | None,
     max_new_tokens: int,
     settings: dict[str, Any],
-) -> list[list[int]]:
-    """Return the numbers of the contexts, those that are generated for together in one list.
+) -> list[tuple[Layout, list[int]]]:
+    """Return which contexts are generated for together, by their numbers, and how.
 
-    All together, unless padding would change an answer: then those of equal length.
+    All together, unless padding would change an answer: then those of equal length. RoPE that is another for longer
+    texts is the wrong one for what is in the cache when an answer gets that long.
     """
+    switch = transformers_internals.rope_length(model)
+    layout = _layout(model, contexts, vectors, switch)
     equal: dict[int, list[int]] = {}
     for number, context in enumerate(contexts):
         equal.setdefault(len(context), []).append(number)
-    switch = transformers_internals.rope_length(model)
-    together = (
-        layout == "padded"
-        and (switch is None or max(equal) + max_new_tokens <= switch)
-        and all(_setting(model, settings, name) in (None, 0, 1) for name in LOOK_AT_TEXT)
-    )
-    return [list(range(len(contexts)))] if together else list(equal.values())
+    looks_at_text = any(_setting(model, settings, name) not in (None, 0, 1) for name in LOOK_AT_TEXT)
+    if layout == "padded" and not looks_at_text and (switch is None or max(equal) + max_new_tokens <= switch):
+        return [(layout, list(range(len(contexts))))]
+    return [
+        ("recomputed" if switch is not None and length <= switch < length + max_new_tokens else layout, batch)
+        for length, batch in equal.items()
+    ]
 
 
-def _layout(model: PreTrainedModel, contexts: Sequence[Sequence[int]], vectors: Tensor | None) -> Layout:
+def _layout(
+    model: PreTrainedModel, contexts: Sequence[Sequence[int]], vectors: Tensor | None, switch: int | None
+) -> Layout:
     """Return the fastest layout in which ``generate`` goes on from a context as a plain pass over all tokens does.
 
-    It is tried at a model's first contexts with a prompt, and at its first without: two steps for two rows.
+    It is tried at a model's first contexts with a prompt, and at its first without: two steps for two rows. Beyond the
+    length at which RoPE changes it is tried again.
     """
     if model.config.is_encoder_decoder:
         return "padded"  # the encoder is given the mask, and the decoder's rows all begin with one token
-    known: dict[bool, Layout] = vars(model).setdefault(_KEY, {})
-    prompted = vectors is not None
-    if prompted not in known:
-        shortest, *_, longest = sorted([*contexts, min(contexts, key=len)], key=len)
+    shortest, longest = min(contexts, key=len), max(contexts, key=len)
+    known: dict[tuple[bool, bool], Layout] = vars(model).setdefault(_KEY, {})
+    key = (vectors is not None, switch is not None and len(longest) > switch)
+    if key not in known:
         shorter = shortest if len(shortest) < len(longest) else longest[1:] or longest
-        found: Layout = "recomputed"
         trials: dict[Layout, list[Sequence[int]]] = {"padded": [shorter, longest], "equal": [longest, longest[::-1]]}
+        known[key] = "recomputed"
         for layout, rows in trials.items():
             if (difference := _difference_from_plain(model, rows, vectors, layout)) is None:
-                found = layout
+                known[key] = layout
                 break
             name = type(model).__name__
             logger.info("%s generates in a slower way than %r, in which %s", name, layout, difference)
-        known[prompted] = found
-    return known[prompted]
+    return known[key]
 
 
 def _difference_from_plain(
@@ -238,22 +238,52 @@ def _difference_from_plain(
     steps = {"max_new_tokens": 2, "min_new_tokens": 2, "do_sample": False, "num_beams": 1}
     try:
         output, seen = _call(model, rows, vectors, layout, None, recorded | steps)
-    except UserError:
+    except torch.OutOfMemoryError:
         raise
     except probe.FAILURES as error:
-        return f"it fails: {str(error).strip().splitlines()[0]}"
+        return f"it fails: {_reason(error)}"
+    shares, moved = [], []
     for number, (row, first) in enumerate(zip(rows, output.sequences[:, seen].tolist(), strict=True)):
-        transformers_internals.forget_longer_texts(model)
-        ids = torch.tensor([[*row, first]], device=device_of(model))
-        with torch.no_grad():
-            plain = transformers_internals.last_logits(model, model_inputs(model, ids, vectors), 2)[0]
-        if not plain.isfinite().all():
-            raise probe.not_finite(model)
-        off = torch.stack([step[number] for step in output.logits]).to(plain) - plain
-        share = float(off.norm() / (plain - plain.mean(dim=-1, keepdim=True)).norm())
-        if not share <= max(SMALL, 16 * _precision(model)):
-            return f"logits are off by {share:.1%}"
-    return None
+        plain = _plain_logits(model, [*row, first], vectors)
+        with _moved_embeddings(model):
+            near = _plain_logits(model, [*row, first], vectors)
+        spread = (plain - plain.mean(dim=-1, keepdim=True)).norm()
+        generated = torch.stack([step[number] for step in output.logits]).to(plain)
+        shares.append(float((generated - plain).norm() / spread))
+        moved.append(float((near - plain).norm() / spread))
+    allowed = max(SMALL, 2 * max(moved))
+    return None if all(share <= allowed for share in shares) else f"logits are off by {max(shares):.1%}"
+
+
+def _plain_logits(model: PreTrainedModel, tokens: Sequence[int], vectors: Tensor | None) -> Tensor:
+    """Return the logits `[2, vocabulary]` of the last two tokens of one text, in float32."""
+    transformers_internals.forget_longer_texts(model)
+    ids = torch.tensor([tokens], device=device_of(model))
+    with torch.no_grad():
+        return transformers_internals.last_logits(model, model_inputs(model, ids, vectors), 2)[0].float()
+
+
+@contextmanager
+def _moved_embeddings(model: PreTrainedModel) -> Iterator[None]:
+    """Within this context every embedding of a text is off by half of its last binary digit.
+
+    How far logits move with it is what rounding can do to them in the precision of this model.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def move(_: Any, __: Any, embeds: Tensor) -> Tensor:
+        signs = torch.randint(0, 2, embeds.shape, generator=generator).to(embeds.device) * 2 - 1
+        return (embeds.float() * (1 + _precision(model) / 2 * signs)).to(embeds.dtype)
+
+    handle = model.get_input_embeddings().register_forward_hook(move)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _precision(model: PreTrainedModel) -> float:

@@ -27,6 +27,7 @@ from transformers.generation.logits_process import EncoderRepetitionPenaltyLogit
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.prompt.metadata import PLACEMENTS
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
+from tests.helpers.generation import plain_beams
 from tests.helpers.models import build_model, random_prompt
 from tests.helpers.scoring import LONG, around, peft_lm, requests, spt
 
@@ -190,21 +191,7 @@ def test_beam_search_keeps_the_likeliest_two(tiny_models, tokenizer, placement):
     embedding = model.get_input_embeddings()
     for text, answer in zip(CONTEXTS, found, strict=True):
         context = around(embedding(torch.tensor([tokenizer.encode(text)])), prompt)
-        beams: list[tuple[float, list[int]]] = [(0.0, [])]
-        for _ in range(steps):
-            grown = []
-            for sum_so_far, tokens in beams:
-                embeds = torch.cat([context, embedding(torch.tensor([tokens], dtype=torch.long))], dim=1)
-                with torch.no_grad():
-                    logprobs = model(inputs_embeds=embeds).logits[0, -1].log_softmax(-1)
-                logprobs[2] = -torch.inf
-                best = logprobs.topk(2)
-                grown += [
-                    (sum_so_far + value, [*tokens, token])
-                    for value, token in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-                ]
-            beams = sorted(grown, reverse=True)[:2]
-        assert answer == decoded(tokenizer, beams[0][1])
+        assert answer == decoded(tokenizer, plain_beams(model, context, steps))
 
 
 # -- where it stops ----------------------------------------------------------------------------------------------------
