@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from transformers import (
     EncoderNoRepeatNGramLogitsProcessor,
-    LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
     StoppingCriteriaList,
@@ -25,7 +24,12 @@ from transformers.generation.logits_process import EncoderRepetitionPenaltyLogit
 
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.inference import probe, transformers_internals
-from lm_eval_spt.inference.transformers_internals import device_of, generation_from_embeddings, generation_from_scratch
+from lm_eval_spt.inference.transformers_internals import (
+    device_of,
+    generation_from_embeddings,
+    generation_from_scratch,
+    guidance_in_plain_passes,
+)
 from lm_eval_spt.inference.virtual_tokens import is_virtual, model_inputs, pad_left
 
 logger = logging.getLogger(__name__)
@@ -81,9 +85,14 @@ def generate(
         For each context a tensor of ids: the new tokens of a causal LM, all tokens of an encoder-decoder's decoder.
 
     Raises:
-        UserError: `generate` refuses the settings, or logits are not numbers.
+        UserError: the model can not generate with these settings, or its logits are not numbers.
     """
     answers: list[Tensor] = [torch.empty(0)] * len(contexts)
+    if model.config.is_encoder_decoder and _setting(model, settings, "guidance_scale") not in (None, 1):
+        raise UserError(
+            f"guidance_scale: transformers has no unconditional text for {type(model).__name__}, an encoder-decoder "
+            "model; leave it out"
+        )
     limits = {"max_new_tokens": max_new_tokens, "pad_token_id": pad_token_id}
     try:
         for layout, batch in _batches(model, contexts, vectors, max_new_tokens, settings):
@@ -127,7 +136,7 @@ def _call(
         steps = generation_from_embeddings(model)
     transformers_internals.forget_longer_texts(model)
     generate_tokens: Any = model.generate
-    with torch.no_grad(), steps:
+    with torch.no_grad(), steps, guidance_in_plain_passes(model, seen):
         output = generate_tokens(
             **inputs,
             stopping_criteria=stopping(seen, len(rows)) if stopping else None,
@@ -154,25 +163,13 @@ def _adapted(model: PreTrainedModel, settings: dict[str, Any], text: Tensor) -> 
     if least and not model.config.is_encoder_decoder and not _setting(model, adapted, "min_new_tokens"):
         adapted.pop("min_length", None)
         adapted["min_new_tokens"] = max(least - text.shape[1], 0)
-    processors.append(_Numbers(model))
+    processors.append(probe.FiniteLogits(model))
     return {**adapted, "logits_processor": processors}
 
 
 def _setting(model: PreTrainedModel, settings: dict[str, Any], name: str) -> Any:
     """Return what was asked for, else what the model's generation configuration says."""
     return settings[name] if name in settings else getattr(model.generation_config, name, None)
-
-
-class _Numbers(LogitsProcessor):
-    """Stops the run where logits are not numbers, which would be an answer like any other."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        self._model = model
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        if scores.isnan().any():
-            raise probe.not_finite(self._model)
-        return scores
 
 
 # -- which texts share a batch -----------------------------------------------------------------------------------------
@@ -191,7 +188,7 @@ def _batches(
     texts is the wrong one for what is in the cache when an answer gets that long.
     """
     switch = transformers_internals.rope_length(model)
-    layout = _layout(model, contexts, vectors, switch)
+    layout = _layout(model, contexts, vectors, switch, _setting(model, settings, "guidance_scale") or 1)
     equal: dict[int, list[int]] = {}
     for number, context in enumerate(contexts):
         equal.setdefault(len(context), []).append(number)
@@ -205,24 +202,29 @@ def _batches(
 
 
 def _layout(
-    model: PreTrainedModel, contexts: Sequence[Sequence[int]], vectors: Tensor | None, switch: int | None
+    model: PreTrainedModel,
+    contexts: Sequence[Sequence[int]],
+    vectors: Tensor | None,
+    switch: int | None,
+    guidance: float,
 ) -> Layout:
     """Return the fastest layout in which ``generate`` goes on from a context as a plain pass over all tokens does.
 
-    It is tried at a model's first contexts with a prompt, and at its first without: two steps for two rows. Beyond the
-    length at which RoPE changes it is tried again.
+    It is tried at a model's first contexts with a prompt, and at its first without: two steps for two rows. It is
+    tried again beyond the length at which RoPE changes, and with guidance, whose passes some recurrent models mix up
+    with the text's.
     """
     if model.config.is_encoder_decoder:
         return "padded"  # the encoder is given the mask, and the decoder's rows all begin with one token
     shortest, longest = min(contexts, key=len), max(contexts, key=len)
-    known: dict[tuple[bool, bool], Layout] = vars(model).setdefault(_KEY, {})
-    key = (vectors is not None, switch is not None and len(longest) > switch)
+    known: dict[tuple[bool, bool, bool], Layout] = vars(model).setdefault(_KEY, {})
+    key = (vectors is not None, switch is not None and len(longest) > switch, guidance != 1)
     if key not in known:
         shorter = shortest if len(shortest) < len(longest) else longest[1:] or longest
         trials: dict[Layout, list[Sequence[int]]] = {"padded": [shorter, longest], "equal": [longest, longest[::-1]]}
         known[key] = "recomputed"
         for layout, rows in trials.items():
-            if (difference := _difference_from_plain(model, rows, vectors, layout)) is None:
+            if (difference := _difference_from_plain(model, rows, vectors, layout, guidance)) is None:
                 known[key] = layout
                 break
             name = type(model).__name__
@@ -231,11 +233,11 @@ def _layout(
 
 
 def _difference_from_plain(
-    model: PreTrainedModel, rows: Sequence[Sequence[int]], vectors: Tensor | None, layout: Layout
+    model: PreTrainedModel, rows: Sequence[Sequence[int]], vectors: Tensor | None, layout: Layout, guidance: float
 ) -> str | None:
     """Return what is wrong with two steps of ``generate``, against plain passes; None where nothing is."""
     recorded = {"return_dict_in_generate": True, "output_logits": True}
-    steps = {"max_new_tokens": 2, "min_new_tokens": 2, "do_sample": False, "num_beams": 1}
+    steps = {"max_new_tokens": 2, "min_new_tokens": 2, "do_sample": False, "num_beams": 1, "guidance_scale": guidance}
     try:
         output, seen = _call(model, rows, vectors, layout, None, recorded | steps)
     except torch.OutOfMemoryError:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import LogitsProcessor, PreTrainedModel
 
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.inference import transformers_internals
@@ -354,11 +354,37 @@ def _is_plain_product(model: PreTrainedModel) -> bool:
         return False
 
 
-def not_finite(model: PreTrainedModel) -> UserError:
-    """Return the error to raise where log-likelihoods are not numbers."""
+def not_finite(model: PreTrainedModel, what: str = "log-likelihoods") -> UserError:
+    """Return the error to raise where what a model computes are not numbers."""
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     advice = "load the model with dtype=bfloat16 or float32" if dtype == "float16" else "check the model's weights"
-    return UserError(f"{type(model).__name__} in {dtype} gives log-likelihoods that are not numbers: {advice}")
+    return UserError(f"{type(model).__name__} in {dtype} gives {what} that are not numbers: {advice}")
+
+
+def check_logits(model: PreTrainedModel, logits: Tensor) -> Tensor:
+    """Return `logits`, of any shape, as they are.
+
+    Raises:
+        UserError: some are NaN or plus infinity. Minus infinity, with which a model rules a token out, is a number.
+    """
+    if bool(logits.isnan().any()) or bool(logits.isposinf().any()):
+        raise not_finite(model, "logits")
+    return logits
+
+
+class FiniteLogits(LogitsProcessor):
+    """Lets no NaN become a token that is generated: greedy decoding would take it for the largest logit.
+
+    Args:
+        model: generates.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Return `scores` `[batch, vocabulary]` as they are, or raise as :func:`check_logits` does."""
+        return check_logits(self._model, scores)
 
 
 def _in_words(known: Capabilities) -> str:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
+from transformers.generation.logits_process import UnbatchedClassifierFreeGuidanceLogitsProcessor
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
@@ -205,6 +206,31 @@ def generation_from_scratch(model: PreTrainedModel, inputs: Callable[[Tensor], d
 
     with _replaced(_without_wrapper(model), "prepare_inputs_for_generation", prepared):
         yield
+
+
+@contextmanager
+def guidance_in_plain_passes(model: PreTrainedModel, seen: int) -> Iterator[None]:
+    """Within this context ``guidance_scale`` of ``generate`` reads its unconditional text anew at every step.
+
+    That is the last token of the text and the new ones, without a prompt. transformers goes on from a cache, which does
+    not follow the beams of a search and which recurrent models call by another name: they would forget the text.
+
+    Args:
+        model: a causal LM.
+        seen: how many tokens of text `generate` is given.
+    """
+    processor = UnbatchedClassifierFreeGuidanceLogitsProcessor
+    before = processor.get_unconditional_logits
+
+    def unconditional(_: Any, input_ids: Tensor) -> Tensor:
+        forget_longer_texts(model)
+        return last_logits(model, {"input_ids": input_ids[:, seen - 1 :]}, 1)
+
+    processor.get_unconditional_logits = unconditional  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        processor.get_unconditional_logits = before  # type: ignore[method-assign]
 
 
 # -- lengths at which a model changes ----------------------------------------------------------------------------------

@@ -80,8 +80,21 @@ def texts(*lengths: int) -> list[list[int]]:
     return [torch.randint(4, VOCABULARY, (length,), generator=generator).tolist() for length in lengths]
 
 
+def plain_pass(model: PreTrainedModel, **inputs: Tensor) -> Tensor:
+    for module in model.modules():  # dynamic RoPE keeps the frequencies of the longest text that it has met
+        if getattr(module, "rope_type", None) == "dynamic":
+            module.max_seq_len_cached = module.original_max_seq_len
+            module.register_buffer("inv_freq", module.original_inv_freq, persistent=False)
+    return model(**inputs, use_cache=False).logits[0, -1]
+
+
 def plain_loop(
-    model: PreTrainedModel, text: list[int], vectors: Tensor | None, before: bool, reward: float
+    model: PreTrainedModel,
+    text: list[int],
+    vectors: Tensor | None,
+    before: bool,
+    reward: float = 1.0,
+    guidance: float = 1.0,
 ) -> list[int]:
     """Greedy decoding of one text by itself, the tokens that were there already rewarded."""
     embedding, tokens = model.get_input_embeddings(), []
@@ -101,11 +114,10 @@ def plain_loop(
             inputs["per_layer_inputs"] = (
                 per_layer(with_blanks, inputs["inputs_embeds"]) if takes_embeds else per_layer(with_blanks)
             )
-        for module in model.modules():  # dynamic RoPE keeps the frequencies of the longest text that it has met
-            if getattr(module, "rope_type", None) == "dynamic":
-                module.max_seq_len_cached = module.original_max_seq_len
-                module.register_buffer("inv_freq", module.original_inv_freq, persistent=False)
-        scores = model(**inputs, use_cache=False).logits[0, -1]
+        scores = plain_pass(model, **inputs)
+        if guidance != 1.0:
+            free = plain_pass(model, input_ids=torch.tensor([[text[-1], *tokens]])).log_softmax(-1)
+            scores = free + guidance * (scores.log_softmax(-1) - free)
         seen = ids[0].unique()
         scores[seen] = torch.where(scores[seen] < 0, scores[seen] * reward, scores[seen] / reward)
         scores[2] = -torch.inf
@@ -133,12 +145,14 @@ def test_every_kind_of_model_generates_as_in_plain_passes(kind, placement, caplo
     contexts = [place(text, 4, 0) if before else place(text, 0, 4) if placement else text for text in written]
     with caplog.at_level(logging.INFO, "lm_eval_spt"):
         found = said(model, contexts, vectors)
-    assert found == [plain_loop(model, text, vectors, before, 1.0) for text in written]
+    assert found == [plain_loop(model, text, vectors, before) for text in written]
     slower = kind in SLOWER and (placement is not None or kind != "one without embeddings in generate")
     assert ("generates in a slower way" in caplog.text) == slower
     rewarded = said(model, contexts, vectors, repetition_penalty=0.5)
     assert rewarded == [plain_loop(model, text, vectors, before, 0.5) for text in written]
-    assert rewarded != found
+    guided = said(model, contexts, vectors, guidance_scale=2.5)
+    assert guided == [plain_loop(model, text, vectors, before, guidance=2.5) for text in written]
+    assert found != rewarded != guided != found
 
 
 @pytest.mark.parametrize("length", [24, 27, 40])
@@ -149,7 +163,7 @@ def test_an_answer_that_gets_longer_than_its_rope(length):
         vectors = torch.randn(4, HIDDEN, generator=torch.Generator().manual_seed(2)) * 0.3
         for group in (written, texts(length, 5)):  # the model is tried on the first ones alone
             found = said(model, [place(text, 0, 4) for text in group], vectors)
-            assert found == [plain_loop(model, text, vectors, False, 1.0) for text in group]
+            assert found == [plain_loop(model, text, vectors, False) for text in group]
 
 
 @pytest.mark.parametrize("kind", ["a recurrent one", "one without embeddings in generate", "RoPE that grows"])
