@@ -27,8 +27,8 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils_hf import stop_sequences_criteria
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
-from transformers import LogitsProcessorList
 
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.harness.encoding import PairEncoder, whole_characters
@@ -36,7 +36,8 @@ from lm_eval_spt.inference import probe, scoring, transformers_internals
 from lm_eval_spt.inference.base_model import bitsandbytes_config, cannot_load, ensure_available
 from lm_eval_spt.inference.capabilities import Capabilities
 from lm_eval_spt.inference.fingerprint import model_fingerprint, tokenizer_fingerprint
-from lm_eval_spt.inference.virtual_tokens import model_inputs, pad_left, place
+from lm_eval_spt.inference.generation import generate
+from lm_eval_spt.inference.virtual_tokens import model_inputs, place
 from lm_eval_spt.prompt.fingerprint import embedding_fingerprint
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 
@@ -439,38 +440,54 @@ class SPTLM(HFLM):
 
     # -- generation --------------------------------------------------------------------------------------------------
 
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Return what the model says after every request's context, up to the first stop sequence.
+
+        Raises:
+            UserError: the settings of a request leave no room for its text; what :meth:`_model_generate` raises.
+        """
+        try:
+            return super().generate_until(requests, disable_tqdm)
+        except AssertionError as error:
+            if "maximum sequence length" not in str(error):
+                raise
+            raise UserError(
+                f"max_gen_toks leaves no room for text: {self.base_model_name!r} reads at most {self.max_length} tokens"
+                f"{' beside the prompt' if self.prompt else ''}; give a smaller max_gen_toks"
+            ) from error
+
     def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **generation: Any) -> Tensor:
         """Generate after `context` `[batch, time]`, padded on the left; returns it with the new tokens behind it.
 
-        An encoder-decoder model's tokens are returned alone.
+        `max_length` counts the tokens of `context` and the new ones, with an encoder-decoder model, too, whose tokens
+        are returned alone.
+
+        Raises:
+            UserError: see :func:`lm_eval_spt.inference.generation.generate`; or nothing is left to generate.
         """
-        generation["logits_processor"] = LogitsProcessorList([probe.FiniteLogits(self.model)])
-        if self.prompt is None:
-            return super()._model_generate(context, max_length, stop, **generation)
         mask = generation.pop("attention_mask", torch.ones_like(context))
-        rows = [self.with_prompt(row[kept.bool()].tolist()) for row, kept in zip(context, mask, strict=True)]
-        ids, mask = (tensor.to(self.device) for tensor in pad_left(rows))
-        greedy = generation.get("do_sample") is not True and not generation.get("temperature")
-        if greedy:
+        max_new_tokens = max_length - context.shape[1]
+        if max_new_tokens < 1:
+            raise UserError(
+                f"max_length={max_length} leaves nothing to generate after a text of {context.shape[1]} tokens, which "
+                "count towards it: give max_gen_toks instead"
+            )
+        if generation.get("do_sample") is not True and not generation.get("temperature"):
             generation.pop("temperature", None)
             generation["do_sample"] = False
-        causal = self.backend == "causal"
-        # Beside the embeddings `generate` takes the text's ids, for all that looks at the text: penalties for what was
-        # said already, stopping criteria. It returns the new tokens behind them.
-        text = {"input_ids": context} if causal else {}
-        seen = context.shape[1] if causal else 0
+        rows = [self.with_prompt(row[kept.bool()].tolist()) for row, kept in zip(context, mask, strict=True)]
         with self._autocast():
-            tokens: Tensor = self.model.generate(
-                **text,
-                **model_inputs(self.model, ids, self.vectors),
-                attention_mask=mask,
-                max_new_tokens=max_length - context.shape[1],
-                stopping_criteria=stop_sequences_criteria(self.tokenizer, stop, seen, len(rows)),
+            answers = generate(
+                self.model,
+                rows,
+                self.vectors,
+                max_new_tokens=max_new_tokens,
                 pad_token_id=self.tokenizer.pad_token_id,
-                use_cache=True,
+                stopping=lambda seen, batch: stop_sequences_criteria(self.tokenizer, stop, seen, batch),
                 **generation,
             )
-        return tokens
+        padded = pad_sequence(answers, batch_first=True, padding_value=self.tokenizer.pad_token_id)
+        return torch.cat([context, padded], dim=1) if self.backend == "causal" else padded
 
     # -- processes ---------------------------------------------------------------------------------------------------
 

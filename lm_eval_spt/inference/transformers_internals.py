@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
+from transformers.generation.logits_process import UnbatchedClassifierFreeGuidanceLogitsProcessor
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
@@ -128,6 +129,14 @@ def plain_logits(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
     return output
 
 
+def last_logits(model: PreTrainedModel, inputs: dict[str, Tensor], count: int) -> Tensor:
+    """Return the logits `[batch, count, vocabulary]` of the last tokens, from the model's own `forward`."""
+    causal: Any = _without_wrapper(model)
+    keep = {"logits_to_keep": count} if causal._supports_logits_to_keep() else {}
+    output: Tensor = model(**inputs, **keep, use_cache=False, return_dict=True).logits
+    return output[:, -count:]
+
+
 def head_weight(model: PreTrainedModel) -> Tensor | None:
     """Return the weights `[vocabulary, d]` of the vocabulary head where it is one frozen linear layer without a bias.
 
@@ -146,17 +155,93 @@ def head_weight(model: PreTrainedModel) -> Tensor | None:
 def per_layer_inputs(model: PreTrainedModel, ids: Tensor, embeds: Tensor) -> dict[str, Tensor]:
     """Return what a decoder needs beside the embeddings of its tokens: in Gemma 3n and 4 an input for every layer.
 
+    Text gets that of its tokens. A virtual token is no token of the vocabulary: it gets zeros, and adds nothing to
+    what those models compute from its embedding.
+
     Args:
         model: a language model.
-        ids: `[batch, time]`, 0 for virtual tokens: what those models take for everything that is not text.
+        ids: `[batch, time]`, negative for virtual tokens.
         embeds: `[batch, time, d]`.
     """
     decoder: Any = decoder_of(model) if not model.config.is_encoder_decoder else None
     if not hasattr(decoder, "get_per_layer_inputs") or not getattr(decoder, "hidden_size_per_layer_input", 0):
         return {}
     takes_embeds = _has_parameter(type(decoder).get_per_layer_inputs, "inputs_embeds")
-    found: Tensor = decoder.get_per_layer_inputs(ids, embeds) if takes_embeds else decoder.get_per_layer_inputs(ids)
-    return {"per_layer_inputs": found}
+    text = ids.clamp(min=0)
+    inputs: Tensor = decoder.get_per_layer_inputs(text, embeds) if takes_embeds else decoder.get_per_layer_inputs(text)
+    return {"per_layer_inputs": inputs.masked_fill((ids < 0)[:, :, None, None], 0)}
+
+
+@contextmanager
+def generation_from_embeddings(model: PreTrainedModel) -> Iterator[None]:
+    """Within this context ``generate`` takes embeddings from every causal LM whose ``forward`` does.
+
+    It refuses models whose own method to prepare its steps does not name them, and gives inputs for every layer, which
+    are those of the text, to later steps, too. There the new token's own are wanted.
+    """
+    causal = _without_wrapper(model)
+    prepare: Any = causal.prepare_inputs_for_generation
+
+    # `generate` allows the arguments that are named here and, because of `kwargs`, by that name, those of `forward`.
+    def prepared(
+        input_ids: Tensor,
+        inputs_embeds: Tensor | None = None,
+        per_layer_inputs: Tensor | None = None,
+        is_first_iteration: bool = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        embedded = {
+            "inputs_embeds": inputs_embeds,
+            "per_layer_inputs": per_layer_inputs if is_first_iteration else None,
+        }
+        kwargs |= {name: given for name, given in embedded.items() if given is not None}
+        inputs: dict[str, Any] = prepare(input_ids, is_first_iteration=is_first_iteration, **kwargs)
+        return inputs
+
+    with _replaced(causal, "prepare_inputs_for_generation", prepared):
+        yield
+
+
+@contextmanager
+def generation_from_scratch(model: PreTrainedModel, inputs: Callable[[Tensor], dict[str, Tensor]]) -> Iterator[None]:
+    """Within this context every step of ``generate`` is a plain pass over all tokens, without a cache.
+
+    Args:
+        model: a causal LM.
+        inputs: given the tokens `[batch, time]` so far, returns what ``forward`` reads.
+    """
+
+    def prepared(input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
+        keep = {name: value for name, value in kwargs.items() if name == "logits_to_keep"}
+        return {**inputs(input_ids), **keep, "use_cache": False}
+
+    with _replaced(_without_wrapper(model), "prepare_inputs_for_generation", prepared):
+        yield
+
+
+@contextmanager
+def guidance_in_plain_passes(model: PreTrainedModel, seen: int) -> Iterator[None]:
+    """Within this context ``guidance_scale`` of ``generate`` reads its unconditional text anew at every step.
+
+    That is the last token of the text and the new ones, without a prompt. transformers goes on from a cache, which does
+    not follow the beams of a search and which recurrent models call by another name: they would forget the text.
+
+    Args:
+        model: a causal LM.
+        seen: how many tokens of text `generate` is given.
+    """
+    processor = UnbatchedClassifierFreeGuidanceLogitsProcessor
+    before = processor.get_unconditional_logits
+
+    def unconditional(_: Any, input_ids: Tensor) -> Tensor:
+        forget_longer_texts(model)
+        return last_logits(model, {"input_ids": input_ids[:, seen - 1 :]}, 1)
+
+    processor.get_unconditional_logits = unconditional  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        processor.get_unconditional_logits = before  # type: ignore[method-assign]
 
 
 # -- lengths at which a model changes ----------------------------------------------------------------------------------

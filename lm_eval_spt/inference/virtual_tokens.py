@@ -36,13 +36,13 @@ def virtual_tokens(length: int, first: int = 0) -> list[int]:
     return [-1 - number for number in range(first, first + length)]
 
 
-def pad_left(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Return ids and attention mask, both `[batch, time]`, of rows padded on the left.
+def pad_left(rows: Sequence[Sequence[int]], padding: int = 0) -> tuple[Tensor, Tensor]:
+    """Return ids and attention mask, both `[batch, time]`, of rows padded on the left with the id `padding`.
 
     Padding stands before everything, so it never falls between prompt and text.
     """
     time = max(map(len, rows))
-    ids = torch.tensor([[0] * (time - len(row)) + list(row) for row in rows])
+    ids = torch.tensor([[padding] * (time - len(row)) + list(row) for row in rows], dtype=torch.long)
     mask = torch.tensor([[0] * (time - len(row)) + [1] * len(row) for row in rows])
     return ids, mask
 
@@ -76,11 +76,10 @@ def model_inputs(model: PreTrainedModel, ids: Tensor, vectors: Tensor | None) ->
         return {"input_ids": ids}
     if vectors is None or -int(ids.min()) > vectors.shape[-2]:
         raise ValueError(f"the ids hold virtual token {-int(ids.min())}: the prompt has no such vector")
-    text = ids.clamp(min=0)
-    embeds: Tensor = model.get_input_embeddings()(text)
+    embeds: Tensor = model.get_input_embeddings()(ids.clamp(min=0))
     row, time = virtual.nonzero(as_tuple=True)
     number = -1 - ids[row, time]
     vectors = vectors.to(embeds.device, embeds.dtype)
     chosen = vectors[row, number] if vectors.dim() == 3 else vectors[number]
     embeds = embeds.index_put((row, time), chosen)
-    return {"inputs_embeds": embeds, **per_layer_inputs(model, text, embeds)}
+    return {"inputs_embeds": embeds, **per_layer_inputs(model, ids, embeds)}

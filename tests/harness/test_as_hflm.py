@@ -69,31 +69,6 @@ def test_rolling_log_likelihoods(both, max_length):
         assert found == pytest.approx(expected, abs=1e-3, rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"until": ["\n\n"], "max_gen_toks": 10},
-        {"until": ["a", "e", " "], "max_gen_toks": 4, "do_sample": False},
-        {"until": "x", "max_gen_toks": 3, "temperature": 0.0},
-        {"until": [], "max_gen_toks": 5, "do_sample": False},
-        {"max_gen_toks": 40},
-    ],
-)
-def test_generation(both, options):
-    asked = requests("generate_until", [(text, dict(options)) for text in TEXTS if text.strip()])
-    found, expected = (lm.generate_until(asked, disable_tqdm=True) for lm in both(max_length=120))
-    assert found == expected
-
-
-def test_generation_of_one_batch(both):
-    ours, theirs = both()
-    context, mask = theirs.tok_batch_encode(["foo bar", "The river flows"])
-    found, expected = (
-        lm._model_generate(context, max_length=10, stop=["\n\n"], attention_mask=mask) for lm in (ours, theirs)
-    )
-    assert torch.equal(found, expected)
-
-
 @pytest.mark.parametrize("add_bos_token", [None, True, False])
 @pytest.mark.parametrize("special", [None, True, False])
 def test_encoding_and_decoding(both, add_bos_token, special):

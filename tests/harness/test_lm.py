@@ -19,7 +19,7 @@ from lm_eval_spt.inference.transformers_internals import cache_argument
 from lm_eval_spt.prompt.metadata import PLACEMENTS
 from tests.helpers.models import build_model, random_prompt
 from tests.helpers.requests import rolling_loglikelihoods
-from tests.helpers.scoring import CLOSE, LONG, around, peft_lm, requests, restated, spt, values
+from tests.helpers.scoring import CLOSE, LONG, peft_lm, requests, restated, spt, values
 
 CONTEXTS = [
     "The river",
@@ -98,34 +98,6 @@ def test_rolling_puts_the_prompt_beside_the_leading_token(tiny_model, tokenizer,
     ids = tokenizer.encode(TEXTS[0].args[-1])
     expected, _ = restated(tiny_model, [tokenizer.bos_token_id], ids, prompt)
     assert found == pytest.approx(expected, **CLOSE)
-
-
-@pytest.mark.parametrize("placement", PLACEMENTS)
-def test_generation_is_greedy_decoding_from_the_prompted_context(tiny_model, tokenizer, placement):
-    prompt = random_prompt(tiny_model, placement=placement)
-    options = {"until": ["\n\n\n"], "max_gen_toks": 6}
-    texts = ["The river", "A goalkeeper saved two penalties in the cup final."]
-    found = spt(tiny_model, tokenizer, prompt).generate_until(
-        requests("generate_until", [(text, options) for text in texts]), disable_tqdm=True
-    )
-    embedding = tiny_model.get_input_embeddings()
-    for text, answer in zip(texts, found, strict=True):
-        context = embedding(torch.tensor([tokenizer.encode(text)]))
-        embeds, tokens = around(context, prompt), []
-        with torch.no_grad():
-            for _ in range(6):
-                token = int(tiny_model(inputs_embeds=embeds).logits[0, -1].argmax())
-                if token == tokenizer.eos_token_id:
-                    break
-                tokens.append(token)
-                embeds = torch.cat([embeds, embedding(torch.tensor([[token]]))], dim=1)
-        assert answer == tokenizer.decode(tokens, skip_special_tokens=True).split("\n\n\n")[0]
-
-
-def test_generation_without_a_prompt_equals_hflm(tiny_model, tokenizer):
-    asked = requests("generate_until", [(text, {"until": ["."], "max_gen_toks": 8}) for text in CONTEXTS[:3]])
-    expected = HFLM(pretrained=tiny_model, tokenizer=tokenizer, batch_size=2).generate_until(asked, disable_tqdm=True)
-    assert spt(tiny_model, tokenizer).generate_until(asked, disable_tqdm=True) == expected
 
 
 @pytest.mark.parametrize("placement", [*PLACEMENTS, None])

@@ -9,7 +9,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lm_eval.models.huggingface import HFLM
-from transformers import PreTrainedModel
+from transformers import (
+    EncoderNoRepeatNGramLogitsProcessor,
+    LogitsProcessorList,
+    NoRepeatNGramLogitsProcessor,
+    PreTrainedModel,
+    RepetitionPenaltyLogitsProcessor,
+)
+from transformers.generation.logits_process import EncoderRepetitionPenaltyLogitsProcessor
 
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.inference.encoder_decoder import loglikelihoods
@@ -77,6 +84,81 @@ def test_generation_is_greedy_decoding_with_the_prompt_in_the_encoder(model, tok
                 if tokens[-1] == 2:
                     break
         assert answer == tokenizer.decode(tokens, skip_special_tokens=True).split("\n\n\n")[0]
+
+
+ENCODED = ["The river", "A goalkeeper saved two penalties in the cup final."]
+
+
+@pytest.mark.parametrize("prompted", [True, False])
+def test_penalties_see_what_they_see_without_a_prompt(model, tokenizer, prompted):
+    """The encoder's text, without the prompt and without padding, and the decoder's tokens."""
+    prompt = random_prompt(model) if prompted else None
+    settings = {
+        "repetition_penalty": 0.5, "no_repeat_ngram_size": 2,
+        "encoder_repetition_penalty": 3.0, "encoder_no_repeat_ngram_size": 2,
+    }  # fmt: skip
+    lm = spt(model, tokenizer, prompt)
+    options = {"until": ["\n\n\n"], "max_gen_toks": 6}
+    found, plain = (
+        lm.generate_until(requests("generate_until", [(text, {**options, **more}) for text in ENCODED]))
+        for more in (settings, {})
+    )
+    assert found != plain
+    for text, answer in zip(ENCODED, found, strict=True):
+        ids = torch.tensor([tokenizer.encode(text)])
+        looking = LogitsProcessorList([
+            EncoderRepetitionPenaltyLogitsProcessor(3.0, ids), EncoderNoRepeatNGramLogitsProcessor(2, ids),
+            RepetitionPenaltyLogitsProcessor(0.5), NoRepeatNGramLogitsProcessor(2),
+        ])  # fmt: skip
+        embeds, tokens = model.get_input_embeddings()(ids), [0]
+        embeds = torch.cat([prompt.vectors[None], embeds], dim=1) if prompt else embeds
+        with torch.no_grad():
+            while len(tokens) < 7 and tokens[-1] != 2:
+                said = torch.tensor([tokens])
+                scores = model(inputs_embeds=embeds, decoder_input_ids=said).logits[:, -1]
+                tokens.append(int(looking(said, scores).argmax()))
+        assert answer == tokenizer.decode(tokens, skip_special_tokens=True).split("\n\n\n")[0]
+
+
+def test_so_many_tokens_are_generated_with_a_prompt_and_without(model, tokenizer):
+    """`max_gen_toks`; HFLM lets an encoder-decoder say so many more as its text is long."""
+    budget = 5
+    prompted, plain = spt(model, tokenizer, random_prompt(model)), spt(model, tokenizer)
+    context, mask = plain.tok_batch_encode(ENCODED)
+    for lm in (prompted, plain):
+        tokens = lm._model_generate(context, context.shape[1] + budget, [], attention_mask=mask, min_new_tokens=budget)
+        assert tokens.shape == (len(ENCODED), 1 + budget)
+    theirs = HFLM(pretrained=model, tokenizer=tokenizer)._model_generate(
+        context, context.shape[1] + budget, [], attention_mask=mask, min_new_tokens=budget
+    )
+    assert torch.equal(tokens, theirs[:, : 1 + budget])
+    assert theirs.shape[1] > 1 + budget
+    asked = requests("generate_until", [(text, {"until": ["\n\n\n"], "max_gen_toks": 5}) for text in ENCODED])
+    longer = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1).generate_until(asked, disable_tqdm=True)
+    found = plain.generate_until(asked, disable_tqdm=True)
+    assert all(long.startswith(short) for long, short in zip(longer, found, strict=True))
+
+
+@pytest.mark.parametrize("prompted", [True, False])
+def test_beams_are_those_of_transformers(model, tokenizer, prompted):
+    prompt = random_prompt(model) if prompted else None
+    options = {"until": ["\n\n\n"], "max_gen_toks": 4, "num_beams": 2}
+    found = spt(model, tokenizer, prompt, batch_size=1).generate_until(
+        requests("generate_until", [(text, options) for text in ENCODED]), disable_tqdm=True
+    )
+    for text, answer in zip(ENCODED, found, strict=True):
+        embeds = model.get_input_embeddings()(torch.tensor([tokenizer.encode(text)]))
+        embeds = torch.cat([prompt.vectors[None], embeds], dim=1) if prompt else embeds
+        (tokens,) = model.generate(inputs_embeds=embeds, max_new_tokens=4, num_beams=2, do_sample=False)
+        assert answer == tokenizer.decode(tokens, skip_special_tokens=True).split("\n\n\n")[0]
+
+
+def test_guidance_is_refused_in_one_line(model, tokenizer):
+    lm = spt(model, tokenizer, random_prompt(model))
+    asked = requests("generate_until", [("The river", {"until": ["x"], "max_gen_toks": 4, "guidance_scale": 1.5})])
+    with pytest.raises(UserError, match="guidance_scale: .* encoder-decoder model") as caught:
+        lm.generate_until(asked, disable_tqdm=True)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_prompt_after_the_text_is_refused(model, tokenizer):

@@ -119,12 +119,13 @@ def restated(model: PreTrainedModel, before, context, after, continuation) -> to
     text, rest = embeds[:, : len(context)], embeds[:, len(context) :]
     inputs = {"inputs_embeds": torch.cat([before[None], text, after[None], rest], dim=1)}
     decoder = model.get_decoder()
-    if hasattr(decoder, "get_per_layer_inputs"):  # virtual tokens are not text: what images get, id 0
-        of_ids = torch.cat(
-            [torch.zeros(1, len(before)).long(), ids[:, : len(context)], torch.zeros(1, len(after)).long(),
-             ids[:, len(context) :]], dim=1
-        )  # fmt: skip
-        inputs["per_layer_inputs"] = decoder.get_per_layer_inputs(of_ids)
+    if hasattr(decoder, "get_per_layer_inputs"):  # virtual tokens are no tokens of the vocabulary
+        own = decoder.get_per_layer_inputs(ids)
+        blank = own.new_zeros(1, 1, *own.shape[2:])
+        blanks = [blank.expand(-1, len(vectors), -1, -1) for vectors in (before, after)]
+        inputs["per_layer_inputs"] = torch.cat(
+            [blanks[0], own[:, : len(context)], blanks[1], own[:, len(context) :]], dim=1
+        )
     logits = model(**inputs, use_cache=False).logits[0, -len(continuation) :]
     return logits.log_softmax(-1)[range(len(continuation)), continuation].sum()
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, GenerationMixin
+from transformers.generation.logits_process import UnbatchedClassifierFreeGuidanceLogitsProcessor
 
 from lm_eval_spt.inference import forward, transformers_internals
 from lm_eval_spt.inference.kv_cache import KVCache
@@ -180,3 +181,26 @@ def test_many_suffix_prompts_share_the_room_behind_a_context(tiny_model, budget)
         for index, (value, greedy) in score(tiny_model, placed, vectors, 64):
             assert together[index][number][0] == pytest.approx(value, abs=1e-4, rel=1e-5)
             assert together[index][number][1] == greedy
+
+
+def test_the_names_that_generation_relies_on(tiny_model):
+    prepared = inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
+    assert {"inputs_embeds", "is_first_iteration"} <= set(prepared)
+    assert isinstance(tiny_model._supports_logits_to_keep(), bool)
+    guidance = UnbatchedClassifierFreeGuidanceLogitsProcessor
+    assert list(inspect.signature(guidance.get_unconditional_logits).parameters) == ["self", "input_ids"]
+
+
+def test_the_ways_to_generate_leave_nothing_behind():
+    model, guidance = build_model("llama"), UnbatchedClassifierFreeGuidanceLogitsProcessor
+    before = guidance.get_unconditional_logits
+    ways = (
+        transformers_internals.generation_from_embeddings(model),
+        transformers_internals.generation_from_scratch(model, lambda ids: {"input_ids": ids}),
+        transformers_internals.guidance_in_plain_passes(model, 1),
+    )
+    for way in ways:
+        with pytest.raises(ZeroDivisionError), way:
+            raise ZeroDivisionError
+        assert "prepare_inputs_for_generation" not in vars(model)
+        assert guidance.get_unconditional_logits is before
