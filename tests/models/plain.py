@@ -33,7 +33,7 @@ def next_logits(model: PreTrainedModel, text: Text, rest: list[int]) -> Tensor:
     ids = torch.tensor([text.context + rest])
     count = len(rest) + 1
     if not len(text.before) + len(text.after):
-        return model(input_ids=ids).logits[0, -count:]
+        return model(input_ids=ids, use_cache=False).logits[0, -count:]
     embeds = model.get_input_embeddings()(ids)
     context, following = embeds[:, : len(text.context)], embeds[:, len(text.context) :]
     inputs = {"inputs_embeds": torch.cat([text.before[None], context, text.after[None], following], dim=1)}
@@ -42,9 +42,13 @@ def next_logits(model: PreTrainedModel, text: Text, rest: list[int]) -> Tensor:
         nothing = [torch.zeros(1, len(vectors), dtype=torch.long) for vectors in (text.before, text.after)]
         whole = torch.cat([nothing[0], ids[:, : len(text.context)], nothing[1], ids[:, len(text.context) :]], dim=1)
         inputs["per_layer_inputs"] = model.get_decoder().get_per_layer_inputs(
-            *((whole,) if model.config.get_text_config().model_type == "gemma3n_text" else (whole, inputs["inputs_embeds"]))
+            *(
+                (whole,)
+                if model.config.get_text_config().model_type == "gemma3n_text"
+                else (whole, inputs["inputs_embeds"])
+            )
         )
-    return model(**inputs).logits[0, -count:]
+    return model(**inputs, use_cache=False).logits[0, -count:]
 
 
 def loglikelihood(model: PreTrainedModel, text: Text, continuation: list[int]) -> Tensor:

@@ -17,6 +17,8 @@ ARCHITECTURES: dict[str, str] = dict(sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.it
 """The `model_type` of every causal LM, and the name of its class."""
 
 VOCABULARY = 512
+SPECIAL_TOKENS = 480
+"""Ids from here on are those of images, sounds and the like."""
 WINDOW = 16
 MAX_LENGTH = 128
 
@@ -39,6 +41,8 @@ _SMALL: dict[int, tuple[str, ...]] = {
         "shape_embed_dim", "dim_model_base", "pronunciation_embed_dim",
     ),
     WINDOW: (
+        # With few heads in an indexer many scores are exactly 0, and which of equals are chosen is left to chance.
+        "index_n_heads", "index_topk",
         "sliding_window", "window_size", "attention_window_size", "sliding_window_size", "local_attention",
         "attention_chunk_size", "chunk_size", "mamba_chunk_size", "moe_intermediate_size",
         "shared_expert_intermediate_size", "shared_intermediate_size", "shared_experts_intermediate_size",
@@ -56,7 +60,7 @@ _SMALL: dict[int, tuple[str, ...]] = {
         "num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads", "encoder_attention_heads",
         "attention_heads", "num_decoder_attention_heads", "num_encoder_attention_heads", "swa_num_attention_heads",
         "num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts", "ffn_num_experts",
-        "linear_num_key_heads", "linear_num_value_heads", "linear_num_heads", "index_n_heads", "index_topk",
+        "linear_num_key_heads", "linear_num_value_heads", "linear_num_heads", 
         "index_topk_blocks", "chroma_length", "gated_norm_rank",
     ),
     2: (
@@ -70,17 +74,26 @@ _SMALL: dict[int, tuple[str, ...]] = {
         "n_group", "topk_group", "num_expert_group", "first_k_dense_replace", "num_dense_layers",
         "moe_layer_start_index", "num_codebooks", "num_mem_blocks",
     ),
-    0: ("pad_token_id", "num_kv_shared_layers", "dropout", "num_nextn_predict_layers"),
+    0: ("pad_token_id", "num_kv_shared_layers", "num_nextn_predict_layers"),
 }  # fmt: skip
 SMALL = {name: size for size, names in _SMALL.items() for name in names} | {
     "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1, "is_decoder": True, "use_cache": True,
+    "forced_bos_token_id": None, "forced_eos_token_id": None, "encoder_no_repeat_ngram_size": 0,
 }  # fmt: skip
 """What the sizes of a configuration become. (Decoders that are made of encoders are causal with `is_decoder` alone.)"""
 
 _OPTIONAL = ("head_dim", "num_key_value_heads", "n_routed_experts", "num_experts_per_tok")
 """Sizes that are set where the defaults name none."""
 
+_KEYS_SHARED = {
+    "num_hidden_layers": 4,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "num_kv_shared_layers": 2,
+}
+"""The last layers read the keys and values of earlier ones."""
+
 SPECIAL: dict[str, dict[str, Any]] = {
+    "bamba": {"attn_layer_indices": [1]},
     "blt_global_transformer": {"hidden_size": 64, "head_dim": 16},
     "blt_local_decoder": {"hidden_size_global": 64},
     "blt_local_encoder": {"hidden_size_global": 64},
@@ -94,13 +107,19 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "dots3_note_text": {"head_dim": 16, "per_layer_config": {}},
     "dots3_note_vision_encoder": {"adapter_in_dim": 32, "adapter_out_dim": 32},
     "falcon_h1": {"mamba_d_ssm": 64},
-    "gemma3n_text": {"intermediate_size": 48},
+    "gemma3n_text": {"intermediate_size": 48, "activation_sparsity_pattern": None, **_KEYS_SHARED},
+    "gemma4_text": {"global_head_dim": 16, **_KEYS_SHARED},
+    "gemma4_unified_text": {"global_head_dim": 16},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
+    "hrm_text": {"num_layers_per_stack": 1, "num_hidden_layers": 8},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "mamba2": {"num_heads": 8},
     "qwen4_exp_text": {
         "indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 16,
         "indexer_compress_ratio": 4,
     },
+    "recurrent_gemma": {"num_hidden_layers": 3},
     "reformer": {"axial_pos_embds": False, "attn_layers": ["local", "local"], "local_attn_chunk_length": WINDOW},
     "xmod": {"default_language": "en_XX"},
     "zamba": {
@@ -129,6 +148,8 @@ def _shrunk(default: PretrainedConfig) -> dict[str, Any]:
         **{name: getattr(default, name) for name in default.attribute_map if hasattr(default, name)},
     }
     settings = {name: SMALL[name] for name in named if name in SMALL and (named[name] is not None or name in _OPTIONAL)}
+    special = [name for name in named if name.endswith(("_token_id", "_token_index")) and name not in SMALL]
+    settings |= {name: SPECIAL_TOKENS + place for place, name in enumerate(special) if type(named[name]) is int}
     if named.get("num_key_value_heads") == named.get("num_attention_heads"):
         settings.pop("num_key_value_heads", None)
         settings |= {"num_key_value_heads": SMALL["num_attention_heads"]} if "num_key_value_heads" in named else {}

@@ -24,7 +24,7 @@ from lm_eval_spt.train.examples import Example
 from lm_eval_spt.train.objective import LossRequest, evaluate
 from tests.helpers.models import random_prompt
 from tests.models.plain import Text, greedy, loglikelihood
-from tests.models.tiny import ARCHITECTURES, VOCABULARY, NotBuilt, tiny_model
+from tests.models.tiny import ARCHITECTURES, SPECIAL_TOKENS, VOCABULARY, NotBuilt, tiny_model
 
 EXACT, SLOWER = "exact", "exact, slower"
 COLUMNS = ("no prompt", "prefix", "suffix", "both", "evaluate", "train", "generate")
@@ -71,7 +71,7 @@ def requests() -> list[tuple[list[int], list[int]]]:
     pairs = []
     for length in LENGTHS:
         context, *answers = (
-            torch.randint(4, VOCABULARY, (size,), generator=generator).tolist() for size in (length, 3, 1, 2)
+            torch.randint(4, SPECIAL_TOKENS, (size,), generator=generator).tolist() for size in (length, 3, 1, 2)
         )
         pairs += [(context, answer) for answer in (*answers, [*answers[0][:2], answers[1][0]])]
     return pairs
@@ -102,6 +102,7 @@ def try_architecture(kind: str) -> Row:
 class _Trial:
     def __init__(self, model: PreTrainedModel) -> None:
         self.plain = copy.deepcopy(model)
+        model.generation_config.eos_token_id = None  # so that as many tokens are generated as are asked for
         self.lm = SPTLM(pretrained=model, tokenizer=tokenizer(), backend="causal", device="cpu", batch_size=4)
         self.model = self.lm.model
         self.requests = requests()
@@ -177,9 +178,7 @@ class _Trial:
         for placement in ("prefix", "suffix", "both"):
             prompt = self._use(placement)
             assert prompt is not None
-            rows = self.lm._model_generate(
-                ids, time + NEW_TOKENS, [], attention_mask=mask, do_sample=False, eos_token_id=None
-            )
+            rows = self.lm._model_generate(ids, time + NEW_TOKENS, [], attention_mask=mask, do_sample=False)
             for row, context in zip(rows, contexts, strict=True):
                 expected = greedy(self.plain, self._text(context, prompt), NEW_TOKENS)
                 if row[time:].tolist() != expected:
