@@ -1,15 +1,55 @@
-import sys, time, logging, warnings
-import torch, transformers
+"""Try every causal-LM architecture of the installed transformers, and write what came of it to `docs/models.md`.
 
-warnings.filterwarnings("ignore")
-transformers.logging.set_verbosity(50)
-logging.disable(logging.WARNING)
-torch.set_num_threads(1)
-from tests.models.trials import *
+python -m tests.models                  # all, and the page
+python -m tests.models llama mamba      # these only
+"""
 
-for k in sys.argv[1:] or ARCHITECTURES:
-    t = time.time()
-    r = try_architecture(k)
-    print(k, r.reason[:200] or {c: v[:150] for c, v in r.cells.items()}, round(time.time() - t, 1), flush=True)
-    for c, v in r.wrong.items():
-        print("   WRONG", c, v[:300], flush=True)
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+import warnings
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+import transformers
+
+from lm_eval_spt.common.files import write
+from tests.models.table import PAGE, page
+from tests.models.tiny import ARCHITECTURES
+from tests.models.trials import EXACT, SLOWER, try_architecture
+
+
+def main(kinds: list[str]) -> int:
+    """Try the architectures that are named, or all; returns 1 if anything was wrong."""
+    if unknown := set(kinds) - set(ARCHITECTURES):
+        print(f"no such model_type: {', '.join(sorted(unknown))}", file=sys.stderr)
+        return 2
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity(logging.CRITICAL)
+    logging.disable(logging.WARNING)
+    warnings.filterwarnings("ignore")
+    rows = []
+    for kind in kinds or ARCHITECTURES:
+        started = time.perf_counter()
+        row = try_architecture(kind)
+        rows.append(row)
+        words = [(column, "-" if cell == SLOWER else cell) for column, cell in row.cells.items() if cell != EXACT]
+        outcome = row.reason or ", ".join(f"{column}: {cell}" for column, cell in words) or EXACT
+        print(f"{kind}: {outcome} ({time.perf_counter() - started:.1f} s)", flush=True)
+        for column, problem in row.wrong.items():
+            print(f"    WRONG {column}: {problem}", flush=True)
+    wrong = [row.kind for row in rows if row.wrong]
+    if wrong:
+        print(f"wrong: {', '.join(wrong)}; no page was written", file=sys.stderr)
+    elif not kinds:
+        write(PAGE, page(rows).encode())
+        print(PAGE)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

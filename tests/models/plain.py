@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import inspect
 from dataclasses import dataclass
 
 import torch
@@ -25,30 +25,27 @@ class Text:
 
 
 def next_logits(model: PreTrainedModel, text: Text, rest: list[int]) -> Tensor:
-    """Return the logits `[1 + len(rest), vocabulary]` that predict each token of `rest` and the one behind it.
-
-    The model is copied: what it remembers of other texts plays no part.
-    """
-    model = copy.deepcopy(model)
+    """Return the logits `[1 + len(rest), vocabulary]` that predict each token of `rest` and the one behind it."""
     ids = torch.tensor([text.context + rest])
     count = len(rest) + 1
-    if not len(text.before) + len(text.after):
+    prompted = len(text.before) + len(text.after) > 0
+    if not prompted:
         return model(input_ids=ids, use_cache=False).logits[0, -count:]
-    embeds = model.get_input_embeddings()(ids)
-    context, following = embeds[:, : len(text.context)], embeds[:, len(text.context) :]
-    inputs = {"inputs_embeds": torch.cat([text.before[None], context, text.after[None], following], dim=1)}
+    inputs = {"inputs_embeds": _around(text, model.get_input_embeddings()(ids))}
     decoder = model.get_decoder()
     if getattr(decoder, "hidden_size_per_layer_input", 0):  # of Gemma 3n and 4: id 0 stands for what is no text
-        nothing = [torch.zeros(1, len(vectors), dtype=torch.long) for vectors in (text.before, text.after)]
-        whole = torch.cat([nothing[0], ids[:, : len(text.context)], nothing[1], ids[:, len(text.context) :]], dim=1)
-        inputs["per_layer_inputs"] = model.get_decoder().get_per_layer_inputs(
-            *(
-                (whole,)
-                if model.config.get_text_config().model_type == "gemma3n_text"
-                else (whole, inputs["inputs_embeds"])
-            )
-        )
+        nothing = [torch.zeros(len(vectors), dtype=torch.long) for vectors in (text.before, text.after)]
+        whole = {"input_ids": _around(Text(nothing[0], text.context, nothing[1]), ids)}
+        if "inputs_embeds" in inspect.signature(decoder.get_per_layer_inputs).parameters:
+            whole |= inputs
+        inputs["per_layer_inputs"] = decoder.get_per_layer_inputs(**whole)
     return model(**inputs, use_cache=False).logits[0, -count:]
+
+
+def _around(text: Text, whole: Tensor) -> Tensor:
+    """Put prompts around the context in `whole` `[1, time, ...]`, behind which more may follow."""
+    context, following = whole[:, : len(text.context)], whole[:, len(text.context) :]
+    return torch.cat([text.before[None], context, text.after[None], following], dim=1)
 
 
 def loglikelihood(model: PreTrainedModel, text: Text, continuation: list[int]) -> Tensor:

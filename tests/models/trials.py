@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from lm_eval_spt.common.errors import UserError
@@ -44,9 +43,10 @@ class Row:
     Attributes:
         kind: its `model_type`.
         name: its class.
-        cells: what each column says, or `reason` alone why there is no model to try.
-        reason: why no tiny model was made, or ''.
-        wrong: what is wrong, column by column: of a table that holds there is nothing here.
+        cells: by column: `EXACT`, `SLOWER`, or the line that the user reads where something can not be done.
+        reason: why no tiny model was made, or ''; then there are no cells.
+        wrong: by column: numbers that differ from those of the plain pass, and errors that are no line for the user.
+            There should be none.
     """
 
     kind: str
@@ -92,6 +92,8 @@ def try_architecture(kind: str) -> Row:
             row.cells[column] = trial.cell(column)
         except UserError as error:
             row.cells[column] = str(error)
+            if "\n" in str(error):
+                row.wrong[column] = f"not one line: {error}"
         except Wrong as error:
             row.wrong[column] = str(error)
         except Exception as error:
@@ -101,14 +103,16 @@ def try_architecture(kind: str) -> Row:
 
 class _Trial:
     def __init__(self, model: PreTrainedModel) -> None:
-        self.plain = copy.deepcopy(model)
+        self._untouched = copy.deepcopy(model)
         model.generation_config.eos_token_id = None  # so that as many tokens are generated as are asked for
+        self.plain = self._untouched
         self.lm = SPTLM(pretrained=model, tokenizer=tokenizer(), backend="causal", device="cpu", batch_size=4)
         self.model = self.lm.model
         self.requests = requests()
 
     def cell(self, column: str) -> str:
         forget(self.model)
+        self.plain = copy.deepcopy(self._untouched)  # what it may remember of earlier texts plays no part
         actions: dict[str, Callable[[], str]] = {
             "evaluate": self.evaluate, "train": self.train, "generate": self.generate
         }  # fmt: skip
