@@ -90,13 +90,6 @@ def hidden_states(
     return output.last_hidden_state
 
 
-def _first_position(decoder: nn.Module) -> int:
-    """Return the position of a text's first token: RoBERTa and its kin count from behind that of padding."""
-    embedding: Any = getattr(getattr(decoder, "embeddings", None), "position_embeddings", None)
-    padding = getattr(embedding, "padding_idx", None)
-    return 0 if padding is None else padding + 1
-
-
 def logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     """Return the logits `[rows, vocabulary]` of hidden states `[rows, d]`.
 
@@ -146,6 +139,13 @@ def head_weight(model: PreTrainedModel) -> Tensor | None:
     if type(head) not in (nn.Linear, onednn.OneDNNLinear) or head.bias is not None:
         return None
     return None if head.weight.requires_grad and torch.is_grad_enabled() else head.weight.detach()
+
+
+def _first_position(decoder: nn.Module) -> int:
+    """Return the position of a text's first token: RoBERTa and its kin count from behind that of padding."""
+    embedding: Any = getattr(getattr(decoder, "embeddings", None), "position_embeddings", None)
+    padding = getattr(embedding, "padding_idx", None)
+    return 0 if padding is None else padding + 1
 
 
 # -- what depends on ids -----------------------------------------------------------------------------------------------
