@@ -357,6 +357,12 @@ def _alibi_of(decoder: PreTrainedModel, key_positions: Tensor) -> Iterator[None]
 # -- memory ------------------------------------------------------------------------------------------------------------
 
 
+def layer_count(model: PreTrainedModel) -> int:
+    """Return how many layers a model has; BLT's configuration has a number for each of its parts alone."""
+    named: int | None = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    return named or max(1, sum(isinstance(layer, GradientCheckpointingLayer) for layer in model.modules()))
+
+
 @contextmanager
 def activation_checkpointing(model: PreTrainedModel) -> Iterator[None]:
     """Within this context layers keep their input alone for the backward pass, and compute the rest again in it.
