@@ -357,10 +357,15 @@ def _alibi_of(decoder: PreTrainedModel, key_positions: Tensor) -> Iterator[None]
 # -- memory ------------------------------------------------------------------------------------------------------------
 
 
-def layer_count(model: PreTrainedModel) -> int:
-    """Return how many layers a model has; BLT's configuration has a number for each of its parts alone."""
-    named: int | None = getattr(model.config.get_text_config(), "num_hidden_layers", None)
-    return named or max(1, sum(isinstance(layer, GradientCheckpointingLayer) for layer in model.modules()))
+def layers_and_width(model: PreTrainedModel) -> tuple[int, int]:
+    """Return how many layers a model has, and the size of its hidden states.
+
+    BLT's configuration names them for each of its parts alone: layers are counted then, and the embeddings measured.
+    """
+    config, weight = model.config.get_text_config(), model.get_input_embeddings().weight
+    counted = sum(isinstance(module, GradientCheckpointingLayer) for module in model.modules())
+    layers = getattr(config, "num_hidden_layers", None) or max(1, counted)
+    return int(layers), int(getattr(config, "hidden_size", None) or weight.shape[1])  # type: ignore[index]
 
 
 @contextmanager

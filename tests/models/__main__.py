@@ -20,7 +20,7 @@ import transformers
 from lm_eval_spt.common.files import write
 from tests.models.table import PAGE, page
 from tests.models.tiny import ARCHITECTURES
-from tests.models.trials import EXACT, SLOWER, try_architecture
+from tests.models.trials import try_architecture
 
 
 def main(kinds: list[str]) -> int:
@@ -37,8 +37,10 @@ def main(kinds: list[str]) -> int:
         started = time.perf_counter()
         row = try_architecture(kind)
         rows.append(row)
-        words = [(column, "-" if cell == SLOWER else cell) for column, cell in row.cells.items() if cell != EXACT]
-        outcome = row.reason or ", ".join(f"{column}: {cell}" for column, cell in words) or EXACT
+        columns: dict[str, list[str]] = {}
+        for column, cell in row.cells.items():
+            columns.setdefault(cell, []).append(column)
+        outcome = row.reason or "; ".join(f"{', '.join(where)}: {cell}" for cell, where in columns.items())
         print(f"{kind}: {outcome} ({time.perf_counter() - started:.1f} s)", flush=True)
         for column, problem in row.wrong.items():
             print(f"    WRONG {column}: {problem}", flush=True)
