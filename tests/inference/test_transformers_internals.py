@@ -17,7 +17,6 @@ from lm_eval_spt.inference.token_tree import ScoringRequest, build_tree
 from lm_eval_spt.inference.transformers_internals import SLOW_GELUS, decoder_of, keys_and_values, logits
 from lm_eval_spt.inference.virtual_tokens import place
 from tests.helpers.models import VOCABULARY, as_fast, build_model, random_prompt
-from tests.models.tiny import tiny_model
 
 
 def test_the_names_that_are_relied_on(tiny_model):
@@ -29,18 +28,6 @@ def test_the_names_that_are_relied_on(tiny_model):
         found = decoder(input_ids=torch.tensor([[5, 6]]), past_key_values=cache, use_cache=True)
     assert found.last_hidden_state.shape == (1, 2, 32)
     assert keys_and_values(cache)[0][0].shape[2] == 2
-
-
-@pytest.mark.parametrize("kind", ["llama4_text", "mllama", "modernbert-decoder"])
-def test_the_decoder_is_the_part_with_the_embeddings(kind):
-    """Where ``get_decoder`` names the whole model or its head."""
-    model = tiny_model(kind)
-    decoder = decoder_of(model)
-    assert decoder is not model and decoder.get_input_embeddings() is model.get_input_embeddings()
-    ids = torch.tensor([[5, 6, 7]])
-    torch.testing.assert_close(
-        logits(model, decoder(input_ids=ids).last_hidden_state[0]), model(input_ids=ids).logits[0]
-    )
 
 
 def test_bloom_has_its_bias_where_it_is_replaced(tiny_models):

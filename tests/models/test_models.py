@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 import transformers
 
+from lm_eval_spt.inference.transformers_internals import decoder_of, logits
 from tests.models.table import written
 from tests.models.tiny import ARCHITECTURES, tiny_model
 from tests.models.trials import EXACT, SLOWER, try_architecture
@@ -63,3 +65,17 @@ def test_a_model_that_answers_wrongly_is_noticed(monkeypatch):
     monkeypatch.setattr("tests.models.trials.copy.deepcopy", lambda model: tiny_model("llama", seed=1))
     row = try_architecture("llama")
     assert not row.cells and len(row.wrong) == 7
+
+
+@pytest.mark.parametrize(
+    "kind", [kind for kind in ("llama4_text", "mllama", "modernbert-decoder") if kind in ARCHITECTURES]
+)
+def test_the_decoder_is_the_part_with_the_embeddings(kind):
+    """Where ``get_decoder`` names the whole model or its head."""
+    model = tiny_model(kind)
+    decoder = decoder_of(model)
+    assert decoder is not model and decoder.get_input_embeddings() is model.get_input_embeddings()
+    ids = torch.tensor([[5, 6, 7]])
+    torch.testing.assert_close(
+        logits(model, decoder(input_ids=ids).last_hidden_state[0]), model(input_ids=ids).logits[0]
+    )
