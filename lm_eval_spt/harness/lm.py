@@ -306,7 +306,8 @@ class SPTLM(HFLM):
     @property
     def whole_length(self) -> int:
         """How many tokens the model can read, the prompt's among them."""
-        return super().max_length
+        length: int = super().max_length
+        return length if length > 0 else self._DEFAULT_MAX_LENGTH  # XLNet names -1: there is no limit
 
     @property
     def max_length(self) -> int:

@@ -163,7 +163,7 @@ class _Step:
         self.whole_mask = torch.cat([past.mask, mask], dim=1)
         self._positions = self._positions + past.mask.sum(dim=1, keepdim=True)
         self._key_positions = torch.cat([text_positions(past.mask), self._positions], dim=1)
-        if self._visible is None and transformers_internals.sliding_window(model) is not None:
+        if self._visible is None and transformers_internals.looks_nearby(model):
             self._visible = causal_mask(mask)  # a window must not count the padding between past and present
         if self._visible is not None:
             before = past.mask.bool()[:, None, :].expand(-1, mask.shape[1], -1)

@@ -23,7 +23,7 @@ from lm_eval_spt.inference.capabilities import capabilities
 from lm_eval_spt.inference.forward import LONG, ScoredStates, forward_tree, join, loglikelihoods, prefill
 from lm_eval_spt.inference.kv_cache import KVCache
 from lm_eval_spt.inference.token_tree import ScoringRequest, row_length, text_length
-from lm_eval_spt.inference.transformers_internals import device_of
+from lm_eval_spt.inference.transformers_internals import device_of, layers_and_width
 from lm_eval_spt.inference.virtual_tokens import is_virtual, pad_left, place, virtual_tokens
 
 logger = logging.getLogger(__name__)
@@ -274,10 +274,10 @@ def tokens_that_fit(model: PreTrainedModel, device: torch.device) -> int:
     A token needs its keys and values, a few hidden states, and its share of the attention and of the logits; the
     estimate takes half of the free memory and is generous with the rest.
     """
-    config = model.config.get_text_config()
+    layers, width = layers_and_width(model)
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
     size = next(model.parameters()).element_size()
-    cache = 2 * config.num_hidden_layers * config.hidden_size * size
-    hidden = 32 * config.hidden_size * max(size, 4)
+    cache = 2 * layers * width * size
+    hidden = 32 * width * max(size, 4)
     ceiling = 65536 if device.type == "cuda" else 2048  # beyond, a batch gains nothing
     return int(max(256, min(ceiling, free / 2 / (16 * cache + hidden))))

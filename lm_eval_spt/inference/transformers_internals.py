@@ -37,7 +37,14 @@ def device_of(model: PreTrainedModel) -> torch.device:
 
 def decoder_of(model: PreTrainedModel) -> PreTrainedModel:
     """Return the part of a causal LM that turns tokens into hidden states, adapters (PEFT) included."""
-    return _without_wrapper(model).get_decoder()
+    causal = _without_wrapper(model)
+    decoder = causal.get_decoder()
+    if isinstance(decoder, PreTrainedModel) and decoder is not causal:
+        return decoder
+    # Llama 4 and Mllama name themselves, the ModernBERT decoder names its head.
+    embedding = causal.get_input_embeddings()
+    parts = (part for part in causal.children() if isinstance(part, PreTrainedModel))
+    return next((part for part in parts if part.get_input_embeddings() is embedding), decoder)
 
 
 def _without_wrapper(model: PreTrainedModel) -> PreTrainedModel:
@@ -74,7 +81,8 @@ def hidden_states(
     decoder = decoder_of(model)
     arguments: dict[str, Any] = {**inputs, "attention_mask": mask}
     if _has_parameter(type(decoder).forward, "position_ids"):
-        arguments["position_ids"] = positions.clone()  # XGLM before transformers 5.3 adds to it in place
+        # A new tensor in any case: XGLM before transformers 5.3 adds to it in place.
+        arguments["position_ids"] = positions + _first_position(decoder)
     with ExitStack() as stack:
         if visible is not None:
             assert key_positions is not None
@@ -147,6 +155,13 @@ def head_weight(model: PreTrainedModel) -> Tensor | None:
     if type(head) not in (nn.Linear, onednn.OneDNNLinear) or head.bias is not None:
         return None
     return None if head.weight.requires_grad and torch.is_grad_enabled() else head.weight.detach()
+
+
+def _first_position(decoder: nn.Module) -> int:
+    """Return the position of a text's first token: RoBERTa and its kin count from behind that of padding."""
+    embedding: Any = getattr(getattr(decoder, "embeddings", None), "position_embeddings", None)
+    padding = getattr(embedding, "padding_idx", None)
+    return 0 if padding is None else padding + 1
 
 
 # -- what depends on ids -----------------------------------------------------------------------------------------------
@@ -383,23 +398,39 @@ def sliding_window(model: PreTrainedModel) -> int | None:
     return getattr(config, "sliding_window", None)
 
 
+def attention_chunk(model: PreTrainedModel) -> int | None:
+    """Return the length of the chunks beyond which (some of) the model's layers do not look, or None (Llama 4)."""
+    config = model.config.get_text_config()
+    chunked = "chunked_attention" in (getattr(config, "layer_types", None) or ())
+    return config.attention_chunk_size if chunked else None
+
+
+def looks_nearby(model: PreTrainedModel) -> bool:
+    """Tell whether (some of) the model's layers look at less than everything before a token."""
+    return sliding_window(model) is not None or attention_chunk(model) is not None
+
+
 def _attention_masks(
     model: PreTrainedModel, visible: Tensor, positions: Tensor, key_positions: Tensor
 ) -> Tensor | dict[str, Tensor]:
     """Return what the attention scores get added, `[batch, 1, new, past + new]`; by kind of layer where there are two.
 
-    A sliding window counts positions in the text here, where the model's own masks count slots of the batch.
+    Windows and chunks count positions in the text here, where the model's own masks count slots of the batch.
     """
     if hasattr(sys.modules[type(decoder_of(model)).__module__], "_prepare_4d_causal_attention_mask"):
         return visible[:, None].to(model.dtype)  # XGLM before transformers 5.2 makes of it what the scores get added
-    window = sliding_window(model)
-    if window is None:
-        return _additive(visible, model.dtype)
-    near = positions[:, :, None] - key_positions[:, None, :] < window
-    windowed = _additive(visible & near, model.dtype)
-    if getattr(model.config.get_text_config(), "layer_types", None) is None:
-        return windowed
-    return {"full_attention": _additive(visible, model.dtype), "sliding_attention": windowed}
+    kinds: set[str] = {"full_attention", *(getattr(model.config.get_text_config(), "layer_types", None) or ())}
+    window, chunk = sliding_window(model), attention_chunk(model)
+    queries, keys = positions[:, :, None], key_positions[:, None, :]
+    near = visible & (queries - keys < window) if window is not None else visible
+    if len(kinds) == 1 or (window is None and chunk is None):
+        return _additive(near, model.dtype)
+    masks = dict.fromkeys(kinds, _additive(visible, model.dtype))
+    if window is not None:
+        masks |= dict.fromkeys((kind for kind in kinds if "sliding" in kind), _additive(near, model.dtype))
+    if chunk is not None:
+        masks["chunked_attention"] = _additive(visible & (queries // chunk == keys // chunk), model.dtype)
+    return masks
 
 
 def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
@@ -425,6 +456,17 @@ def _alibi_of(decoder: PreTrainedModel, key_positions: Tensor) -> Iterator[None]
 
 
 # -- memory ------------------------------------------------------------------------------------------------------------
+
+
+def layers_and_width(model: PreTrainedModel) -> tuple[int, int]:
+    """Return how many layers a model has, and the size of its hidden states.
+
+    BLT's configuration names them for each of its parts alone: layers are counted then, and the embeddings measured.
+    """
+    config, weight = model.config.get_text_config(), model.get_input_embeddings().weight
+    counted = sum(isinstance(module, GradientCheckpointingLayer) for module in model.modules())
+    layers = getattr(config, "num_hidden_layers", None) or max(1, counted)
+    return int(layers), int(getattr(config, "hidden_size", None) or weight.shape[1])  # type: ignore[index]
 
 
 @contextmanager

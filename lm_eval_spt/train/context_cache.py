@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import shutil
 import tempfile
@@ -49,10 +50,10 @@ class ContextCache:
         self._model = model
         self._max_batch_tokens = max_batch_tokens
         self._device = device_of(model)
-        # For each context the keys and values, [layers, 2, heads, time, head_dim].
-        self._states: dict[Context, Tensor] = {}
+        # For each context the keys and values, as _views has them.
+        self._states: dict[Context, list[Tensor]] = {}
         self._warned: set[str] = set()
-        self._layers_heads_width: tuple[int, int, int] | None = None
+        self._groups: dict[tuple[int, int], list[int]] = {}
         self._batch = torch.zeros(0, dtype=model.dtype, device=self._device)
 
     def __contains__(self, context: Context) -> bool:
@@ -71,7 +72,7 @@ class ContextCache:
         waiting = sorted(set(contexts) - set(self._states), key=len)
         if not waiting:
             return True
-        per_token = self._shape(1).numel()
+        per_token = self._values_per_token()
         room = self._room(per_token * sum(map(len, waiting)), medium)
         if room is None:
             return False
@@ -83,52 +84,68 @@ class ContextCache:
             ids, mask = (tensor.to(self._device) for tensor in pad_left(batch))
             with torch.no_grad():
                 layers = keys_and_values(prefill(self._model, ids, mask).cache)
+            tensors = [tensor for layer in layers for tensor in layer]
             for row, context in enumerate(batch):
                 end = start + per_token * len(context)
-                state = room[start:end].view(self._shape(len(context)))
-                for layer, (keys, values) in enumerate(layers):
-                    state[layer, 0] = keys[row, :, -len(context) :]
-                    state[layer, 1] = values[row, :, -len(context) :]
+                state = self._views(room[start:end], 1, len(context))
+                for view, members in zip(state, self._groups.values(), strict=True):
+                    for place, number in enumerate(members):
+                        view[place, 0] = tensors[number][row, :, -len(context) :]
                 self._states[context] = state
                 start = end
         return True
 
     def read(self, contexts: Sequence[Context]) -> KVCache:
         """Return the KV cache of these contexts, a row for each, padded on the left; valid until the next call."""
-        states = [self._states[context] for context in contexts]
         time = max(map(len, contexts))
-        layers, two, heads, _, width = states[0].shape
-        shape = torch.Size((layers, two, len(states), heads, time, width))
-        if shape.numel() > len(self._batch):  # kept for the next call: new memory costs more than the copy into it
-            self._batch = self._batch.new_zeros(shape.numel())
+        size = self._values_per_token() * len(contexts) * time
+        if size > len(self._batch):  # kept for the next call: new memory costs more than the copy into it
+            self._batch = self._batch.new_zeros(size)
         # Padding is masked. It holds zeros, or values of an earlier batch.
-        batch = self._batch[: shape.numel()].view(shape)
-        for row, state in enumerate(states):
-            batch[:, :, row, :, time - state.shape[3] :] = state
+        batch = self._views(self._batch[:size], len(contexts), time)
+        for row, context in enumerate(contexts):
+            for view, state in zip(batch, self._states[context], strict=True):
+                view[:, row, :, time - len(context) :] = state[:, 0]
+        tensors: dict[int, Tensor] = {}
+        for view, members in zip(batch, self._groups.values(), strict=True):
+            tensors |= zip(members, view, strict=True)
         _, mask = pad_left(contexts)
-        return KVCache(cache_of((keys, values) for keys, values in batch), mask.to(self._device))
+        layers = ((tensors[number], tensors[number + 1]) for number in range(0, len(tensors), 2))
+        return KVCache(cache_of(layers), mask.to(self._device))
 
     def bytes_of(self, contexts: Sequence[Context]) -> int:
         """Return how many bytes the KV cache of these contexts takes, padding included."""
-        return self._shape(len(contexts) * max(map(len, contexts))).numel() * self._model.dtype.itemsize
+        return self._values_per_token() * len(contexts) * max(map(len, contexts)) * self._model.dtype.itemsize
 
     def free(self) -> int:
         """Return the bytes that are free on the model's device, where batches are put together."""
         return _free("host" if self._device.type == "cpu" else "device", self._device)
 
-    def _shape(self, time: int) -> torch.Size:
-        """Return the shape of a context's keys and values, from those of a single token.
-
-        Args:
-            time: the context's length in tokens.
-        """
-        if self._layers_heads_width is None:
+    def _values_per_token(self) -> int:
+        """Return how many numbers the keys and values of one token are."""
+        if not self._groups:
             ids = torch.ones(1, 1, dtype=torch.long, device=self._device)
             with torch.no_grad():
                 layers = keys_and_values(prefill(self._model, ids, torch.ones_like(ids)).cache)
-            self._layers_heads_width = len(layers), layers[0][0].shape[1], layers[0][0].shape[3]
-        layer_count, heads, width = self._layers_heads_width
-        return torch.Size((layer_count, 2, heads, time, width))
+            for number, tensor in enumerate(tensor for layer in layers for tensor in layer):
+                self._groups.setdefault((tensor.shape[1], tensor.shape[3]), []).append(number)
+        return sum(heads * width * len(members) for (heads, width), members in self._groups.items())
+
+    def _views(self, memory: Tensor, rows: int, time: int) -> list[Tensor]:
+        """Return memory as keys and values, those of one shape together: in most models, all.
+
+        Args:
+            memory: `[values]`, as many as there are.
+            rows: number of texts.
+            time: their length in tokens.
+
+        Returns:
+            For each pair of heads and width in `_groups` the keys (number 2 i for layer i) and values (2 i + 1) that
+            have it, `[members, rows, heads, time, head_dim]`.
+        """
+        shapes = [(len(members), rows, heads, time, width) for (heads, width), members in self._groups.items()]
+        parts = memory.split([math.prod(shape) for shape in shapes])
+        return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
     # -- where ---------------------------------------------------------------------------------------------------------
 

@@ -7,12 +7,15 @@ import tempfile
 
 import pytest
 import torch
+from transformers import DynamicCache
 
+from lm_eval_spt.inference.transformers_internals import keys_and_values
 from lm_eval_spt.train import context_cache
 from lm_eval_spt.train.base import base_of
 from lm_eval_spt.train.context_cache import ContextCache
 from lm_eval_spt.train.loop import train
 from tests.helpers.training import settings_for
+from tests.models.tiny import tiny_model
 
 
 @pytest.mark.parametrize("medium", ["host", "disk"])
@@ -26,6 +29,23 @@ def test_every_medium_holds_the_same(tiny_model, medium):
         keep = expected.mask.bool()[:, None, :, None]
         torch.testing.assert_close(layers[0].keys * keep, layers[1].keys * keep)
         torch.testing.assert_close(layers[0].values * keep, layers[1].values * keep)
+
+
+@pytest.mark.parametrize("kind", ["gemma4_text", "mimo_v2_flash"])
+def test_layers_may_have_keys_and_values_of_different_shapes(kind):
+    model = tiny_model(kind)
+    texts = [(5, 6, 7, 8), (9, 10)]
+    cache = ContextCache(model, 100)
+    assert cache.add(texts)
+    together = keys_and_values(cache.read(texts).cache)
+    assert len({keys.shape for keys, _ in together}) > 1
+    for row, text in enumerate(texts):
+        alone = DynamicCache()
+        with torch.no_grad():
+            model(input_ids=torch.tensor([text]), past_key_values=alone, use_cache=True)
+        for layer, expected in zip(together, keys_and_values(alone), strict=True):
+            for kept, right in zip(layer, expected, strict=True):
+                torch.testing.assert_close(kept[row, :, -len(text) :], right[0])
 
 
 def test_a_file_of_keys_and_values_has_no_name(tiny_models, tmp_path, monkeypatch):
