@@ -27,6 +27,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lm_eval_spt.cli.harness_options import add_harness_options
 from lm_eval_spt.common.errors import UserError
 
 if TYPE_CHECKING:
@@ -303,8 +304,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--log_samples", "--log-samples", action="store_true", help="also write every answer")
     command.add_argument("--batch_size", "--batch-size", default="auto", help="as in lm_eval (default: auto)")
     command.add_argument("--device", help="such as cpu or cuda:1 (default: the best that is here)")
-    command.add_argument("--limit", type=float, metavar="N", help="only the first N documents of each task")
-    command.add_argument("--num_fewshot", "--num-fewshot", type=int, metavar="N", help="shots in every context")
+    add_harness_options(command)
     command.set_defaults(run=evaluate)
 
     command = commands.add_parser(

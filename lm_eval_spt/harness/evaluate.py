@@ -22,7 +22,9 @@ from lm_eval.utils import simple_parse_args_string
 
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.common.files import MAX_RESULTS_FILE, parse_json, read_text, written_together
+from lm_eval_spt.harness.contexts import selected_template
 from lm_eval_spt.harness.lm import SPTLM, TokenisedRequest
+from lm_eval_spt.harness.options import EvaluationOptions
 from lm_eval_spt.harness.patches import MODEL_NAME, results_name, task_manager
 from lm_eval_spt.inference import probe, scoring
 from lm_eval_spt.inference.virtual_tokens import place
@@ -115,9 +117,8 @@ def evaluate_prompts(
     log_samples: bool = False,
     batch_size: str = "auto",
     device: str | None = None,
-    limit: float | None = None,
-    num_fewshot: int | None = None,
     base: SPTLM | None = None,
+    **options: Any,
 ) -> list[Path]:
     """Score prompts on harness tasks and write one results file of the harness for each.
 
@@ -129,15 +130,19 @@ def evaluate_prompts(
         tasks: names of tasks and groups.
         output: folder for the results, one folder in it for each prompt.
         model_args: further arguments of the model class, as in ``lm_eval --model_args``.
-        include_path, log_samples, batch_size, device, limit, num_fewshot: as in ``lm_eval``.
+        include_path, log_samples, batch_size, device: as in ``lm_eval``.
         base: the base model, if it is loaded already; it decides the device.
+        **options: of :class:`~lm_eval_spt.harness.options.EvaluationOptions`. A cache of answers belongs to one prompt:
+            each has its own, whose path ends in the first 8 digits of the prompt's digest.
 
     Returns:
         The results files, in the order of the prompts.
 
     Raises:
-        UserError: a prompt can not be read, the prompts have different base models, or a task does not exist.
+        UserError: a prompt can not be read, the prompts have different base models, a task does not exist, or an option
+            makes no sense.
     """
+    wanted = EvaluationOptions(**options)
     names = _expand(prompts)
     loaded = {name: SoftPrompt.from_pretrained(name) for name in names}
     shared = simple_parse_args_string(model_args)
@@ -151,8 +156,8 @@ def evaluate_prompts(
         raise UserError("a prompt does not name its base model: give it with --model_args pretrained=<model>")
 
     manager, loaded_tasks, tops = _load_tasks(tasks, include_path, shared)
-    shots = {name: _shots(task, num_fewshot) for name, task in loaded_tasks.items()}
-    done = {name: _finished(_folder(output, loaded[name], shared), shots, limit) for name in names}
+    shots = {name: wanted.shots(task) for name, task in loaded_tasks.items()}
+    done = {name: _finished(_folder(output, loaded[name], shared), shots, wanted) for name in names}
     waiting = {name: prompt for name, prompt in loaded.items() if done[name] is None}
     if len(waiting) < len(names):
         logger.warning("%d of %d prompts have their results already", len(names) - len(waiting), len(names))
@@ -166,12 +171,13 @@ def evaluate_prompts(
     else:
         arguments.pop("pretrained", None)
         lm = ManyPromptsLM.from_loaded(base, **arguments)
-    options = {"batch_size": batch_size, "device": device, "limit": limit, "num_fewshot": num_fewshot}
+    machine = {"batch_size": batch_size, "device": device}
     for name, prompt in waiting.items():
         lm.use(prompt)
-        if not _score(lm, tops, manager, output, {**shared, "prompt": name}, log_samples, **options):
+        machine["use_cache"] = f"{wanted.use_cache}-{prompt.digest[:8]}" if wanted.use_cache else None
+        if not _score(lm, tops, manager, output, {**shared, "prompt": name}, log_samples, wanted, **machine):
             continue  # another process writes
-        done[name] = _finished(_folder(output, prompt, shared), shots, limit)
+        done[name] = _finished(_folder(output, prompt, shared), shots, wanted)
         if done[name] is None:
             raise UserError(f"the results of {name} could not be written to {output}: is it writable?")
         print(done[name], flush=True)
@@ -202,26 +208,27 @@ def evaluate_model(
     *,
     include_path: str | None = None,
     log_samples: bool = False,
-    limit: float | None = None,
-    num_fewshot: int | None = None,
+    **options: Any,
 ) -> Path:
     """Score a loaded model as it is, without a prompt: a baseline, or a model that was tuned without one.
 
     Args:
         lm: the model.
         model_arguments: how ``lm_eval --model spt --model_args`` would load it, for the record.
-        tasks, include_path, log_samples, limit, num_fewshot: as in :func:`evaluate_prompts`.
+        tasks, include_path, log_samples: as in :func:`evaluate_prompts`.
         output: folder for the results of this model alone.
+        **options: of :class:`~lm_eval_spt.harness.options.EvaluationOptions`.
 
     Returns:
         The results file.
 
     Raises:
-        UserError: a task does not exist.
+        UserError: a task does not exist, or an option makes no sense.
     """
+    wanted = EvaluationOptions(**options)
     manager, _, tops = _load_tasks(tasks, include_path, model_arguments)
-    options = {"limit": limit, "num_fewshot": num_fewshot, "device": str(lm.device), "batch_size": lm.batch_size}
-    _score(lm, tops, manager, output, model_arguments, log_samples, **options)
+    machine = {"batch_size": lm.batch_size, "device": str(lm.device), "use_cache": wanted.use_cache}
+    _score(lm, tops, manager, output, model_arguments, log_samples, wanted, **machine)
     return max(Path(output).glob("*/results_*.json"))  # the newest
 
 
@@ -245,18 +252,24 @@ def _score(
     output: str,
     model_arguments: dict[str, Any],
     log_samples: bool,
-    **options: Any,
+    wanted: EvaluationOptions,
+    **machine: Any,
 ) -> bool:
     """Score tasks and write what the harness's command line writes after ``--model spt --model_args ...``.
 
     Returns:
         False in a process that is not the one that writes.
     """
+    template = selected_template(lm, wanted)
     tracker = tracking.EvaluationTracker(output_path=output)
-    results = simple_evaluate(model=lm, tasks=tops, task_manager=manager, log_samples=log_samples, **options)
+    results = simple_evaluate(
+        model=lm, tasks=tops, task_manager=manager, log_samples=log_samples, **machine, **wanted.arguments()
+    )
     if results is None:
         return False
-    tracker.general_config_tracker.log_experiment_args(MODEL_NAME, model_arguments, None, None, True)
+    tracker.general_config_tracker.log_experiment_args(
+        MODEL_NAME, model_arguments, wanted.system_instruction, template, wanted.fewshot_as_multiturn
+    )
     results["config"] |= {"model": MODEL_NAME, "model_args": model_arguments}
     for config in results["configs"].values():
         config["metadata"] |= {name: model_arguments[name] for name in ("prompt",) if name in model_arguments}
@@ -286,21 +299,15 @@ def _folder(output: str, prompt: SoftPrompt, shared: dict[str, Any]) -> Path:
     return Path(output) / tracking.sanitize_model_name(results_name({**shared, "prompt": prompt}) or "")
 
 
-def _shots(task: Any, asked: int | None) -> int:
-    """Return how many shots the harness gives a task: a task that says 0 keeps it."""
-    own = task.get_config("num_fewshot")
-    return own or 0 if asked is None or own == 0 else asked
-
-
-def _finished(folder: Path, shots: dict[str, int], limit: float | None) -> Path | None:
-    """Return the newest results file in `folder` that holds all tasks with these shots and this limit, if any."""
+def _finished(folder: Path, shots: dict[str, int], wanted: EvaluationOptions) -> Path | None:
+    """Return the newest results file in `folder` that holds all tasks with these shots and options, if any."""
     for path in sorted(folder.glob("results_*.json"), reverse=True):
         try:
             content = parse_json(read_text(path, MAX_RESULTS_FILE))
-            same_limit = content["config"]["limit"] == limit
+            same_options = wanted.decided(content)
             same_shots = all(content["n-shot"][task] == number for task, number in shots.items())
         except (OSError, ValueError, KeyError, TypeError):
             continue  # of other tasks, or written halfway
-        if same_limit and same_shots:
+        if same_options and same_shots:
             return path
     return None

@@ -8,7 +8,7 @@ from pathlib import Path
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.sweep import local, slurm
 from lm_eval_spt.sweep.cost import UTILISATION, TextSizes, disk_free, disk_needed, plan_work, single_tasks, speed_here
-from lm_eval_spt.sweep.plan import MAX_RUNS, Plan, SweepRun, read_plan
+from lm_eval_spt.sweep.plan import MAX_RUNS, Plan, SweepRun, evaluation_options, read_plan
 from lm_eval_spt.sweep.progress import Progress
 from lm_eval_spt.sweep.records import Record, forget_failures, record_of
 
@@ -59,7 +59,7 @@ def sweep(
         _print_runs(runs, records)
     for tasks in {run.targets for run in left} | {tuple(run.config.tasks) for run in left if run.prompted}:
         single_tasks(tasks, plan.include_path)  # a name that is wrong shows at once
-    sizes = TextSizes(plan.include_path, plan.evaluate.get("limit"))
+    sizes = TextSizes(plan.include_path, plan.evaluate.get("limit"), evaluation_options(plan.evaluate))
     print(f"{plan.name}: {len(runs)} runs, {len(left)} to do, in {len(numbers)} shards; output: {plan.output}")
     if not left:
         return
