@@ -63,4 +63,4 @@ class MergeIntoDict(argparse.Action):
     ) -> None:
         from lm_eval._cli.utils import MergeDictAction
 
-        MergeDictAction.__call__(self, parser, namespace, values, option_string)  # type: ignore[arg-type]
+        MergeDictAction.__call__(self, parser, namespace, values, option_string)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Split = Literal["training", "validation"]
+Split = Literal["training", "validation", "test"]
 
 ChatTemplate = Callable[..., str]
 """Makes a text of a chat, as ``LM.apply_chat_template`` does."""
@@ -27,7 +27,7 @@ FEWSHOT_SEED = 1234
 """With this seed the harness draws shots, unless it is told otherwise."""
 
 
-def as_scored(task: ConfigurableTask, options: ContextOptions, split: Split | None = None) -> ConfigurableTask:
+def as_scored(task: ConfigurableTask, options: ContextOptions, split: Split) -> ConfigurableTask:
     """Return a copy of a task in the state in which the harness begins to build its requests.
 
     The split that is read stands in the place of the test split. So the harness itself keeps every document out of its
@@ -36,12 +36,12 @@ def as_scored(task: ConfigurableTask, options: ContextOptions, split: Split | No
     Args:
         task: the task, which stays as it is.
         options: what its contexts are to hold.
-        split: whose documents :func:`build_requests` will get, in their order; None: those that the task is scored on.
+        split: whose documents :func:`build_requests` will get; ``test``: those that the task is scored on.
     """
     ready = copy.copy(task)
     ready._config = copy.copy(task.config)
     ready.config.num_fewshot = options.shots(task)
-    if split is not None:
+    if split != "test":
         fewshot = fewshot_config(ready)
         if split == "training" and fewshot.split is None and not fewshot.samples:
             fewshot.split = task.config.training_split  # that is where the harness draws from then
@@ -78,8 +78,8 @@ def build_requests(
     Raises:
         UserError: the context can not be put together, for example because there are too few shots to draw from.
     """
-    chat = {"apply_chat_template": bool(options.apply_chat_template)}
-    chat |= {"chat_template": chat_template if options.apply_chat_template else None}  # type: ignore[dict-item]
+    is_chat = bool(options.apply_chat_template)
+    chat: dict[str, Any] = {"apply_chat_template": is_chat, "chat_template": chat_template if is_chat else None}
     try:
         context = task.fewshot_context(
             document,

@@ -30,7 +30,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.common.paths import MINI
-from lm_eval_spt.harness.contexts import ChatTemplate, as_scored, build_requests
+from lm_eval_spt.harness.contexts import ChatTemplate, Split, as_scored, build_requests
 from lm_eval_spt.harness.options import BY_TASK, ContextOptions
 from lm_eval_spt.harness.patches import members, task_manager
 from lm_eval_spt.inference.base_model import cannot_load, ensure_available
@@ -143,14 +143,15 @@ class TextSizes:
 
     def training(self, config: TrainingConfig) -> tuple[Texts, Texts]:
         """Return the sizes of a run's training and validation documents."""
-        training, validation = (self._texts(tuple(config.tasks), split, config) for split in ("training", "validation"))
+        tasks = tuple(config.tasks)
+        training, validation = self._texts(tasks, "training", config), self._texts(tasks, "validation", config)
         return _few_shot(training, config.shots), _few_shot(validation, config.validation_shots)
 
     def test(self, config: TrainingConfig, targets: Sequence[str]) -> Texts:
         """Return the size of the documents that a run is scored on."""
         return self._texts(tuple(targets), "test", config)
 
-    def _texts(self, tasks: tuple[str, ...], split: str, config: TrainingConfig) -> Texts:
+    def _texts(self, tasks: tuple[str, ...], split: Split, config: TrainingConfig) -> Texts:
         tokenizer = self._tokenizer(config)
         options = self._scoring if split == "test" else config.contexts
         key = (tasks, split, id(tokenizer), split == "test" or options)
@@ -214,7 +215,7 @@ def single_tasks(names: tuple[str, ...], include_path: str | None) -> list[str]:
     return list(dict.fromkeys(tasks))
 
 
-def _look(task: ConfigurableTask, split: str, tokenizer: PreTrainedTokenizerBase, options: ContextOptions) -> Texts:
+def _look(task: ConfigurableTask, split: Split, tokenizer: PreTrainedTokenizerBase, options: ContextOptions) -> Texts:
     """Measure a task's documents by the first of them."""
     documents: dict[str, Callable[[], Any]] = {
         "training": lambda: task.training_docs() if task.has_training_docs() else [],
@@ -222,7 +223,7 @@ def _look(task: ConfigurableTask, split: str, tokenizer: PreTrainedTokenizerBase
         "test": lambda: task.eval_docs,
     }
     rows = list(documents[split]())
-    ready = as_scored(task, options, None if split == "test" else split)
+    ready = as_scored(task, options, split)
     tokens = answer_tokens = 0
     choices = 1
     for row in rows[:SAMPLED_DOCUMENTS]:

@@ -11,7 +11,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
@@ -19,7 +19,6 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval_spt.common.errors import UserError, shown
 from lm_eval_spt.harness.contexts import (
     ChatTemplate,
-    Split,
     as_scored,
     build_requests,
     fixed_shots,
@@ -85,7 +84,7 @@ def load_tasks(names: Sequence[str], include_path: str | None = None) -> list[Co
 
 def read_documents(
     task: ConfigurableTask,
-    split: Split,
+    split: Literal["training", "validation"],
     options: ContextOptions = BY_TASK,
     chat_template: ChatTemplate | None = None,
 ) -> list[Document]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
 import logging
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +94,31 @@ def write_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         return str(tmp_path)
 
     return write
+
+
+@pytest.mark.parametrize(
+    ("module", "attribute", "parameters"),
+    [
+        ("lm_eval.api.task", "ConfigurableTask.fewshot_context", [
+            "self", "doc", "num_fewshot", "system_instruction", "apply_chat_template", "fewshot_as_multiturn",
+            "chat_template", "gen_prefix",
+        ]),
+        ("lm_eval.api.task", "ConfigurableTask.set_fewshot_seed", ["self", "seed"]),
+        ("lm_eval.models.huggingface", "HFLM.apply_chat_template", ["self", "chat_history", "add_generation_prompt"]),
+        ("lm_eval._cli.utils", "MergeDictAction.__call__", ["self", "parser", "namespace", "values", "option_string"]),
+    ],
+)  # fmt: skip
+def test_lm_eval_still_has_what_we_rely_on(module, attribute, parameters):
+    function = inspect.unwrap(attrgetter(attribute)(importlib.import_module(module)))
+    assert list(inspect.signature(function).parameters) == parameters
+
+
+def test_the_harness_announces_what_it_evaluates():
+    import lm_eval.evaluator
+
+    known = set(inspect.signature(inspect.unwrap(lm_eval.evaluator.evaluate)).parameters)
+    assert known >= {"lm", "task_dict", "system_instruction", "apply_chat_template", "fewshot_as_multiturn"}
+    assert lm_eval.evaluator.evaluate is not inspect.unwrap(lm_eval.evaluator.evaluate)
 
 
 TASKS: dict[str, dict[str, Any]] = {
