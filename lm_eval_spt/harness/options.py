@@ -105,7 +105,7 @@ class EvaluationOptions(ContextOptions):
             "system_instruction": self.system_instruction,
             "fewshot_as_multiturn": self.fewshot_as_multiturn,
             "limit": self.limit,
-            "gen_kwargs": self.gen_kwargs,
+            "gen_kwargs": self.gen_kwargs or {},  # as the harness's command records it
             "cache_requests": self.cache_requests in ("true", "refresh"),
             "rewrite_requests_cache": self.cache_requests == "refresh",
             "delete_requests_cache": self.cache_requests == "delete",
