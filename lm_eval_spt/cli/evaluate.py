@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from lm_eval_spt.cli.harness_options import add_harness_options
+
 
 def parser(prog: str) -> argparse.ArgumentParser:
     """Return the command's parser."""
@@ -22,8 +24,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument("--log-samples", action="store_true", help="also write every answer")
     parser.add_argument("--batch-size", default="auto", help="as in lm_eval (default: auto)")
     parser.add_argument("--device", help="such as cpu or cuda:1 (default: the best that is here)")
-    parser.add_argument("--limit", type=float, metavar="N", help="only the first N documents of each task")
-    parser.add_argument("--num-fewshot", type=int, metavar="N", help="shots in every context")
+    add_harness_options(parser)
     return parser
 
 

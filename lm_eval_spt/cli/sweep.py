@@ -81,7 +81,7 @@ def sweep(
     """
     from lm_eval_spt.sweep.cost import TextSizes, disk_free, disk_needed, single_tasks
     from lm_eval_spt.sweep.engines import ENGINES, run_shards
-    from lm_eval_spt.sweep.plan import MAX_RUNS, read_plan
+    from lm_eval_spt.sweep.plan import MAX_RUNS, evaluation_options, read_plan
     from lm_eval_spt.sweep.records import record_of
     from lm_eval_spt.sweep.slurm import write_script
 
@@ -102,7 +102,7 @@ def sweep(
         _print_runs(runs, records)
     for tasks in {run.targets for run in left} | {tuple(run.config.tasks) for run in left if run.prompted}:
         single_tasks(tasks, plan.include_path)  # a name that is wrong shows at once
-    sizes = TextSizes(plan.include_path, plan.evaluate.get("limit"))
+    sizes = TextSizes(plan.include_path, plan.evaluate.get("limit"), evaluation_options(plan.evaluate))
     print(f"{plan.name}: {len(runs)} runs, {len(left)} to do, in {len(numbers)} shards; output: {plan.output}")
     if not left:
         return

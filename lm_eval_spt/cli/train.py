@@ -110,6 +110,7 @@ def _add_flag(parser: argparse.ArgumentParser, setting: Field[Any], kind: Any) -
             parser.add_argument(off, dest=setting.name, action="store_false", help=f"the same as {flag} no")
         return
     options: dict[str, Any] = {"nargs": "+"} if setting.name in AXES else {}
+    options |= {name: value for name, value in setting.metadata.items() if name != "help"}
     if get_origin(kind) is Literal:
         options["choices"] = get_args(kind)
     else:

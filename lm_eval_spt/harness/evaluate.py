@@ -25,7 +25,9 @@ from lm_eval.utils import simple_parse_args_string
 
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.common.files import MAX_RESULTS_FILE, parse_json, read_text, written_together
+from lm_eval_spt.harness.contexts import selected_template
 from lm_eval_spt.harness.lm import SPTLM, TokenisedRequest
+from lm_eval_spt.harness.options import EvaluationOptions
 from lm_eval_spt.harness.patches import MODEL_NAME, match_tasks, results_name, task_manager, with_loaded
 from lm_eval_spt.inference import probe, scoring
 from lm_eval_spt.inference.virtual_tokens import place
@@ -124,9 +126,8 @@ def evaluate_prompts(
     log_samples: bool = False,
     batch_size: str = "auto",
     device: str | None = None,
-    limit: float | None = None,
-    num_fewshot: int | None = None,
     base: SPTLM | None = None,
+    **options: Any,
 ) -> list[Path]:
     """Score prompts on harness tasks and write one results file of the harness for each.
 
@@ -139,15 +140,19 @@ def evaluate_prompts(
         tasks: names of tasks and groups.
         output: folder for the results, one folder in it for each prompt.
         model_args: further arguments of the model class, as in ``lm_eval --model_args``.
-        include_path, log_samples, batch_size, device, limit, num_fewshot: as in ``lm_eval``.
+        include_path, log_samples, batch_size, device: as in ``lm_eval``.
         base: the base model, if it is loaded already; it decides the device.
+        **options: of :class:`~lm_eval_spt.harness.options.EvaluationOptions`. A cache of answers belongs to one prompt:
+            each has its own, whose path ends in the first 8 digits of the prompt's digest.
 
     Returns:
         The results files, in the order of the prompts.
 
     Raises:
-        UserError: a prompt can not be read, the prompts have different base models, or a task does not exist.
+        UserError: a prompt can not be read, the prompts have different base models, a task does not exist, or an option
+            makes no sense.
     """
+    wanted = EvaluationOptions(**options)
     names = _expand(prompts)
     loaded = {name: SoftPrompt.from_pretrained(name) for name in names}
     shared = simple_parse_args_string(model_args)
@@ -161,10 +166,9 @@ def evaluate_prompts(
         raise UserError("a prompt does not name its base model: give it with --model-args pretrained=<model>")
 
     task_names, manager, loaded_tasks = _load_tasks(tasks, include_path, shared)
-    options: dict[str, Any] = {"limit": limit, "num_fewshot": num_fewshot}
-    identities = {name: _identity(task, num_fewshot) for name, task in loaded_tasks.items()}
+    identities = {name: _identity(task, wanted) for name, task in loaded_tasks.items()}
     settings = {
-        name: _settings({"pretrained": named or prompt.base_model} | prompt.loading | shared, identities, options)
+        name: _settings({"pretrained": named or prompt.base_model} | prompt.loading | shared, identities, wanted)
         for name, prompt in loaded.items()
     }
 
@@ -185,11 +189,12 @@ def evaluate_prompts(
     else:
         arguments.pop("pretrained", None)
         lm = ManyPromptsLM.from_loaded(base, **arguments)
-    options |= {"batch_size": batch_size, "device": device}
+    machine: dict[str, Any] = {"batch_size": batch_size, "device": device}
     for name, prompt in waiting.items():
         lm.use(prompt)
+        machine["use_cache"] = f"{wanted.use_cache}-{prompt.digest[:8]}" if wanted.use_cache else None
         model_arguments = {**shared, "prompt": name}
-        if not _score(lm, task_names, manager, output, model_arguments, log_samples, settings[name], **options):
+        if not _score(lm, task_names, manager, output, model_arguments, log_samples, wanted, settings[name], **machine):
             continue  # another process writes
         done[name] = finished(name)
         if done[name] is None:
@@ -222,26 +227,27 @@ def evaluate_model(
     *,
     include_path: str | None = None,
     log_samples: bool = False,
-    limit: float | None = None,
-    num_fewshot: int | None = None,
+    **options: Any,
 ) -> Path:
     """Score a loaded model as it is, without a prompt: a baseline, or a model that was tuned without one.
 
     Args:
         lm: the model.
         model_arguments: how ``lm_eval --model spt --model_args`` would load it, for the record.
-        tasks, include_path, log_samples, limit, num_fewshot: as in :func:`evaluate_prompts`.
+        tasks, include_path, log_samples: as in :func:`evaluate_prompts`.
         output: folder for the results of this model alone.
+        **options: of :class:`~lm_eval_spt.harness.options.EvaluationOptions`.
 
     Returns:
         The results file.
 
     Raises:
-        UserError: a task does not exist.
+        UserError: a task does not exist, or an option makes no sense.
     """
+    wanted = EvaluationOptions(**options)
     task_names, manager, _ = _load_tasks(tasks, include_path, model_arguments)
-    options = {"limit": limit, "num_fewshot": num_fewshot, "device": str(lm.device), "batch_size": lm.batch_size}
-    _score(lm, task_names, manager, output, model_arguments, log_samples, **options)
+    machine = {"batch_size": lm.batch_size, "device": str(lm.device), "use_cache": wanted.use_cache}
+    _score(lm, task_names, manager, output, model_arguments, log_samples, wanted, **machine)
     return max(Path(output).glob("*/results_*.json"))  # the newest
 
 
@@ -262,23 +268,29 @@ def _score(
     output: str,
     model_arguments: dict[str, Any],
     log_samples: bool,
+    wanted: EvaluationOptions,
     settings: dict[str, Any] | None = None,
-    **options: Any,
+    **machine: Any,
 ) -> bool:
     """Score tasks and write what the harness's command line writes after ``--model spt --model_args ...``.
 
     Args:
         settings: what :func:`_finished` is to know the results by.
-        **options: as for ``simple_evaluate``.
+        wanted: the harness's options.
+        **machine: further arguments of ``simple_evaluate``.
 
     Returns:
         False in a process that is not the one that writes.
     """
+    template = selected_template(lm, wanted)
     tracker = tracking.EvaluationTracker(output_path=output)
-    results = simple_evaluate(model=lm, tasks=list(tasks), task_manager=manager, log_samples=log_samples, **options)
+    arguments = machine | wanted.arguments()
+    results = simple_evaluate(model=lm, tasks=list(tasks), task_manager=manager, log_samples=log_samples, **arguments)
     if results is None:
         return False
-    tracker.general_config_tracker.log_experiment_args(MODEL_NAME, model_arguments, None, None, True)
+    tracker.general_config_tracker.log_experiment_args(
+        MODEL_NAME, model_arguments, wanted.system_instruction, template, wanted.fewshot_as_multiturn
+    )
     results["config"] |= {"model": MODEL_NAME, "model_args": model_arguments}
     if settings is not None:
         results["config"][SETTINGS] = settings
@@ -310,28 +322,28 @@ def _folder(output: str, prompt: SoftPrompt, shared: dict[str, Any]) -> Path:
     return Path(output) / tracking.sanitize_model_name(results_name({**shared, "prompt": prompt}) or "")
 
 
-def _settings(model_arguments: dict[str, Any], identities: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+def _settings(model_arguments: dict[str, Any], identities: dict[str, Any], wanted: EvaluationOptions) -> dict[str, Any]:
     """Return everything that decides a prompt's results, apart from the prompt itself, as JSON gives it back.
 
     Args:
         model_arguments: of the model class.
         identities: of the tasks, see :func:`_identity`.
-        options: of the harness, but for those that say how the work is done.
+        wanted: the harness's options; of those, caches decide nothing.
     """
     folders = {name: _files(value) for name, value in model_arguments.items() if Path(str(value)).is_dir()}
-    shared = {name: value for name, value in options.items() if name != "num_fewshot"}  # it is in the tasks' identities
+    # The number of shots is in the tasks' identities.
+    arguments = wanted.arguments()
+    shared = {name: arguments[name] for name in arguments if name != "num_fewshot" and "cache" not in name}
     settings = {"model_args": model_arguments, "model_files": folders, "tasks": identities, **shared}
     content: dict[str, Any] = json.loads(json.dumps(settings, default=str))
     return content
 
 
-def _identity(task: Any, asked: int | None) -> list[Any]:
+def _identity(task: Any, wanted: EvaluationOptions) -> list[Any]:
     """Return a task's number of shots, to which it may have been asked, and a digest of its definition."""
-    own = task.get_config("num_fewshot")
-    shots = own or 0 if asked is None or own == 0 else asked  # a task that says 0 keeps it
     definition = {name: value for name, value in task.dump_config().items() if name not in ("metadata", "num_fewshot")}
     text = ADDRESS.sub("", json.dumps(definition, sort_keys=True, default=str))
-    return [shots, hashlib.sha256(text.encode()).hexdigest()[:16]]
+    return [wanted.shots(task), hashlib.sha256(text.encode()).hexdigest()[:16]]
 
 
 def _files(folder: str) -> list[Any]:

@@ -15,7 +15,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from lm_eval_spt.common.errors import UserError
+from lm_eval_spt.harness.contexts import differences
 from lm_eval_spt.harness.encoding import PairEncoder, whole_characters
 from lm_eval_spt.inference import probe, scoring, transformers_internals
 from lm_eval_spt.inference.base_model import bitsandbytes_config, cannot_load, ensure_available
@@ -42,8 +43,11 @@ from lm_eval_spt.prompt.fingerprint import embedding_fingerprint
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 
 if TYPE_CHECKING:
+    from lm_eval.api.task import ConfigurableTask
     from peft import LoraConfig
     from typing_extensions import Self
+
+    from lm_eval_spt.harness.options import ContextOptions
 
 logger = logging.getLogger(__name__)
 
@@ -250,6 +254,20 @@ class SPTLM(HFLM):
             raise UserError(
                 f"the prompt {prompt.name!r} holds numbers up to {float(prompt.vectors.abs().max()):.3g}, which is too "
                 f"much for {dtype}: load the model with dtype=bfloat16 or float32"
+            )
+
+    def check_contexts(self, tasks: Iterable[ConfigurableTask], options: ContextOptions) -> None:
+        """Warn if the prompt was trained in other contexts than those that it is about to be scored in.
+
+        Args:
+            tasks: what is scored, with the numbers of shots that they get.
+            options: what else the contexts hold.
+        """
+        if self.prompt and (differing := differences(self.prompt.metadata, tasks, options)):
+            logger.warning(
+                "the prompt %r is scored in other contexts than it was trained in: %s",
+                self.prompt.name,
+                "; ".join(differing),
             )
 
     def get_model_info(self) -> dict[str, Any]:

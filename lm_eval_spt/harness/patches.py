@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import fnmatch
 import functools
+import inspect
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -198,15 +199,19 @@ def with_loaded(manager: TaskManager, tasks: Mapping[str, Any]) -> TaskManager:
     return loaded
 
 
-def construct_requests(task: ConfigurableTask, doc: dict[str, Any], context: str | list[str]) -> list[Instance]:
+def construct_requests(
+    task: ConfigurableTask, doc: dict[str, Any], context: str | list[str], **chat: Any
+) -> list[Instance]:
     """Return the requests that a task makes of a document.
 
     Args:
         task: the task.
         doc: one of its documents.
         context: what ``task.fewshot_context`` made of it: a text, or one for each choice.
+        **chat: ``apply_chat_template`` and ``chat_template``, as the harness gives them.
     """
-    requests = task.construct_requests(doc, context, doc_id=0)  # the number of a document is required since 0.5
+    # The number of a document is required since 0.5, where a document without an answer gets no requests.
+    requests = task.construct_requests(doc, context, doc_id=0, **chat) or []
     return requests if isinstance(requests, list) else [requests]
 
 
@@ -224,3 +229,47 @@ def label_and_choices(task: ConfigurableTask, doc: dict[str, Any]) -> tuple[Any,
     elif getattr(task, "multiple_input", False):  # before: the same, the number of the right one in the text's place
         label = task.doc_to_text(doc)
     return label, choices
+
+
+def gen_prefix(task: ConfigurableTask, doc: dict[str, Any]) -> str | None:
+    """Return the beginning of the answer that a task gives away in its contexts, if there is one."""
+    if hasattr(task, "doc_to_prefix"):
+        return task.doc_to_prefix(doc)
+    return task._resolve_field(doc, task.config.gen_prefix)  # since 0.5
+
+
+def fewshot_config(task: ConfigurableTask) -> Any:
+    """Give a task a copy of what it says of its shots (the harness's ``FewshotConfig``), and return that copy."""
+    name = "fewshot_cfg" if hasattr(task, "fewshot_cfg") else "_fewshot_cfg"  # the latter since 0.5
+    setattr(task, name, copy.copy(getattr(task, name)))
+    return getattr(task, name)
+
+
+def announce_contexts(evaluator: ModuleType) -> None:
+    """Tell a model that wants to know it how its contexts are put together, before it is asked anything.
+
+    Such a model has a method ``check_contexts``; it gets the tasks and the options of their contexts.
+
+    Args:
+        evaluator: ``lm_eval.evaluator``.
+    """
+    evaluate = vars(evaluator)["evaluate"]
+    signature = inspect.signature(evaluate)
+
+    @functools.wraps(evaluate)
+    def announce(*args: Any, **kwargs: Any) -> Any:
+        from lm_eval_spt.harness.options import ContextOptions
+
+        given = signature.bind(*args, **kwargs).arguments
+        check = getattr(given["lm"], "check_contexts", None)
+        if check is not None and "tasks" in given["task_dict"]:
+            chat = given.get("apply_chat_template", False)
+            options = ContextOptions(
+                apply_chat_template=chat,
+                system_instruction=given.get("system_instruction"),
+                fewshot_as_multiturn=bool(given.get("fewshot_as_multiturn")) if chat else None,
+            )
+            check(given["task_dict"]["tasks"].values(), options)
+        return evaluate(*args, **kwargs)
+
+    evaluator.evaluate = announce  # type: ignore[attr-defined]

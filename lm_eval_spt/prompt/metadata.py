@@ -15,6 +15,7 @@ The metadata is one JSON object:
 ``tasks``                  names of the harness tasks it was trained on
 ``source_languages``       their languages
 ``shots``, ``seed``        training documents per class (null: all of them), random seed
+``num_fewshot``            object: each of these tasks to the number of shots in its contexts
 ``hyperparameters``        object: every setting of the training run
 ``validation``             object: scores of the epoch that was kept
 ``versions``               object: library name to version
@@ -49,7 +50,7 @@ REVISION = re.compile(r"(?!.*\.\.)[\w.+-]+(/[\w.+-]+)*")
 
 _TEXTS = ("base_model", "base_model_revision", "embedding_fingerprint")
 _LISTS = ("tasks", "source_languages")
-_OBJECTS = ("hyperparameters", "validation", "versions")
+_OBJECTS = ("num_fewshot", "hyperparameters", "validation", "versions")
 _NUMBERS = ("shots", "training_documents", "tuned_parameters")
 
 

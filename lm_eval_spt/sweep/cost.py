@@ -19,16 +19,20 @@ import shutil
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
 from lm_eval.api.task import ConfigurableTask
+from lm_eval.models.huggingface import HFLM
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.common.paths import MINI
-from lm_eval_spt.harness.patches import construct_requests, match_tasks, members, task_manager
+from lm_eval_spt.harness.contexts import ChatTemplate, Split, as_scored, build_requests
+from lm_eval_spt.harness.options import BY_TASK, ContextOptions
+from lm_eval_spt.harness.patches import match_tasks, members, task_manager
 from lm_eval_spt.inference.base_model import cannot_load, ensure_available
 from lm_eval_spt.inference.onednn import product
 from lm_eval_spt.sweep.plan import Plan, SweepRun
@@ -125,33 +129,38 @@ class TextSizes:
     Args:
         include_path: folder with further tasks.
         limit: how many documents of each target task are scored, or their share, as in lm_eval.
+        scoring: what stands in the contexts that are scored.
 
     Attributes:
         assumptions: what was assumed about models and documents that are not available, a line for each.
     """
 
-    def __init__(self, include_path: str | None = None, limit: float | None = None) -> None:
-        self._include_path, self._limit = include_path, limit
+    def __init__(
+        self, include_path: str | None = None, limit: float | None = None, scoring: ContextOptions = BY_TASK
+    ) -> None:
+        self._include_path, self._limit, self._scoring = include_path, limit, scoring
         self._measured: dict[Hashable, Texts] = {}
         self.assumptions: list[str] = []
 
     def training(self, config: TrainingConfig) -> tuple[Texts, Texts]:
         """Return the sizes of a run's training and validation documents."""
-        training, validation = (self._texts(tuple(config.tasks), split, config) for split in ("training", "validation"))
+        tasks = tuple(config.tasks)
+        training, validation = self._texts(tasks, "training", config), self._texts(tasks, "validation", config)
         return _few_shot(training, config.shots), _few_shot(validation, config.validation_shots)
 
     def test(self, config: TrainingConfig, targets: Sequence[str]) -> Texts:
         """Return the size of the documents that a run is scored on."""
         return self._texts(tuple(targets), "test", config)
 
-    def _texts(self, tasks: tuple[str, ...], split: str, config: TrainingConfig) -> Texts:
+    def _texts(self, tasks: tuple[str, ...], split: Split, config: TrainingConfig) -> Texts:
         tokenizer = self._tokenizer(config)
-        key = (tasks, split, id(tokenizer))
+        options = self._scoring if split == "test" else config.contexts
+        key = (tasks, split, id(tokenizer), split == "test" or options)
         if key not in self._measured:
             names = single_tasks(tasks, self._include_path)
             try:
                 loaded = task_manager(names, self._include_path).load(names)["tasks"].values()
-                each = [_look(task, split, tokenizer) for task in loaded]
+                each = [_look(task, split, tokenizer, options) for task in loaded]
             except (UserError, OSError):
                 tokens = round(ASSUMED[split].tokens)
                 self._assume(f"{', '.join(tasks)}: texts of {tokens} tokens, as in SIB-200, for they are not here")
@@ -207,7 +216,7 @@ def single_tasks(names: tuple[str, ...], include_path: str | None) -> list[str]:
     return list(dict.fromkeys(tasks))
 
 
-def _look(task: ConfigurableTask, split: str, tokenizer: PreTrainedTokenizerBase) -> Texts:
+def _look(task: ConfigurableTask, split: Split, tokenizer: PreTrainedTokenizerBase, options: ContextOptions) -> Texts:
     """Measure a task's documents by the first of them."""
     documents: dict[str, Callable[[], Any]] = {
         "training": lambda: task.training_docs() if task.has_training_docs() else [],
@@ -215,10 +224,11 @@ def _look(task: ConfigurableTask, split: str, tokenizer: PreTrainedTokenizerBase
         "test": lambda: task.eval_docs,
     }
     rows = list(documents[split]())
+    ready = as_scored(task, options, split)
     tokens = answer_tokens = 0
     choices = 1
     for row in rows[:SAMPLED_DOCUMENTS]:
-        requests = construct_requests(task, row, task.fewshot_context(row, 0))
+        requests = build_requests(ready, row, options, _chat_template(tokenizer))
         tokens += len(tokenizer(requests[0].args[0], verbose=False)["input_ids"])
         answers = [request.args[1] for request in requests if isinstance(request.args[1], str)]
         ids = tokenizer(answers, add_special_tokens=False)["input_ids"] if answers else []
@@ -226,6 +236,11 @@ def _look(task: ConfigurableTask, split: str, tokenizer: PreTrainedTokenizerBase
         choices = max(choices, len(answers))
     sampled = max(1, min(len(rows), SAMPLED_DOCUMENTS))
     return Texts(len(rows), tokens / sampled, answer_tokens / sampled, choices)
+
+
+def _chat_template(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
+    """Return what makes a text of a chat, as the model class does, from the tokenizer alone."""
+    return partial(HFLM.apply_chat_template, SimpleNamespace(tokenizer=tokenizer, chat_template_args={}))
 
 
 def _few_shot(texts: Texts, shots: int | None) -> Texts:
@@ -270,7 +285,7 @@ def run_work(run: SweepRun, sizes: TextSizes, read: set[Hashable] | None) -> flo
     check = passes(validation, config.prompt_length, not keeps, share * validation.answer_tokens)
     work += config.epochs * (4 if run.frozen else 6) * step + (config.epochs + 1) * 2 * check
     if keeps:
-        key = (run.base, config.task, config.shots, config.validation_shots, drawn)
+        key = (run.base, config.task, config.contexts, config.shots, config.validation_shots, drawn)
         work += reading(training, ("training", *key)) + reading(validation, ("validation", *key))
     return work
 

@@ -188,6 +188,8 @@ class Worker:
             model = SPTLM.from_loaded(lm, **settings)
         else:
             model = SPTLM(**settings | loading(config) | arguments)
+        if options.get("use_cache"):  # a cache of answers belongs to one model; prompts have theirs already
+            options["use_cache"] += f"-{run.name}"
         folder = str(self._scoring_folder / run.name)
         path = evaluate_model(model, arguments, run.targets, folder, include_path=self.plan.include_path, **options)
         self._keep_results(run, path, time.perf_counter() - started)

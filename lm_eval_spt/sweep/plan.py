@@ -35,6 +35,7 @@ from typing import Any, get_type_hints
 
 from lm_eval_spt.common.errors import UserError, shown
 from lm_eval_spt.common.files import is_text, read_yaml_mapping
+from lm_eval_spt.harness.options import EvaluationOptions
 from lm_eval_spt.train.config import MAX_YAML, PRESETS, TrainingConfig, as_kind
 from lm_eval_spt.train.run_name import run_name
 
@@ -51,6 +52,12 @@ BASE = ("model", "revision", "dtype", "quantization", "device", "device_map", "a
 EVALUATE: dict[str, Any] = {
     "limit": float | None,
     "num_fewshot": int | None,
+    "apply_chat_template": bool | str,
+    "system_instruction": str | None,
+    "fewshot_as_multiturn": bool | None,
+    "gen_kwargs": dict | None,
+    "use_cache": str | None,
+    "cache_requests": bool | str,
     "batch_size": str,
     "log_samples": bool,
 }
@@ -154,6 +161,7 @@ def read_plan(
         name: as_kind(value, _known(name, EVALUATE, f"{path}: evaluate"), f"{path}: evaluate: {name}")
         for name, value in content.get("evaluate", {}).items()
     }
+    evaluation_options(evaluate, f"{path}: evaluate")
 
     grids = _grids(content, path)
     if (count := sum(prod(map(len, grid.values())) for grid in grids.values())) > max_runs:
@@ -173,6 +181,23 @@ def read_plan(
     runs += _baselines(content.get("baselines", {}), runs, path)
     _check_names(runs, path)
     return Plan(path.stem, folder, tuple(_shards(runs, size)), evaluate, content.get("include_path"))
+
+
+def evaluation_options(evaluate: Mapping[str, Any], where: str = "evaluate") -> EvaluationOptions:
+    """Return those of a sweep's options that are the harness's.
+
+    Args:
+        evaluate: :attr:`Plan.evaluate`.
+        where: file and key, for the message.
+
+    Raises:
+        UserError: an option makes no sense.
+    """
+    known = {option.name for option in fields(EvaluationOptions)}
+    try:
+        return EvaluationOptions(**{name: value for name, value in evaluate.items() if name in known})
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
 
 
 def _grids(content: Mapping[str, Any], path: Path) -> dict[str, dict[str, list[Any]]]:

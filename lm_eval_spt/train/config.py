@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from lm_eval_spt.common.errors import UserError, shown
 from lm_eval_spt.common.files import is_text, read_yaml_mapping
+from lm_eval_spt.harness.options import ContextOptions
 from lm_eval_spt.prompt.metadata import Placement
 
 INITIALIZATIONS = ("uniform", "vocab", "text", "labels")
@@ -31,10 +32,15 @@ PLACES = (
 )  # fmt: skip
 """Settings that say where and how the work is done, and change nothing in what is learned."""
 
+DEFAULT_TEMPLATE = "default"
+"""Names the chat template that a tokenizer has, or uses unless another one is named."""
+
 MAX_YAML = 2**16
 """Bytes of a file with settings."""
 
-WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", NoneType: "null"}
+WORDS = {
+    str: "text", int: "a whole number", float: "a number", bool: "true or false", dict: "a mapping", NoneType: "null",
+}  # fmt: skip
 
 PRESETS: dict[str, dict[str, Any]] = {
     # The recipe of arXiv 2402.03782, from its published code; the README's 20 epochs, 8 examples per class.
@@ -59,8 +65,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def _setting(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
+def _setting(default: Any, text: str, **argument: Any) -> Any:
+    """Return a field; `argument` holds further arguments of ``add_argument`` for its flag."""
+    return field(default=default, metadata={"help": text, **argument})
 
 
 @dataclass
@@ -119,6 +126,20 @@ class TrainingConfig:
     )
     shots: int | None = _setting(None, "training documents per class, drawn with the seed; default: all documents")
     validation_shots: int | None = _setting(None, "validation documents per class; default: all documents")
+    num_fewshot: int | None = _setting(
+        None, "shots in every context, drawn as the harness draws them; default: what the task says"
+    )
+    apply_chat_template: str | None = _setting(
+        None,
+        "make a chat of every context, as in lm_eval: with the tokenizer's chat template, 'default', or the one of "
+        "this name",
+        nargs="?",
+        const=DEFAULT_TEMPLATE,
+    )
+    system_instruction: str | None = _setting(None, "text before every context, in a chat the system's")
+    fewshot_as_multiturn: bool | None = _setting(
+        None, "make each shot a turn of the chat; default: yes with --apply-chat-template"
+    )
     mixture: Mixture = _setting(
         "proportional",
         "several tasks: 'proportional' shows every document once an epoch; 'balanced' shows equally many of each task, "
@@ -203,6 +224,7 @@ class TrainingConfig:
         _expect("output", self.output, self.output.endswith(".safetensors"), "a file name that ends in .safetensors")
         _expect("output", self.output, "," not in self.output, "a name without commas (they separate model_args)")
         self._expect_no_contradictions()
+        _ = self.contexts  # which has checks of its own
 
     def _expect_no_contradictions(self) -> None:
         """Raise UserError where one setting makes another pointless, and fill in what follows from others."""
@@ -245,6 +267,17 @@ class TrainingConfig:
 
     def _is_default(self, name: str) -> bool:
         return bool(getattr(self, name) == next(setting.default for setting in fields(self) if setting.name == name))
+
+    @property
+    def contexts(self) -> ContextOptions:
+        """What stands in a context beside the document."""
+        template = self.apply_chat_template
+        return ContextOptions(
+            num_fewshot=self.num_fewshot,
+            apply_chat_template=True if template == DEFAULT_TEMPLATE else template or False,
+            system_instruction=self.system_instruction,
+            fewshot_as_multiturn=self.fewshot_as_multiturn,
+        )
 
     @property
     def vectors_before(self) -> int:
@@ -341,7 +374,7 @@ def as_kind(value: Any, kind: Any, where: str) -> Any:
             same = isinstance(value, str) or converted == value  # 1.5 is no whole number
             if same and (math.isfinite(converted) if number is float else -(2**63) <= converted < 2**63):
                 return converted
-    if type(value) in allowed and (isinstance(value, bool) or is_text(value)):
+    if type(value) in allowed and (isinstance(value, bool | dict) or is_text(value)):
         return value
     expected = " or ".join(WORDS[member] for member in dict.fromkeys(allowed))
     raise UserError(f"{where} is {shown(value)}, expected {expected}")

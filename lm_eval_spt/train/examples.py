@@ -1,7 +1,7 @@
 """From a harness task to token ids: the examples that a prompt learns from.
 
-They come from the task's own ``construct_requests`` on its training documents and are encoded by the model class that
-scores them later, so that training reads what is scored.
+They are the harness's own requests for the task's training documents, shots and chat template included, and are encoded
+by the model class that scores them later. So training reads what is scored.
 """
 
 from __future__ import annotations
@@ -9,20 +9,27 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Literal
 
+from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 
 from lm_eval_spt.common.errors import UserError, shown
+from lm_eval_spt.harness.contexts import (
+    ChatTemplate,
+    as_scored,
+    build_requests,
+    fixed_shots,
+    selected_template,
+)
 from lm_eval_spt.harness.lm import SPTLM
-from lm_eval_spt.harness.patches import construct_requests, label_and_choices, task_manager
+from lm_eval_spt.harness.options import BY_TASK, ContextOptions
+from lm_eval_spt.harness.patches import label_and_choices, task_manager
 from lm_eval_spt.train.config import TrainingConfig
 
 logger = logging.getLogger(__name__)
-
-Split = Literal["training", "validation"]
 
 HELD_OUT = 10  # every tenth training document validates where a task has no validation split
 
@@ -75,23 +82,40 @@ def load_tasks(names: Sequence[str], include_path: str | None = None) -> list[Co
     return tasks
 
 
-def read_documents(task: ConfigurableTask, split: Split) -> list[Document]:
+def read_documents(
+    task: ConfigurableTask,
+    split: Literal["training", "validation"],
+    options: ContextOptions = BY_TASK,
+    chat_template: ChatTemplate | None = None,
+) -> list[Document]:
     """Return the documents of a split, each with the requests that the harness would make of it.
 
-    Documents without a label are left out, and a warning says how many.
+    Left out, each with a warning that says how many: documents without a label, and those that the task itself gives
+    as shots.
+
+    Args:
+        task: the task.
+        split: the split.
+        options: what the contexts hold.
+        chat_template: the model's, for chats.
 
     Raises:
         UserError: the task asks for something that has no right answer to learn (such as rolling perplexity), a label
-            is none of the choices, or no document is left.
+            is none of the choices, a context can not be put together, or no document is left.
     """
-    rows: Any = task.training_docs() if split == "training" else task.validation_docs()
-    read = [_document(task, row, f"{split} document {number} of {task.task_name}") for number, row in enumerate(rows)]
-    documents = [document for document in read if document is not None]
-    if len(documents) < len(read):
-        left_out = len(read) - len(documents)
-        logger.warning(
-            "%s: %d of %d %s documents have no label (-1): left out", task.task_name, left_out, len(read), split
-        )
+    rows: Any = list(task.training_docs() if split == "training" else task.validation_docs())
+    answers = [_answer(task, row, f"{split} document {number} of {task.task_name}") for number, row in enumerate(rows)]
+    ready = as_scored(task, options, split)
+    given = fixed_shots(ready)
+    documents = []
+    for row, answer in zip(rows, answers, strict=True):
+        requests = build_requests(ready, row, options, chat_template)  # of all rows: each draws its shots
+        if answer is not None and row not in given:
+            documents.append(_document(ready, requests, answer, bool(options.apply_chat_template)))
+    unlabelled, shots = answers.count(None), sum(row in given for row in rows)
+    for count, reason in ((unlabelled, "have no label (-1)"), (shots, "are among the shots")):
+        if count:
+            logger.warning("%s: %d of %d %s documents %s: left out", task.task_name, count, len(rows), split, reason)
     if not documents:
         raise UserError(f"the task {task.task_name!r} has no {split} documents with a label: choose another task")
     if len({_choices(document) for document in documents}) > 1:  # the class names mean something else in each document
@@ -103,31 +127,47 @@ def _choices(document: Document) -> tuple[str, ...]:
     return tuple(continuation for _, continuation in document.pairs) if len(document.pairs) > 1 else ()
 
 
-def _document(task: ConfigurableTask, row: dict[str, Any], where: str) -> Document | None:
-    """Return a document; None without a label. For messages, `where` says which document it is."""
-    context = task.fewshot_context(row, 0)
-    requests = construct_requests(task, row, context)
+@dataclass(frozen=True)
+class _Answer:
+    """What a document says of its right answer: the choices' number, the right one's position and text."""
+
+    choices: int
+    gold: int
+    text: str
+
+
+def _answer(task: ConfigurableTask, row: dict[str, Any], where: str) -> _Answer | None:
+    """Return a document's right answer; None without a label. For messages, `where` says which document it is.
+
+    Raises:
+        UserError: the task has no answers to learn, or the label is none of the choices.
+    """
     if task.OUTPUT_TYPE == "multiple_choice":
         label, choices = label_and_choices(task, row)
-        gold = _gold(label, choices, where)
-        if gold is None:
-            return None
+    elif task.OUTPUT_TYPE == "generate_until" and task.config.doc_to_choice is not None:
+        label, choices = task.doc_to_target(row), task.doc_to_choice(row)
+    elif task.OUTPUT_TYPE in ("generate_until", "loglikelihood"):
+        target = task.doc_to_target(row)
+        return _Answer(1, 0, str(target[0] if isinstance(target, list) else target))
+    else:
+        raise UserError(f"the task {task.task_name!r} ({task.OUTPUT_TYPE}) has no answers to learn from")
+    gold = _gold(label, choices, where)
+    return None if gold is None else _Answer(len(choices), gold, choices[gold])
+
+
+def _document(task: ConfigurableTask, requests: Sequence[Instance], answer: _Answer, chat: bool) -> Document:
+    """Return a document, from the requests that the harness makes of it; `chat`: whether its context is one."""
+    if task.OUTPUT_TYPE == "multiple_choice":
         # Unconditional requests (for mutual information) follow those of the choices; they teach nothing.
-        pairs = tuple(request.args[:2] for request in requests[: len(choices)])
-        return Document(pairs, gold, "" if isinstance(context, list) else choices[gold])
+        pairs = tuple(request.args[:2] for request in requests[: answer.choices])
+        contexts_differ = len({context for context, _ in pairs}) > 1  # then these are the choices
+        return Document(pairs, answer.gold, "" if contexts_differ else answer.text)
     if task.OUTPUT_TYPE == "loglikelihood":
         return Document((requests[0].args[:2],), 0)
-    if task.OUTPUT_TYPE == "generate_until":
-        target = task.doc_to_target(row)
-        if task.config.doc_to_choice is not None:
-            choices = task.doc_to_choice(row)
-            gold = _gold(target, choices, where)
-            if gold is None:
-                return None
-            target = choices[gold]
-        target = target[0] if isinstance(target, list) else target
-        return Document(((requests[0].args[0], f"{task.config.target_delimiter}{target}"),), 0)
-    raise UserError(f"the task {task.task_name!r} ({task.OUTPUT_TYPE}) has no answers to learn from")
+    # The reference answer follows the context as the harness has a choice follow it.
+    prefix = task.config.gen_prefix
+    apart = not chat or (prefix and not prefix[-1].isspace())
+    return Document(((requests[0].args[0], f"{task.config.target_delimiter if apart else ''}{answer.text}"),), 0)
 
 
 def _gold(label: Any, choices: Sequence[Any], where: str) -> int | None:
@@ -220,29 +260,41 @@ class Examples:
         training: training examples, task by task.
         validation: validation examples, task by task.
         sizes: how many training examples each task has.
+        num_fewshot: task to the shots in its contexts.
     """
 
     training: list[Example]
     validation: list[Example]
     sizes: list[int]
+    num_fewshot: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _TaskDocuments:
+    """The documents of a task, and the shots in their contexts."""
+
+    task: str
+    training: list[Document]
+    validation: list[Document]
+    num_fewshot: int
 
 
 class ExampleReader:
     """Reads the examples of runs; documents that several runs share are read once.
 
     Args:
-        lm: gives the tokens.
+        lm: gives the tokens and the chat template.
     """
 
     def __init__(self, lm: SPTLM) -> None:
         self._lm = lm
-        self._documents: dict[tuple[str, str | None], list[tuple[list[Document], list[Document]]]] = {}
+        self._documents: dict[tuple[str, str | None, ContextOptions], list[_TaskDocuments]] = {}
 
     def read(self, config: TrainingConfig) -> Examples:
         """Return the examples of a run.
 
         Raises:
-            UserError: no such task, too few documents, or a prompt that leaves no room for text.
+            UserError: no such task, too few documents, no chat template, or a prompt that leaves no room for text.
         """
         lm = self._lm
         max_length = min(config.max_length or lm.max_length, lm.max_length)
@@ -253,32 +305,35 @@ class ExampleReader:
             )
         placed = (lm, config.placement, config.prompt_length, max_length, config.truncation_side)
         examples = Examples([], [], [])
-        for training, validation in self._read_documents(config):
-            chosen = encode(choose(training, config.shots, config.seed, "training"), *placed)
+        for documents in self._read_documents(config):
+            chosen = encode(choose(documents.training, config.shots, config.seed, "training"), *placed)
             examples.training.extend(chosen)
             examples.sizes.append(len(chosen))
-            held_out = choose(validation, config.validation_shots, config.seed, "validation")
+            held_out = choose(documents.validation, config.validation_shots, config.seed, "validation")
             examples.validation.extend(encode(held_out, *placed))
+            examples.num_fewshot[documents.task] = documents.num_fewshot
         return examples
 
-    def _read_documents(self, config: TrainingConfig) -> list[tuple[list[Document], list[Document]]]:
-        """Return the training and validation documents of each task."""
-        key = config.task, config.include_path
+    def _read_documents(self, config: TrainingConfig) -> list[_TaskDocuments]:
+        key = config.task, config.include_path, config.contexts
         if key not in self._documents:
-            self._documents[key] = [_both_splits(task) for task in load_tasks(config.tasks, config.include_path)]
+            selected_template(self._lm, config.contexts)  # there is one, if it is needed
+            tasks = load_tasks(config.tasks, config.include_path)
+            self._documents[key] = [_both_splits(task, config.contexts, self._lm.apply_chat_template) for task in tasks]
         return self._documents[key]
 
 
-def _both_splits(task: ConfigurableTask) -> tuple[list[Document], list[Document]]:
+def _both_splits(task: ConfigurableTask, options: ContextOptions, chat_template: ChatTemplate) -> _TaskDocuments:
     """Return training and validation documents; some of the training documents validate where no others are there."""
-    documents = read_documents(task, "training")
+    name, shots = task.task_name, options.shots(task)
+    documents = read_documents(task, "training", options, chat_template)
     if task.has_validation_docs():
-        return documents, read_documents(task, "validation")
+        return _TaskDocuments(name, documents, read_documents(task, "validation", options, chat_template), shots)
     if len(documents) < 2:
         raise UserError(
-            f"the task {task.task_name!r} has one training document and no validation split: expected two documents or "
-            "more, of which one validates"
+            f"the task {name!r} has one training document and no validation split: expected two documents or more, of "
+            "which one validates"
         )
-    logger.warning("%s has no validation split: every tenth training document validates", task.task_name)
+    logger.warning("%s has no validation split: every tenth training document validates", name)
     rest = [document for index, document in enumerate(documents) if index % HELD_OUT]
-    return rest, documents[::HELD_OUT]
+    return _TaskDocuments(name, rest, documents[::HELD_OUT], shots)

@@ -60,6 +60,7 @@ def _metadata(run: TrainingRun, interrupted: bool) -> dict[str, Any]:
         "tasks": config.tasks,
         "source_languages": [match[0] for name in config.tasks if (match := LANGUAGE.search(name))],
         "shots": config.shots,
+        "num_fewshot": run.examples.num_fewshot,
         "seed": config.seed,
         "hyperparameters": config.hyperparameters(),
         "training_documents": len(run.examples.training),

@@ -6,12 +6,14 @@ import shutil
 
 import pytest
 import yaml
+from lm_eval.tasks import TaskManager
 from torch.utils.flop_counter import FlopCounterMode
 
 from lm_eval_spt.cli.sweep import sweep
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.common.paths import tasks_folder
 from lm_eval_spt.harness.lm import SPTLM
+from lm_eval_spt.harness.options import ContextOptions
 from lm_eval_spt.inference import onednn
 from lm_eval_spt.sweep import cost
 from lm_eval_spt.sweep.plan import read_plan
@@ -77,6 +79,36 @@ def test_sizes_are_those_of_the_model_and_its_texts(mini_model, tokenizer):
     rows = (tasks_folder() / "mini_topics/data/eng_Latn/test.tsv").read_text(encoding="utf-8").splitlines()[1:]
     lengths = [len(tokenizer(row.split("\t")[2].strip('"'))["input_ids"]) for row in rows[: cost.SAMPLED_DOCUMENTS]]
     assert sizes.test(config, TARGETS[:1]).tokens == pytest.approx(sum(lengths) / len(lengths), rel=0.05)
+
+
+def test_shots_and_chats_are_part_of_the_texts(tokenizer, tmp_path, monkeypatch):
+    """The mean number of tokens in the requests that the harness itself builds, with these options."""
+    monkeypatch.setattr(tokenizer, "chat_template", "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}")
+    monkeypatch.setattr("lm_eval_spt.sweep.cost._tokenizer", lambda *_: tokenizer)
+    options = ContextOptions(num_fewshot=2, apply_chat_template=True, system_instruction="Say what it is about.")
+    config = TrainingConfig(
+        model="mini", task="mini_topics_eng_Latn", output="x.safetensors", num_fewshot=2, apply_chat_template="default"
+    )
+    manager = TaskManager(include_path=str(tasks_folder()), include_defaults=False)
+    (task,) = manager.load(TARGETS[:1])["tasks"].values()
+    task.config.num_fewshot = 2
+    task.set_fewshot_seed(1234)
+
+    def chat(history, add_generation_prompt):
+        return tokenizer.apply_chat_template(history, tokenize=False)
+
+    task.build_all_requests(
+        limit=cost.SAMPLED_DOCUMENTS, system_instruction="Say what it is about.", apply_chat_template=True,
+        fewshot_as_multiturn=True, chat_template=chat,
+    )  # fmt: skip
+    lengths = [len(tokenizer(request.args[0])["input_ids"]) for request in task.instances if request.idx == 0]
+    sizes = cost.TextSizes(scoring=options)
+    assert sizes.test(config, TARGETS[:1]).tokens == pytest.approx(sum(lengths) / len(lengths))
+    training, _ = sizes.training(config)
+    plain, _ = cost.TextSizes().training(
+        TrainingConfig(model="mini", task="mini_topics_eng_Latn", output="x.safetensors")
+    )
+    assert training.tokens > 2.5 * plain.tokens
 
 
 def test_what_is_not_here_is_assumed_and_said(tmp_path, capsys, monkeypatch):

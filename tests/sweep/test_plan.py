@@ -131,6 +131,18 @@ MISTAKES = {
     "null": ({"axes": {"seed": [None]}}, "seed is None, expected a whole number"),
     "text": ({"axes": {"placement": [3]}}, "placement is 3, expected text"),
     "optional": ({"axes": {"shots": ["x"]}}, "shots is 'x', expected a whole number or null"),
+    "option's sense": (
+        {"evaluate": {"fewshot_as_multiturn": True}},
+        "evaluate: --fewshot-as-multiturn was given: expected it together with --apply-chat-template",
+    ),
+    "option's mapping": (
+        {"evaluate": {"gen_kwargs": "greedy"}},
+        "evaluate: gen_kwargs is 'greedy', expected a mapping",
+    ),
+    "chat in a setting": (
+        {"axes": {"num_fewshot": [-1]}},
+        "--num-fewshot is -1: expected a whole number from 0 on",
+    ),
     "option's type": ({"evaluate": {"limit": "all"}}, "evaluate: limit is 'all', expected a number or null"),
     "range": ({"axes": {"lr": [-1]}}, "lr-1.0: --lr is -1.0: expected a number above 0"),
     "choice": ({"axes": {"placement": ["middle"]}}, "--placement is 'middle': expected one of prefix, suffix"),

@@ -17,6 +17,7 @@ from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
 
 from lm_eval_spt.harness.lm import SPTLM
+from lm_eval_spt.harness.options import ContextOptions
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from lm_eval_spt.train.config import TrainingConfig
 from lm_eval_spt.train.examples import load_tasks, read_documents
@@ -114,7 +115,8 @@ def test_it_trains_and_is_scored_as_validation_says(name, folder, tmp_path, monk
     train(
         TrainingConfig(
             model="mini", task=f"{name}_local", include_path=str(folder), output=str(output),
-            prompt_length=8, init="vocab", epochs=epochs, lr=0.03, batch_size=2, device="cpu", warmup_ratio=0.0,
+            prompt_length=8, init="vocab", epochs=epochs, lr=0.03, num_fewshot=0, batch_size=2,
+            device="cpu", warmup_ratio=0.0,
         )
     )  # fmt: skip
     rows = [json.loads(line) for line in output.with_suffix(".jsonl").read_text().splitlines()[1:]]
@@ -145,7 +147,7 @@ def test_it_trains_and_is_scored_as_validation_says(name, folder, tmp_path, monk
 def test_examples_are_the_harness_s_own_requests(name, folder, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     (task,) = load_tasks([f"{name}_local"], str(folder))
-    documents = read_documents(task, "training")
+    documents = read_documents(task, "training", ContextOptions(num_fewshot=0))
     assert len(documents) == len(TASKS[name][1])
     for row, document in zip(TASKS[name][1], documents, strict=True):
         context = task.fewshot_context(row, 0)
