@@ -156,26 +156,26 @@ def asked_by_the_harness(folder: str, tokenizer, options: dict[str, Any]) -> dic
     return listener.asked
 
 
-@pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("kind", TASKS)
-def test_training_reads_what_the_harness_asks(write_task, chat_tokenizer, kind, option):
-    changes, options = TASKS[kind], OPTIONS[option]
-    if "fewshot_split" not in changes and options.get("num_fewshot"):
-        changes = {**changes, "fewshot_split": "train"}
-    folder = write_task(**changes)
-    asked = asked_by_the_harness(folder, chat_tokenizer, options)
+def test_training_reads_what_the_harness_asks(write_task, chat_tokenizer, kind):
+    folder = write_task(**{"fewshot_split": "train"} | TASKS[kind])
     (task,) = load_tasks(["written"], folder)
     template = Listener(chat_tokenizer).apply_chat_template
-    documents = read_documents(task, "training", ContextOptions(**options), template)
-    assert len(documents) == len(asked) == 12
-    for number, document in enumerate(documents):
-        if kind == "generation":
-            delimiter = "" if options.get("apply_chat_template") else " "
-            expected = [(asked[number][0][0], delimiter + WORDS[number % 3])]
-        else:
-            expected = asked[number]
-        assert list(document.pairs) == expected
-        assert document.pairs[document.gold][1].strip() == WORDS[number % 3]
+    contexts = {}
+    for name, options in OPTIONS.items():
+        asked = asked_by_the_harness(folder, chat_tokenizer, options)
+        documents = read_documents(task, "training", ContextOptions(**options), template)
+        assert len(documents) == len(asked) == 12
+        for number, document in enumerate(documents):
+            if kind == "generation":
+                delimiter = "" if options.get("apply_chat_template") else " "
+                expected = [(asked[number][0][0], delimiter + WORDS[number % 3])]
+            else:
+                expected = asked[number]
+            assert list(document.pairs) == expected, name
+            assert document.pairs[document.gold][1].strip() == WORDS[number % 3]
+        contexts[documents[0].pairs[0][0]] = name
+    assert len(contexts) >= len(OPTIONS) - 1  # without shots of its own, a task's are "no shots"
 
 
 def test_the_contexts_hold_what_was_asked_for(write_task, chat_tokenizer):
