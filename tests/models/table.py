@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from importlib.metadata import version
 
@@ -71,4 +72,5 @@ def written() -> tuple[str, dict[str, list[str]]]:
     """Return the version of transformers that the page was made with, and by `model_type` the cells of its rows."""
     text = PAGE.read_text(encoding="utf-8")
     rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")][1:]
-    return text.partition("Made with transformers ")[2].partition(",")[0], {row[0]: row[2:] for row in rows}
+    (made_with,) = re.findall(r"Made with transformers\s+([^,]+),", text)
+    return made_with, {row[0]: row[2:] for row in rows}
