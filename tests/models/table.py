@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from importlib.metadata import version
 
@@ -32,9 +33,13 @@ the loss and gradient of a step with a suffix prompt, on cached contexts where t
 with a prefix prompt; *generate* is {new} tokens by greedy decoding after prompts in each place, two contexts of
 different length in one batch: all tokens are right.
 
+Slower are models whose state is no KV cache (Mamba, RWKV, xLSTM) and hybrids of them with attention, attention that
+chooses its keys by an index (DeepSeek V3.2, GLM with DSA), and those that count positions by the slots of a batch or
+make all masks themselves (the decoders of BART and its like, GPT-Neo, MPT, XLNet).
+
 Encoders that became decoders (BERT, RoBERTa) are built with `is_decoder=True`, and the decoders of BART, Marian and
-their like are read by themselves. Encoder-decoder models (T5, mT5) are no part of this table: they take prefix
-prompts, and [the README](../README.md) says how.
+their like are read by themselves. Encoder-decoder models are no part of this table: they take prefix prompts. T5, mT5
+and UMT5, T5Gemma, BART, mBART, Marian, Pegasus, PLBART, MVP and LED have been tried.
 
 Of {count} architectures {built} were tried; {fast} are read in the fastest way in all columns.
 
@@ -45,13 +50,14 @@ def page(rows: Sequence[Row]) -> str:
     """Return the page of these architectures."""
     notes: dict[str, int] = {}
 
-    def note(line: str) -> str:
-        return f"no [{notes.setdefault(_shortened(line), len(notes) + 1)}]"
+    def note(line: str, name: str) -> str:
+        line = line.replace(name, "…")  # the row has it
+        return f"no [{notes.setdefault(line, len(notes) + 1)}]"
 
     lines = [f"| model_type | class | {' | '.join(COLUMNS)} |", "|---|---|" + "---|" * len(COLUMNS)]
     for row in rows:
         cells = [row.cells.get(column, row.reason) for column in COLUMNS]
-        shown = [cell if cell in (EXACT, SLOWER) else note(cell) for cell in cells]
+        shown = [cell if cell in (EXACT, SLOWER) else note(cell, row.name) for cell in cells]
         lines.append(f"| {row.kind} | {row.name} | {' | '.join(shown)} |")
     built = [row for row in rows if not row.reason]
     text = _TEXT.format(
@@ -62,14 +68,9 @@ def page(rows: Sequence[Row]) -> str:
     return text + "\n".join([*lines, "", *(f"{number}. {line}" for line, number in notes.items()), ""])
 
 
-def _shortened(line: str) -> str:
-    """Return a line without the class's name, with which it begins: the row has it."""
-    first, _, rest = line.partition(" ")
-    return f"… {rest}" if first.endswith(("ForCausalLM", "Model", "Generation")) else line
-
-
 def written() -> tuple[str, dict[str, list[str]]]:
     """Return the version of transformers that the page was made with, and by `model_type` the cells of its rows."""
     text = PAGE.read_text(encoding="utf-8")
     rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")][1:]
-    return text.partition("Made with transformers ")[2].partition(",")[0], {row[0]: row[2:] for row in rows}
+    (made_with,) = re.findall(r"Made with transformers\s+([^,]+),", text)
+    return made_with, {row[0]: row[2:] for row in rows}

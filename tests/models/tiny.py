@@ -78,6 +78,7 @@ _SMALL: dict[int, tuple[str, ...]] = {
 }  # fmt: skip
 SMALL = {name: size for size, names in _SMALL.items() for name in names} | {
     "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1, "is_decoder": True, "use_cache": True,
+    "use_mamba_kernels": False,
     "forced_bos_token_id": None, "forced_eos_token_id": None, "encoder_no_repeat_ngram_size": 0,
 }  # fmt: skip
 """What the sizes of a configuration become. (Decoders that are made of encoders are causal with `is_decoder` alone.)"""
