@@ -74,7 +74,11 @@ class Arm:
     def settings(self) -> dict[str, Any]:
         """All known settings in which this arm can differ from others."""
         run, training = self.runs[0], self.training[0]
-        settings = {name: value for name, value in self._hyperparameters.items() if name not in NO_EFFECT}
+        # Records of older versions lack settings that are off in later ones.
+        given = {
+            name: value for name, value in self._hyperparameters.items() if value is not None and value is not False
+        }
+        settings = {name: value for name, value in given.items() if name not in NO_EFFECT}
         model_args = {name: value for name, value in run.model_args.items() if name not in ("prompt", "pretrained")}
         return settings | {
             "model": run.model,

@@ -16,7 +16,7 @@ from typing import Any
 from lm_eval_spt.common.errors import UserError, printable
 from lm_eval_spt.common.files import is_text, parse_json, read_text, write
 from lm_eval_spt.sweep.plan import Plan, SweepRun
-from lm_eval_spt.train.config import TrainingConfig
+from lm_eval_spt.train.config import differences
 
 MAX_RECORD = 2**20
 """Bytes of a record's file."""
@@ -63,7 +63,7 @@ def record_of(plan: Plan, run: SweepRun) -> Record:
     path = _path(plan, run)
     try:
         record = _checked(parse_json(read_text(path, MAX_RECORD)), run)
-        if record.trained and (differing := _differences(record.settings, fresh.settings)):
+        if record.trained and (differing := differences(record.settings, fresh.settings)):
             raise UserError(
                 f"{path} holds a run with other settings ({differing}): choose another output folder, or delete that "
                 "file to have the run done again"
@@ -77,7 +77,7 @@ def record_of(plan: Plan, run: SweepRun) -> Record:
     kept = [run.config.model_folder, Path(run.config.output) if run.config.prompt_length else None]
     if record.trained and not all(map(os.path.exists, filter(None, kept))):
         return fresh
-    same = record.scoring == fresh.scoring and not _differences(record.settings, fresh.settings)
+    same = record.scoring == fresh.scoring and not differences(record.settings, fresh.settings)
     if same and _has_results(plan, record):
         return record
     return replace(fresh, training_seconds=record.training_seconds, error=record.error)
@@ -135,14 +135,3 @@ def _path(plan: Plan, run: SweepRun) -> Path:
 def _scoring(plan: Plan, run: SweepRun) -> dict[str, Any]:
     elsewhere = {"include_path": plan.include_path} if plan.include_path else {}
     return {"targets": list(run.targets), **plan.evaluate, **elsewhere}
-
-
-def _differences(recorded: dict[str, Any], now: dict[str, Any]) -> str:
-    """Return the differences in words; a setting that is newer than the record had its default."""
-    defaults = {field.name: field.default for field in fields(TrainingConfig)}
-    differing = [
-        f"{name} {recorded.get(name, defaults.get(name))!r} there, {value!r} now"
-        for name, value in now.items()
-        if recorded.get(name, defaults.get(name)) != value
-    ]
-    return "; ".join(differing)

@@ -347,6 +347,17 @@ def _read_settings(path: str) -> dict[str, Any]:
     return {name: as_kind(value, kinds[name], f"--config {path}: {name}") for name, value in settings.items()}
 
 
+def differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Return in words in which settings a record differs; a setting that is newer than the record had its default."""
+    defaults = {field.name: field.default for field in fields(TrainingConfig)}
+    differing = [
+        f"{name} {recorded.get(name, defaults.get(name))!r} there, {value!r} now"
+        for name, value in now.items()
+        if recorded.get(name, defaults.get(name)) != value
+    ]
+    return "; ".join(differing)
+
+
 def as_kind(value: Any, kind: Any, where: str) -> Any:
     """Return a YAML value as what a setting is; its range is for the dataclass to check.
 

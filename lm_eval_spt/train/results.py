@@ -11,7 +11,7 @@ from typing import Any
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from lm_eval_spt.train import checkpoint
-from lm_eval_spt.train.config import TrainingConfig
+from lm_eval_spt.train.config import TrainingConfig, differences
 from lm_eval_spt.train.run import TrainingRun
 from lm_eval_spt.train.tuning import record_in
 
@@ -102,8 +102,8 @@ def has_ended(config: TrainingConfig) -> bool:
         record = record_in(folder) if folder is not None else {}
     if not record or "diverged" in record or "interrupted" in record:
         return False
-    if record.get("hyperparameters") != config.hyperparameters():
-        raise UserError(f"--resume: {output} was trained with other settings: choose another --output")
+    if differing := differences(record.get("hyperparameters") or {}, config.hyperparameters()):
+        raise UserError(f"--resume: {output} was trained with other settings ({differing}): choose another --output")
     return True
 
 
