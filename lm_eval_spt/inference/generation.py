@@ -102,9 +102,9 @@ def generate(
                 answers[number] = row[seen:]
     except UserError:
         raise
-    except (NotImplementedError, TypeError, ValueError) as error:
-        name = type(model).__name__
-        raise UserError(f"{name} can not generate with the settings {settings}: {_reason(error)}") from error
+    except (AttributeError, IndexError, NotImplementedError, TypeError, ValueError) as error:
+        name, prompted = type(model).__name__, " after a soft prompt" if vectors is not None else ""
+        raise UserError(f"{name} can not generate{prompted} with the settings {settings}: {_reason(error)}") from error
     return answers
 
 
