@@ -6,7 +6,6 @@ The encoder reads the prompt and the context, the decoder the continuation. Ever
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from lm_eval_spt.inference.token_tree import ScoringRequest
-from lm_eval_spt.inference.transformers_internals import device_of
+from lm_eval_spt.inference.transformers_internals import decoder_inputs, device_of
 from lm_eval_spt.inference.virtual_tokens import model_inputs, pad_right
 
 # Logits of one call of the decoder: 2**27 values are half a gigabyte in fp32.
@@ -24,7 +23,8 @@ MAX_LOGITS = 2**27
 def loglikelihoods(
     model: PreTrainedModel, requests: Sequence[ScoringRequest], vectors: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the log-likelihood of every continuation, whether greedy decoding would produce it, and the mean_logprob.
+    """Return the log-likelihood of every continuation, whether greedy decoding would produce it, and the
+    mean log-probability.
 
     Each context is encoded once, whatever the number of its continuations.
 
@@ -38,22 +38,21 @@ def loglikelihoods(
         smoothing mixes in, the mean log-probability of all tokens of the vocabulary where the continuation is scored.
     """
     device = device_of(model)
-    shifted_right: Any = model.prepare_decoder_input_ids_from_labels
     ids, mask = (tensor.to(device) for tensor in pad_right([request.context for request in requests]))
     encoded = model.get_encoder()(**model_inputs(model, ids, vectors), attention_mask=mask).last_hidden_state
 
-    states = [(row, continuation) for row, request in enumerate(requests) for continuation in request.continuations]
-    longest = max(1, max(len(continuation) for _, continuation in states))
+    pairs = [(row, continuation) for row, request in enumerate(requests) for continuation in request.continuations]
+    longest = max(1, max(len(continuation) for _, continuation in pairs))
     size = max(1, MAX_LOGITS // (model.config.vocab_size * longest))
     sums, greedy, mean_logprobs = [], [], []
-    for start in range(0, len(states), size):
-        chunk = states[start : start + size]
+    for start in range(0, len(pairs), size):
+        chunk = pairs[start : start + size]
         rows = torch.tensor([row for row, _ in chunk], device=device)
         targets, scored = (tensor.to(device) for tensor in pad_right([continuation for _, continuation in chunk]))
         logits = model(
             encoder_outputs=BaseModelOutput(encoded.index_select(0, rows)),
             attention_mask=mask.index_select(0, rows),
-            decoder_input_ids=shifted_right(targets),
+            decoder_input_ids=decoder_inputs(model, targets),
             use_cache=False,
             return_dict=True,
         ).logits

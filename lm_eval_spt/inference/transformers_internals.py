@@ -23,6 +23,7 @@ from transformers.generation.logits_process import UnbatchedClassifierFreeGuidan
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
+from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.common.offloading import input_device
 from lm_eval_spt.inference import onednn
 
@@ -143,6 +144,22 @@ def last_logits(model: PreTrainedModel, inputs: dict[str, Tensor], count: int) -
     keep = {"logits_to_keep": count} if causal._supports_logits_to_keep() else {}
     output: Tensor = model(**inputs, **keep, use_cache=False, return_dict=True).logits
     return output[:, -count:]
+
+
+def decoder_inputs(model: PreTrainedModel, targets: Tensor) -> Tensor:
+    """Return what an encoder-decoder model's decoder reads to predict `targets` `[batch, time]`: them, one later.
+
+    Raises:
+        UserError: transformers does not say how the model shifts them.
+    """
+    shifted: Any = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    if shifted is None or getattr(model.config, "decoder_start_token_id", None) is None:
+        raise UserError(
+            f"{type(model).__name__} does not say with which token its answers start: use T5, mT5 or another "
+            "encoder-decoder model whose configuration has a decoder_start_token_id"
+        )
+    inputs: Tensor = shifted(targets)
+    return inputs
 
 
 def head_weight(model: PreTrainedModel) -> Tensor | None:

@@ -10,6 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lm_eval.models.huggingface import HFLM
 from transformers import (
+    AutoConfig,
+    AutoModelForSeq2SeqLM,
     EncoderNoRepeatNGramLogitsProcessor,
     LogitsProcessorList,
     NoRepeatNGramLogitsProcessor,
@@ -197,3 +199,21 @@ def test_values_and_gradients_are_those_of_the_plain_computation(model, data):
     (found * weights).sum().backward()
     (torch.stack(expected) * weights).sum().backward()
     assert (found_at.grad - expected_at.grad).norm() <= 1e-4 * expected_at.grad.norm() + 1e-5
+
+
+def test_a_model_that_does_not_say_how_its_answers_start_is_named():
+    model = AutoModelForSeq2SeqLM.from_config(
+        AutoConfig.for_model(
+            "m2m_100",
+            d_model=16,
+            encoder_layers=1,
+            decoder_layers=1,
+            encoder_attention_heads=2,
+            decoder_attention_heads=2,
+            encoder_ffn_dim=16,
+            decoder_ffn_dim=16,
+            vocab_size=50,
+        )  # fmt: skip
+    )
+    with pytest.raises(UserError, match="M2M100ForConditionalGeneration does not say with which token"):
+        loglikelihoods(model, [ScoringRequest([5, 6], [[7]])])
