@@ -95,8 +95,10 @@ ASSUMED = {
 
 
 @cache
-def model_size(name: str, revision: str | None = None) -> ModelSize:
-    """Return the size of a base model, from its configuration alone.
+def model_size(
+    name: str, revision: str | None = None, gguf_file: str | None = None, dtype: str | None = None
+) -> ModelSize:
+    """Return the size of a base model, from its configuration alone; a GGUF file is unpacked for it.
 
     Raises:
         UserError: there is no such model, or it can not be reached.
@@ -106,7 +108,7 @@ def model_size(name: str, revision: str | None = None) -> ModelSize:
         config = AutoConfig.for_model(family, **shape)
     else:
         try:
-            config = AutoConfig.from_pretrained(ensure_available(name, revision), revision=revision)
+            config = AutoConfig.from_pretrained(ensure_available(name, revision, gguf_file, dtype), revision=revision)
         except (OSError, ValueError) as error:
             raise error if isinstance(error, UserError) else cannot_load(name, error) from error
     with torch.device("meta"):
@@ -116,6 +118,10 @@ def model_size(name: str, revision: str | None = None) -> ModelSize:
     outside = {id(embedding): embedding.numel(), id(head): head.numel()}
     total = sum(weight.numel() for weight in model.parameters())
     return ModelSize(total - sum(outside.values()), head.numel(), total, embedding.shape[1])
+
+
+def _size(config: TrainingConfig) -> ModelSize:
+    return model_size(config.model, config.revision, config.gguf_file, config.dtype)
 
 
 class TextSizes:
@@ -168,10 +174,10 @@ class TextSizes:
 
     def _tokenizer(self, config: TrainingConfig) -> PreTrainedTokenizerBase:
         try:
-            return _tokenizer(config.model, config.revision)
+            return _tokenizer(config.model, config.revision, config.gguf_file, config.dtype)
         except (UserError, OSError, ValueError):
             self._assume(f"the embedded model's tokens stand for those of {config.model}, which can not be reached")
-            return _tokenizer(MINI, None)
+            return _tokenizer(MINI)
 
     def _assume(self, text: str) -> None:
         if text not in self.assumptions:
@@ -179,8 +185,10 @@ class TextSizes:
 
 
 @cache
-def _tokenizer(model: str, revision: str | None) -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(ensure_available(model, revision), revision=revision)
+def _tokenizer(
+    model: str, revision: str | None = None, gguf_file: str | None = None, dtype: str | None = None
+) -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(ensure_available(model, revision, gguf_file, dtype), revision=revision)
 
 
 @cache
@@ -241,7 +249,7 @@ def run_work(run: SweepRun, sizes: TextSizes, read: set[Hashable] | None) -> flo
         read: keys of texts that were read and are kept; those of this run are added. None: nothing is kept.
     """
     config = run.config
-    model = model_size(config.model, config.revision)
+    model = _size(config)
     keeps = read is not None and run.frozen and config.placement == "suffix" and config.context_cache != "off"
     known = read if read is not None else set()
 
@@ -301,7 +309,7 @@ def disk_needed(plan: Plan, sizes: TextSizes, runs: Sequence[SweepRun]) -> int:
     needed = 0
     for run in runs:
         try:
-            model = model_size(run.config.model, run.config.revision)
+            model = _size(run.config)
         except UserError:
             continue
         if run.prompted:

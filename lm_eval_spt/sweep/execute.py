@@ -146,7 +146,8 @@ class Worker:
         """
         started = time.perf_counter()
         config = runs[0].config
-        given = {name: getattr(config, name) for name in BASE if name not in ("model", "device")} | model_arguments
+        settings = {name: getattr(config, name) for name in BASE if name not in ("model", "gguf_file", "device")}
+        given = settings | model_arguments
         paths = evaluate_prompts(
             [run.config.output for run in runs],
             runs[0].targets,
@@ -163,17 +164,17 @@ class Worker:
 
     def _score_baselines(self, lm: SPTLM, runs: Sequence[SweepRun]) -> None:
         for run in runs:
-            self._score_model(run, {"pretrained": run.config.model}, lm)
+            self._score_model(run, _base(run), lm)
 
     def _score_tuned(self, runs: Sequence[SweepRun]) -> None:
         """Score tuned models, each with the prompt that was trained along with it, if there is one."""
         for run in runs:
             folder = str(run.config.model_folder)
-            changed = {"peft": folder} if run.config.tune == "lora" else {"pretrained": folder}
+            arguments = _base(run) | {"peft": folder} if run.config.tune == "lora" else {"pretrained": folder}
             if run.config.prompt_length:
-                self._score_prompts(None, [run], **changed)
+                self._score_prompts(None, [run], **arguments)
             else:
-                self._score_model(run, {"pretrained": run.config.model} | changed)
+                self._score_model(run, arguments)
 
     def _score_model(self, run: SweepRun, arguments: dict[str, str], lm: SPTLM | None = None) -> None:
         """Score a model without a prompt; `lm` is that model if it is already loaded."""
@@ -212,3 +213,9 @@ class Worker:
         shutil.rmtree(path.parent)  # may also hold half-written files of a lost worker
         with suppress(OSError):  # not empty if other results wait there
             os.removedirs(path.parent.parent)
+
+
+def _base(run: SweepRun) -> dict[str, str]:
+    """Return the arguments by which the harness's command line would find a run's base model."""
+    config = run.config
+    return {"pretrained": config.model} | ({"gguf_file": config.gguf_file} if config.gguf_file else {})

@@ -87,6 +87,7 @@ def load_base(config: TrainingConfig) -> Base:
     lm = SPTLM(
         pretrained=config.model,
         revision=config.revision,
+        gguf_file=config.gguf_file,
         dtype=config.dtype,
         device=config.device,
         add_bos_token=config.add_bos_token,
