@@ -11,7 +11,6 @@ from lm_eval_spt.cli.arguments import positive
 from lm_eval_spt.common.errors import UserError
 
 if TYPE_CHECKING:
-    from lm_eval_spt.inference.base_model import ensure_available
     from lm_eval_spt.sweep.cost import TextSizes
     from lm_eval_spt.sweep.plan import Plan, SweepRun
     from lm_eval_spt.sweep.records import Record
@@ -103,10 +102,6 @@ def sweep(
         _print_runs(runs, records)
     for tasks in {run.targets for run in left} | {tuple(run.config.tasks) for run in left if run.prompted}:
         single_tasks(tasks, plan.include_path)  # a name that is wrong shows at once
-    if engine == "local" and not dry_run:  # elsewhere other machines load them
-        base = ("model", "revision", "gguf_file", "dtype")
-        for settings in {tuple(getattr(run.config, name) for name in base) for run in left}:
-            ensure_available(*settings)  # a model that is gone shows at once, too
     sizes = TextSizes(plan.include_path, plan.evaluate.get("limit"))
     print(f"{plan.name}: {len(runs)} runs, {len(left)} to do, in {len(numbers)} shards; output: {plan.output}")
     if not left:

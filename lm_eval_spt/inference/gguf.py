@@ -12,7 +12,6 @@ import importlib.util
 import json
 import logging
 import os
-import shutil
 import tempfile
 import zlib
 from dataclasses import dataclass
@@ -92,11 +91,13 @@ class GGUFFile:
             new = Path(temporary) / "new"
             model.save_pretrained(new)
             tokenizer.save_pretrained(new)
+            _make_plain(new, model.get_input_embeddings().weight.shape[0])
             files = {
                 file.relative_to(new).as_posix(): _checksum(file) for file in sorted(new.rglob("*")) if file.is_file()
             }
             (new / MANIFEST).write_text(json.dumps({"files": files}, indent=2) + "\n", encoding="utf-8")
-            shutil.rmtree(folder, ignore_errors=True)
+            if folder.exists():  # damaged
+                folder.rename(Path(temporary) / "old")
             new.rename(folder)
 
     def _read(self, dtype: torch.dtype) -> tuple[Any, Any]:
@@ -187,6 +188,24 @@ def _fetched(repository: str, gguf_file: str, revision: str | None) -> Path:
             f"the file {gguf_file} of the base model {repository!r} can not be had ({reason}): expected a folder that "
             "has it, or a Hub id that can be reached or is in the local cache"
         ) from error
+
+
+def _make_plain(folder: Path, rows: int) -> None:
+    """Keep of a saved tokenizer what the GGUF file says, without what transformers' classes add.
+
+    By its own class it would be loaded with that class's way to split texts. Some classes also add a special token
+    that the file does not have; then the model has no embedding for it.
+
+    Args:
+        folder: where the tokenizer was saved.
+        rows: how many tokens the model has embeddings of.
+    """
+    settings, content = folder / "tokenizer_config.json", folder / "tokenizer.json"
+    plain = json.loads(settings.read_text(encoding="utf-8")) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    settings.write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
+    tokenizer = json.loads(content.read_text(encoding="utf-8"))
+    tokenizer["added_tokens"] = [token for token in tokenizer["added_tokens"] if token["id"] < rows]
+    content.write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
 
 
 def _dtype_name(dtype: Any) -> str:

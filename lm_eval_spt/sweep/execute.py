@@ -170,11 +170,11 @@ class Worker:
         """Score tuned models, each with the prompt that was trained along with it, if there is one."""
         for run in runs:
             folder = str(run.config.model_folder)
-            arguments = _base(run) | {"peft": folder} if run.config.tune == "lora" else {"pretrained": folder}
+            changed = {"peft": folder} if run.config.tune == "lora" else {"pretrained": folder}
             if run.config.prompt_length:
-                self._score_prompts(None, [run], **arguments)
+                self._score_prompts(None, [run], **changed)
             else:
-                self._score_model(run, arguments)
+                self._score_model(run, (_base(run) if run.config.tune == "lora" else {}) | changed)
 
     def _score_model(self, run: SweepRun, arguments: dict[str, str], lm: SPTLM | None = None) -> None:
         """Score a model without a prompt; `lm` is that model if it is already loaded."""
