@@ -234,6 +234,11 @@ class SPTLM(HFLM):
                 f"the prompt {prompt.name!r} has placement {prompt.placement!r}"
             )
         embedding = self.model.get_input_embeddings()
+        if not embedding.weight.is_floating_point():
+            raise UserError(
+                f"{self.base_model_name!r} keeps its input embeddings packed, and a prompt belongs to them: leave "
+                "dequantize=False out"
+            )
         prompt.check_fits(embedding.weight.shape[1], self.fingerprint, self.base_model_name)
         if prompt.metadata.get("embedding_fingerprint") is None:
             logger.warning("the prompt %r does not say which base model it was trained on: not checked", prompt.name)

@@ -30,6 +30,7 @@ from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.common.paths import MINI
 from lm_eval_spt.harness.patches import construct_requests, match_tasks, members, task_manager
 from lm_eval_spt.inference.base_model import cannot_load, ensure_available
+from lm_eval_spt.inference.gguf import find_gguf
 from lm_eval_spt.inference.onednn import product
 from lm_eval_spt.sweep.plan import Plan, SweepRun
 from lm_eval_spt.train.config import TrainingConfig
@@ -95,10 +96,8 @@ ASSUMED = {
 
 
 @cache
-def model_size(
-    name: str, revision: str | None = None, gguf_file: str | None = None, dtype: str | None = None
-) -> ModelSize:
-    """Return the size of a base model, from its configuration alone; a GGUF file is unpacked for it.
+def model_size(name: str, revision: str | None = None) -> ModelSize:
+    """Return the size of a base model, from its configuration alone.
 
     Raises:
         UserError: there is no such model, or it can not be reached.
@@ -108,7 +107,7 @@ def model_size(
         config = AutoConfig.for_model(family, **shape)
     else:
         try:
-            config = AutoConfig.from_pretrained(ensure_available(name, revision, gguf_file, dtype), revision=revision)
+            config = AutoConfig.from_pretrained(ensure_available(name, revision), revision=revision)
         except (OSError, ValueError) as error:
             raise error if isinstance(error, UserError) else cannot_load(name, error) from error
     with torch.device("meta"):
@@ -120,8 +119,10 @@ def model_size(
     return ModelSize(total - sum(outside.values()), head.numel(), total, embedding.shape[1])
 
 
-def _size(config: TrainingConfig) -> ModelSize:
-    return model_size(config.model, config.revision, config.gguf_file, config.dtype)
+def _place(config: TrainingConfig) -> str:
+    """Return the name of a run's base model; of one in a GGUF file the folder that it is unpacked into."""
+    gguf = find_gguf(config.model, config.gguf_file, config.revision)
+    return config.model if gguf is None else str(gguf.unpacked(config.dtype))
 
 
 class TextSizes:
@@ -174,10 +175,10 @@ class TextSizes:
 
     def _tokenizer(self, config: TrainingConfig) -> PreTrainedTokenizerBase:
         try:
-            return _tokenizer(config.model, config.revision, config.gguf_file, config.dtype)
+            return _tokenizer(_place(config), config.revision)
         except (UserError, OSError, ValueError):
             self._assume(f"the embedded model's tokens stand for those of {config.model}, which can not be reached")
-            return _tokenizer(MINI)
+            return _tokenizer(MINI, None)
 
     def _assume(self, text: str) -> None:
         if text not in self.assumptions:
@@ -185,10 +186,8 @@ class TextSizes:
 
 
 @cache
-def _tokenizer(
-    model: str, revision: str | None = None, gguf_file: str | None = None, dtype: str | None = None
-) -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(ensure_available(model, revision, gguf_file, dtype), revision=revision)
+def _tokenizer(model: str, revision: str | None) -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(ensure_available(model, revision), revision=revision)
 
 
 @cache
@@ -249,7 +248,7 @@ def run_work(run: SweepRun, sizes: TextSizes, read: set[Hashable] | None) -> flo
         read: keys of texts that were read and are kept; those of this run are added. None: nothing is kept.
     """
     config = run.config
-    model = _size(config)
+    model = model_size(_place(config), config.revision)
     keeps = read is not None and run.frozen and config.placement == "suffix" and config.context_cache != "off"
     known = read if read is not None else set()
 
@@ -309,7 +308,7 @@ def disk_needed(plan: Plan, sizes: TextSizes, runs: Sequence[SweepRun]) -> int:
     needed = 0
     for run in runs:
         try:
-            model = _size(run.config)
+            model = model_size(_place(run.config), run.config.revision)
         except UserError:
             continue
         if run.prompted:

@@ -104,6 +104,17 @@ def test_the_tokenizer_splits_texts_as_the_file_says(pair, tmp_path, architectur
     assert len(kept) == byte_level_tokenizer().get_vocab_size()  # some of transformers' classes add a token
 
 
+def test_a_prompt_is_refused_where_the_embeddings_stay_packed(pair):
+    """transformers keeps them so for architectures of which it has a kernel at hand; here the module is put in."""
+    utils = pytest.importorskip("transformers.integrations.gguf.utils")
+    lm = SPTLM(device="cpu", **ways(pair)["packed"])
+    prompt = SoftPrompt(torch.ones(1, 64), {"base_model": "x"})
+    lm.use(prompt)
+    lm.model.set_input_embeddings(utils.GgufEmbedding(316, 64, 8))
+    with pytest.raises(UserError, match="dequantize=False"):
+        lm.use(prompt)
+
+
 # -- the same everywhere -----------------------------------------------------------------------------------------------
 
 
