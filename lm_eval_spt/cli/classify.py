@@ -42,6 +42,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--include-path", metavar="FOLDER", help="folder with further tasks")
     parser.add_argument("--model", metavar="NAME", help="base model (default: the one that the prompt names)")
+    parser.add_argument("--gguf-file", metavar="NAME", help="GGUF file in the base model's folder or repository")
     parser.add_argument("--model-args", default="", help="its further arguments, such as peft=FOLDER, as in lm_eval")
     parser.add_argument("--batch-size", default="auto", help="as in lm_eval (default: auto)")
     parser.add_argument("--device", help="such as cpu or cuda:1 (default: the best that is here)")
@@ -61,6 +62,8 @@ def run(arguments: argparse.Namespace) -> None:
 
     model_args = simple_parse_args_string(arguments.model_args)
     named = model_args.pop("pretrained", None)
+    if arguments.gguf_file:
+        model_args["gguf_file"] = arguments.gguf_file
     template = arguments.template.replace("\\n", "\n") if arguments.template else None
     classifier = Classifier(
         arguments.prompt,

@@ -20,6 +20,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument("--tasks", required=True, metavar="TASKS", help="tasks and groups, comma separated")
     parser.add_argument("--output", required=True, metavar="FOLDER", help="where the results go")
     parser.add_argument("--model-args", default="", help="further arguments, as in lm_eval")
+    parser.add_argument("--gguf-file", metavar="NAME", help="GGUF file in the base model's folder or repository")
     parser.add_argument("--include-path", metavar="FOLDER", help="folder with further tasks")
     parser.add_argument("--log-samples", action="store_true", help="also write every answer")
     parser.add_argument("--batch-size", default="auto", help="as in lm_eval (default: auto)")
@@ -32,5 +33,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Score many prompts of one base model on harness tasks, sharing what they can."""
     from lm_eval_spt.harness.evaluate import evaluate_prompts
 
-    options = {key: value for key, value in vars(arguments).items() if key not in ("prompts", "tasks")}
+    options = {key: value for key, value in vars(arguments).items() if key not in ("prompts", "tasks", "gguf_file")}
+    if arguments.gguf_file:
+        options["model_args"] = ",".join(filter(None, [arguments.model_args, f"gguf_file={arguments.gguf_file}"]))
     evaluate_prompts(arguments.prompts, arguments.tasks.split(","), **options)

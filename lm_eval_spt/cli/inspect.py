@@ -6,6 +6,7 @@ import argparse
 import json
 
 from lm_eval_spt.cli.arguments import positive
+from lm_eval_spt.common.errors import UserError
 
 
 def parser(prog: str) -> argparse.ArgumentParser:
@@ -18,8 +19,11 @@ def parser(prog: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("prompt", metavar="FILE", help="a .safetensors file, a PEFT adapter folder or a Hub repository")
     parser.add_argument(
-        "--base-model", metavar="NAME", help="a Hub id, a folder, or 'mini'; without it no tokens are shown"
+        "--base-model",
+        metavar="NAME",
+        help="a Hub id, a folder, a .gguf file, or 'mini'; without it no tokens are shown",
     )
+    parser.add_argument("--gguf-file", metavar="NAME", help="GGUF file in the folder or repository --base-model")
     parser.add_argument("--neighbours", type=positive, default=5, metavar="N", help="tokens per vector (default: 5)")
     parser.add_argument(
         "--trust-remote-code", action="store_true", help="run the code that the base model brings along, if it does"
@@ -34,9 +38,13 @@ def run(arguments: argparse.Namespace) -> None:
     from lm_eval_spt.prompt.inspection import as_text, nearest_vocabulary, report
     from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 
+    if arguments.gguf_file and not arguments.base_model:
+        raise UserError("--gguf-file was given without a base model: add --base-model <folder or Hub id>")
     prompt = SoftPrompt.from_pretrained(arguments.prompt)
     facts = report(prompt)
     if arguments.base_model:
-        embedding, tokenizer = load_embedding(arguments.base_model, arguments.trust_remote_code)
+        embedding, tokenizer = load_embedding(
+            arguments.base_model, arguments.gguf_file, trust_remote_code=arguments.trust_remote_code
+        )
         facts |= nearest_vocabulary(prompt, embedding, tokenizer, arguments.base_model, arguments.neighbours)
     print(json.dumps(facts, indent=2) if arguments.json else "\n".join(as_text(facts)))

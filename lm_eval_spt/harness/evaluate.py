@@ -210,7 +210,8 @@ def _loading(prompts: Iterable[SoftPrompt], given: dict[str, Any]) -> dict[str, 
         UserError: they do not agree.
     """
     loading: dict[str, Any] = {}
-    for name in ("revision", "add_bos_token"):
+    # Where the base model is given, what the prompts say of its place does not count.
+    for name in ("add_bos_token",) if given.get("pretrained") else ("revision", "gguf_file", "add_bos_token"):
         values = list(dict.fromkeys(prompt.loading.get(name) for prompt in prompts))
         if name not in given and len(values) > 1:
             shown = ", ".join(sorted(map(str, values)))

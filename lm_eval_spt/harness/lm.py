@@ -38,6 +38,7 @@ from lm_eval_spt.inference.base_model import bitsandbytes_config, cannot_load, e
 from lm_eval_spt.inference.capabilities import Capabilities
 from lm_eval_spt.inference.fingerprint import model_fingerprint, tokenizer_fingerprint
 from lm_eval_spt.inference.generation import generate
+from lm_eval_spt.inference.gguf import GGUFFile, find_gguf, gguf_options
 from lm_eval_spt.inference.virtual_tokens import model_inputs, place
 from lm_eval_spt.prompt.fingerprint import embedding_fingerprint
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
@@ -96,19 +97,23 @@ class SPTLM(HFLM):
     """A Hugging Face causal LM that scores and generates with a soft prompt.
 
     Args:
-        pretrained: base model: a Hub id, a folder, ``mini``, or a loaded model. Default: the one the prompt names.
+        pretrained: base model: a Hub id, a folder, a GGUF file, ``mini``, or a loaded model. Default: the one the
+            prompt names.
         prompt: the soft prompt: a ``.safetensors`` file, a PEFT prompt-tuning folder or a Hub repository. Without it
             this is the plain frozen model, the baseline.
         fast: read every context once (see :mod:`lm_eval_spt.inference.scoring`); False scores with the harness's own
             loop.
         revision: of the base model. Default: the one the prompt was trained on, else ``main``.
+        gguf_file: name of a GGUF file in the folder or repository `pretrained`. Default: the one the prompt names.
+        dequantize: unpack a GGUF file's weights to `dtype`, into a cached folder; False keeps them packed for the
+            architectures and devices for which transformers can.
         batch_size: ``auto``, as many tokens as fit and pay; or a number, which can only make batches smaller: so many
             sequences of the model's full length. Shorter texts share the room, so that a batch can hold more contexts.
         **hflm: everything else that :class:`~lm_eval.models.huggingface.HFLM` takes.
 
     Raises:
-        UserError: the prompt can not be read, does not fit the base model, or leaves no room for text; the batch size
-            is neither ``auto`` nor a positive number.
+        UserError: the base model can not be loaded; the prompt can not be read, does not fit the base model, or leaves
+            no room for text; the batch size is neither ``auto`` nor a positive number.
     """
 
     def __init__(
@@ -118,6 +123,8 @@ class SPTLM(HFLM):
         *,
         fast: bool = True,
         revision: str | None = None,
+        gguf_file: str | None = None,
+        dequantize: bool = True,
         **hflm: Any,
     ) -> None:
         self._room_taken = 0
@@ -128,6 +135,7 @@ class SPTLM(HFLM):
         if pretrained is None:
             pretrained = self.prompt.base_model if self.prompt else None
             revision = revision or known.get("revision")
+            gguf_file = gguf_file or known.get("gguf_file")
         if pretrained is None:
             raise UserError(
                 f"the prompt {self.prompt.name!r} does not name its base model: give it with pretrained=<model>"
@@ -136,14 +144,21 @@ class SPTLM(HFLM):
             )
         hflm.setdefault("add_bos_token", known.get("add_bos_token"))
         hflm["device"] = _available(hflm.get("device"))
-        source = ensure_available(pretrained, revision) if isinstance(pretrained, str) else pretrained
+        named = isinstance(pretrained, str)
+        self.gguf: GGUFFile | None = find_gguf(pretrained, gguf_file, revision) if named else None
+        if self.gguf is None:
+            source = ensure_available(pretrained, revision) if named else pretrained
+        elif dequantize:
+            source = str(self.gguf.unpacked(hflm.get("dtype")))
+        else:
+            source, hflm["gguf_file"] = str(self.gguf.path.parent), self.gguf.path.name
         try:
             super().__init__(source, revision=revision or "main", **hflm)
         except UserError:
             raise  # says already what is wrong
         except (OSError, ValueError) as error:
             raise cannot_load(pretrained, error) from error
-        self.base_model_name = pretrained if isinstance(pretrained, str) else self.model.name_or_path
+        self.base_model_name = pretrained if named else self.model.name_or_path
         self._fast = fast
         if self.device.type == "meta":  # a loaded model whose weights are offloaded
             self._device = transformers_internals.device_of(self.model)
@@ -164,6 +179,7 @@ class SPTLM(HFLM):
         lm = cls(pretrained=loaded.model, tokenizer=loaded.tokenizer, **settings)
         lm.pretrained = loaded.pretrained  # by this name the harness looks up the model's revision
         lm.base_model_name, lm.peft, lm.delta = loaded.base_model_name, loaded.peft, loaded.delta
+        lm.gguf = loaded.gguf
         return lm
 
     def attach_adapter(self, settings: LoraConfig) -> None:
@@ -191,6 +207,8 @@ class SPTLM(HFLM):
         quantised = {name: options.pop(name) for name in list(options) if name.startswith(QUANTISATION)}
         if any(quantised.get(name) for name in ("load_in_4bit", "load_in_8bit")):
             options["quantization_config"] = bitsandbytes_config(quantised, options.get("dtype"))
+        if options.get("gguf_file"):
+            options |= gguf_options(dequantize=False)
         super()._create_model(pretrained, **options)
         if peft is None:
             return
@@ -235,9 +253,22 @@ class SPTLM(HFLM):
                 f"the prompt {prompt.name!r} has placement {prompt.placement!r}"
             )
         embedding = self.model.get_input_embeddings()
+        if not embedding.weight.is_floating_point():
+            raise UserError(
+                f"{self.base_model_name!r} keeps its input embeddings packed, and a prompt belongs to them: leave "
+                "dequantize=False out"
+            )
         prompt.check_fits(embedding.weight.shape[1], self.fingerprint, self.base_model_name)
         if prompt.metadata.get("embedding_fingerprint") is None:
             logger.warning("the prompt %r does not say which base model it was trained on: not checked", prompt.name)
+        if self.gguf is not None and prompt.metadata.get("gguf_sha256") not in (None, self.gguf.sha256):
+            logger.warning(
+                "the prompt %r was trained on another GGUF file (SHA-256 %.16s...) than %s (%.16s...)",
+                prompt.name,
+                prompt.metadata["gguf_sha256"],
+                self.gguf.path,
+                self.gguf.sha256,
+            )
         if prompt.metadata.get("adapter") and not getattr(self, "peft", None):
             logger.warning(
                 "the prompt %r was trained together with the adapter %s: give it as peft=",
@@ -274,6 +305,8 @@ class SPTLM(HFLM):
         """Return what HFLM reports of the model, and which prompt it had."""
         info = super().get_model_info()
         info["base_model_fingerprint"] = self.fingerprint
+        if self.gguf is not None:
+            info["gguf_sha256"] = self.gguf.sha256
         if self.prompt is not None:
             info |= {
                 "prompt_name": self.prompt.name,

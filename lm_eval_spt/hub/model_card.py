@@ -176,7 +176,9 @@ def _usage(prompt: SoftPrompt, place: str, scored: Sequence[str]) -> str:
     adapter, tuned_from = prompt.metadata.get("adapter"), prompt.metadata.get("tuned_from")
     if adapter or tuned_from:
         with_adapter = f",peft={adapter}" if adapter else ""
-        arguments = f"pretrained={prompt.metadata.get('base_model')}{with_adapter},{arguments}"
+        gguf_file = prompt.metadata.get("gguf_file")
+        with_file = f",gguf_file={gguf_file}" if gguf_file else ""
+        arguments = f"pretrained={prompt.metadata.get('base_model')}{with_file}{with_adapter},{arguments}"
     usage = (
         "## How to use it\n\nWith [lm-evaluation-harness](https://github.com/EleutherAI/lm-evaluation-harness) and the "
         "plugin `lm_eval_spt`:\n\n"
@@ -192,6 +194,10 @@ def _usage(prompt: SoftPrompt, place: str, scored: Sequence[str]) -> str:
     convert = "" if on_hub else f", after `lm-eval-spt convert {place} {folder}`"
     base_model = prompt.metadata.get("base_model") or "<base model>"
     embedded = base_model == "mini"  # it ships with this package
+    gguf_file = prompt.metadata.get("gguf_file")
+    if base_model.endswith(".gguf"):
+        base_model, _, gguf_file = base_model.rpartition("/")
+    source = repr(base_model or ".") + (f", gguf_file={gguf_file!r}" if gguf_file else "")
     encoder_decoder = prompt.metadata.get("task_type") == "SEQ_2_SEQ_LM"
     auto_model = "AutoModelForSeq2SeqLM" if encoder_decoder else "AutoModelForCausalLM"
     import_mini = "from lm_eval_spt.common.paths import mini_model_folder\n" if embedded else ""
@@ -199,7 +205,7 @@ def _usage(prompt: SoftPrompt, place: str, scored: Sequence[str]) -> str:
         f"{usage}\n\nWith PEFT{convert}:\n\n```python\n"
         f"{import_mini}from peft import PeftModel\n"
         f"from transformers import {auto_model}\n\n"
-        f"model = {auto_model}.from_pretrained({'mini_model_folder()' if embedded else repr(base_model)})\n"
+        f"model = {auto_model}.from_pretrained({'mini_model_folder()' if embedded else source})\n"
         f'model = PeftModel.from_pretrained(model, "{folder}")\n```'
     )
 

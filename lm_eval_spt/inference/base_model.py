@@ -1,4 +1,4 @@
-"""Base models by name: ``mini`` is the one that ships with the package, everything else is a folder or a Hub id."""
+"""Base models by name: ``mini`` ships with the package, everything else is a folder, a GGUF file or a Hub id."""
 
 from __future__ import annotations
 
@@ -8,23 +8,33 @@ from typing import TYPE_CHECKING, Any, cast
 
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.common.paths import model_path
+from lm_eval_spt.inference.gguf import find_gguf
 
 if TYPE_CHECKING:
     from torch.nn import Embedding
     from transformers import PreTrainedTokenizerBase
 
 
-def ensure_available(name: str, revision: str | None = None) -> str:
-    """Return :func:`model_path`'s answer after making sure that there is such a model.
+def ensure_available(name: str, revision: str | None = None, gguf_file: str | None = None, dtype: Any = None) -> str:
+    """Return what ``from_pretrained`` understands after making sure that there is such a model.
 
     Only the model's configuration is fetched: that fails at once, where loading would retry an unreachable Hub for a
-    minute.
+    minute. A GGUF file is fetched and unpacked.
+
+    Args:
+        name: ``mini``, a folder, a GGUF file, or a Hub id.
+        revision: of the Hub's repository.
+        gguf_file: the GGUF file's name in the folder or repository.
+        dtype: of the weights that are unpacked from a GGUF file.
 
     Raises:
-        UserError: neither a folder nor a model that the Hub, or the local cache of it, has.
+        UserError: neither a folder nor a model that the Hub, or the local cache of it, has; a GGUF file that is not
+            there or can not be read.
     """
     from huggingface_hub import snapshot_download
 
+    if (gguf := find_gguf(name, gguf_file, revision)) is not None:
+        return str(gguf.unpacked(dtype))
     path = model_path(name)
     if not os.path.isdir(path):
         try:
@@ -34,11 +44,13 @@ def ensure_available(name: str, revision: str | None = None) -> str:
     return path
 
 
-def load_embedding(name: str, trust_remote_code: bool = False) -> tuple[Embedding, PreTrainedTokenizerBase]:
+def load_embedding(
+    name: str, gguf_file: str | None = None, *, trust_remote_code: bool = False
+) -> tuple[Embedding, PreTrainedTokenizerBase]:
     """Load what a prompt's vectors are compared with.
 
     Args:
-        name: the base model, as for :func:`model_path`.
+        name, gguf_file: the base model, as for :func:`ensure_available`.
         trust_remote_code: whether to run the code that the model brings along, if it does.
 
     Returns:
@@ -52,7 +64,7 @@ def load_embedding(name: str, trust_remote_code: bool = False) -> tuple[Embeddin
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    path = ensure_available(name)
+    path = ensure_available(name, gguf_file=gguf_file)
     try:
         model = AutoModelForCausalLM.from_pretrained(path, dtype="auto", trust_remote_code=trust_remote_code)
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
@@ -90,6 +102,6 @@ def cannot_load(name: str, error: Exception) -> UserError:
     """Return the error to raise where base model `name` can not be loaded because of `error`."""
     reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
     return UserError(
-        f"the base model {name!r} can not be loaded ({reason}): expected 'mini', a folder, or a Hub id that can be "
-        "reached or is in the local cache"
+        f"the base model {name!r} can not be loaded ({reason}): expected 'mini', a folder, a .gguf file, or a Hub id "
+        "that can be reached or is in the local cache"
     )

@@ -71,6 +71,8 @@ def compose(prompts: Sequence[SoftPrompt], mode: Mode, weight: float | None = No
         metadata["num_prefix_tokens"] = num_prefix_tokens
     for key in ("base_model", "base_model_revision", "embedding_fingerprint", "task_type"):
         metadata[key] = next((prompt.metadata[key] for prompt in prompts if prompt.metadata.get(key)), None)
+    for key in ("gguf_file", "gguf_sha256"):
+        metadata |= next(({key: prompt.metadata[key]} for prompt in prompts if prompt.metadata.get(key)), {})
     for key in ("tasks", "source_languages"):
         metadata[key] = list(dict.fromkeys(value for prompt in prompts for value in prompt.metadata.get(key, [])))
     if (add_bos_token := _add_bos_token(prompts[0])) is not None:  # the model class encodes texts by it

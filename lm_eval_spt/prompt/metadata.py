@@ -10,6 +10,8 @@ The metadata is one JSON object:
 ``num_prefix_tokens``      with ``"both"``: how many of the vectors, the first ones, stand before the text
 ``base_model``             name of the model that the prompt was trained for
 ``base_model_revision``    its revision on the Hub, or null
+``gguf_file``              name of the GGUF file, where the model is one in a folder or repository
+``gguf_sha256``            digest of the GGUF file, where the model is one
 ``task_type``              ``"SEQ_2_SEQ_LM"`` for an encoder-decoder model, else ``"CAUSAL_LM"``: PEFT's names
 ``embedding_fingerprint``  :func:`~lm_eval_spt.prompt.fingerprint.embedding_fingerprint` of that model
 ``tasks``                  names of the harness tasks it was trained on
@@ -48,7 +50,7 @@ TASK_TYPES: tuple[TaskType, ...] = get_args(TaskType)
 REVISION = re.compile(r"(?!.*\.\.)[\w.+-]+(/[\w.+-]+)*")
 
 
-_TEXTS = ("base_model", "base_model_revision", "embedding_fingerprint")
+_TEXTS = ("base_model", "base_model_revision", "gguf_file", "gguf_sha256", "embedding_fingerprint")
 _LISTS = ("tasks", "source_languages")
 _OBJECTS = ("num_fewshot", "hyperparameters", "validation", "versions")
 _NUMBERS = ("shots", "training_documents", "tuned_parameters")

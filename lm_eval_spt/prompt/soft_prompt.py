@@ -78,9 +78,10 @@ class SoftPrompt:
             UserError: it is a folder elsewhere: what a file names must not decide what is opened on this machine.
         """
         name = self.metadata.get("base_model")
-        if name is not None and not is_below_current_folder(name):
+        place = name if name is None else os.path.join(name, self.metadata.get("gguf_file") or "")
+        if place is not None and not is_below_current_folder(place):
             raise UserError(
-                f"the prompt {self.name!r} names {name[:200]!r} as its base model, a folder outside of the current "
+                f"the prompt {self.name!r} names {place[:200]!r} as its base model, a folder outside of the current "
                 "one, which is not opened because a file says so: if you trust it, give it with pretrained=<folder>"
             )
         return name
@@ -105,6 +106,7 @@ class SoftPrompt:
         hyperparameters = self.metadata.get("hyperparameters") or {}
         known = {
             "revision": self.metadata.get("base_model_revision"),
+            "gguf_file": self.metadata.get("gguf_file"),
             "add_bos_token": hyperparameters.get("add_bos_token"),
         }
         return {name: value for name, value in known.items() if value is not None}

@@ -34,6 +34,7 @@ from lm_eval_spt.harness.contexts import ChatTemplate, Split, as_scored, build_r
 from lm_eval_spt.harness.options import BY_TASK, ContextOptions
 from lm_eval_spt.harness.patches import match_tasks, members, task_manager
 from lm_eval_spt.inference.base_model import cannot_load, ensure_available
+from lm_eval_spt.inference.gguf import find_gguf
 from lm_eval_spt.inference.onednn import product
 from lm_eval_spt.sweep.plan import Plan, SweepRun
 from lm_eval_spt.train.config import TrainingConfig
@@ -123,6 +124,12 @@ def model_size(name: str, revision: str | None = None, trust_remote_code: bool =
     return ModelSize(total - sum(outside.values()), head.numel(), total, embedding.shape[1])
 
 
+def _place(config: TrainingConfig) -> str:
+    """Return the name of a run's base model; of one in a GGUF file the folder that it is unpacked into."""
+    gguf = find_gguf(config.model, config.gguf_file, config.revision)
+    return config.model if gguf is None else str(gguf.unpacked(config.dtype))
+
+
 class TextSizes:
     """Measures the documents of tasks.
 
@@ -178,7 +185,7 @@ class TextSizes:
 
     def _tokenizer(self, config: TrainingConfig) -> PreTrainedTokenizerBase:
         try:
-            return _tokenizer(config.model, config.revision, config.trust_remote_code)
+            return _tokenizer(_place(config), config.revision, config.trust_remote_code)
         except (UserError, OSError, ValueError):
             self._assume(f"the embedded model's tokens stand for those of {config.model}, which can not be reached")
             return _tokenizer(MINI, None, False)
@@ -258,7 +265,7 @@ def run_work(run: SweepRun, sizes: TextSizes, read: set[Hashable] | None) -> flo
         read: keys of texts that were read and are kept; those of this run are added. None: nothing is kept.
     """
     config = run.config
-    model = model_size(config.model, config.revision, config.trust_remote_code)
+    model = model_size(_place(config), config.revision, config.trust_remote_code)
     keeps = read is not None and run.frozen and config.placement == "suffix" and config.context_cache != "off"
     known = read if read is not None else set()
 
@@ -318,7 +325,7 @@ def disk_needed(plan: Plan, sizes: TextSizes, runs: Sequence[SweepRun]) -> int:
     needed = 0
     for run in runs:
         try:
-            model = model_size(run.config.model, run.config.revision, run.config.trust_remote_code)
+            model = model_size(_place(run.config), run.config.revision, run.config.trust_remote_code)
         except UserError:
             continue
         if run.prompted:

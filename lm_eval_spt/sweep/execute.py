@@ -165,13 +165,13 @@ class Worker:
 
     def _score_baselines(self, lm: SPTLM, runs: Sequence[SweepRun]) -> None:
         for run in runs:
-            self._score_model(run, {"pretrained": run.config.model}, lm)
+            self._score_model(run, _base(run), lm)
 
     def _score_tuned(self, runs: Sequence[SweepRun]) -> None:
         """Score tuned models, each with the prompt that was trained along with it, if there is one."""
         for run in runs:
             folder = str(run.config.model_folder)
-            changed = {"pretrained": run.config.model} | {"peft" if run.config.tune == "lora" else "pretrained": folder}
+            changed = _base(run) | {"peft": folder} if run.config.tune == "lora" else {"pretrained": folder}
             if run.config.prompt_length:
                 self._score_prompts(None, [run], **changed)
             else:
@@ -215,3 +215,9 @@ class Worker:
         shutil.rmtree(path.parent)  # may also hold half-written files of a lost worker
         with suppress(OSError):  # not empty if other results wait there
             os.removedirs(path.parent.parent)
+
+
+def _base(run: SweepRun) -> dict[str, str]:
+    """Return the arguments by which the harness's command line would find a run's base model."""
+    config = run.config
+    return {"pretrained": config.model} | ({"gguf_file": config.gguf_file} if config.gguf_file else {})

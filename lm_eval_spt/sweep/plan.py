@@ -46,7 +46,10 @@ MAX_NAME = 200
 PLANNED = ("output", "config", "include_path")
 """Settings that a run can not have: the sweep names its output, and the sweep file is its configuration."""
 
-BASE = ("model", "revision", "dtype", "quantization", "device", "device_map", "add_bos_token", "trust_remote_code")
+BASE = (
+    "model", "revision", "gguf_file", "dtype", "quantization", "device", "device_map", "add_bos_token",
+    "trust_remote_code",
+)  # fmt: skip
 """The settings that must be equal in runs that share a loaded base model."""
 
 EVALUATE: dict[str, Any] = {
@@ -94,7 +97,7 @@ class SweepRun:
 
     def settings(self) -> dict[str, Any]:
         """Return the settings that decide the outcome of training."""
-        base = {"model": self.config.model, "revision": self.config.revision, "dtype": self.config.dtype}
+        base = {name: getattr(self.config, name) for name in ("model", "revision", "gguf_file", "dtype")}
         if not self.prompted:
             return base | {"add_bos_token": self.config.add_bos_token, "quantization": self.config.quantization}
         return base | {"task": self.config.task} | self.config.hyperparameters()

@@ -81,11 +81,12 @@ def load_base(config: TrainingConfig) -> Base:
     Raises:
         UserError: it can not be loaded.
     """
-    return base_of(SPTLM(pretrained=config.model, device=config.device, **loading(config)))
+    place: dict[str, Any] = {"pretrained": config.model, "gguf_file": config.gguf_file, "device": config.device}
+    return base_of(SPTLM(**place, **loading(config)))
 
 
 def loading(config: TrainingConfig) -> dict[str, Any]:
-    """Return the arguments with which the model class loads a run's base model: all but its name and its device."""
+    """Return the arguments with which the model class loads a run's base model: all but where it is and goes to."""
     arguments: dict[str, Any] = {
         "revision": config.revision,
         "dtype": config.dtype,

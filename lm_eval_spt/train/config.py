@@ -24,7 +24,7 @@ Dtype = Literal["float32", "bfloat16", "float16", "auto"]
 MODEL_LR = {"all": 5e-5, "model": 5e-5, "lora": 5e-4}
 """Default learning rates of what is tuned beside the prompt."""
 
-SOURCES = ("model", "revision", "task")
+SOURCES = ("model", "revision", "gguf_file", "task")
 """Settings that a prompt file records by themselves."""
 PLACES = (
     "output", "include_path", "config", "device", "device_map", "context_cache", "checkpoint", "checkpoint_steps",
@@ -74,11 +74,12 @@ def _setting(default: Any, text: str, **argument: Any) -> Any:
 class TrainingConfig:
     """Every setting of a training run; the help texts say what each means."""
 
-    model: str = _setting("", "base model: a Hub id, a folder, or 'mini', the model that ships with the package")
+    model: str = _setting("", "base model: a Hub id, a folder, a .gguf file, or 'mini', which ships with the package")
     task: str = _setting("", "harness task(s) to learn from, comma separated, such as sib200_eng_Latn,sib200_arb_Arab")
     output: str = _setting("", "prompt file to write, such as prompts/my.safetensors")
 
     revision: str | None = _setting(None, "revision of the base model on the Hub")
+    gguf_file: str | None = _setting(None, "name of a GGUF file in the folder or Hub repository --model")
     include_path: str | None = _setting(None, "folder with further task YAML files, as in lm_eval")
     preset: str | None = _setting(None, f"a named set of settings, which other flags override: {', '.join(PRESETS)}")
     config: str | None = _setting(None, "YAML file with settings, which flags override")

@@ -40,6 +40,8 @@ def save_results(run: TrainingRun, *, interrupted: bool = False) -> SoftPrompt |
             metadata["adapter"] = str(folder)
         else:
             metadata |= {"base_model": str(folder), "base_model_revision": None, "tuned_from": config.model}
+            metadata.pop("gguf_file", None)  # what was tuned is a folder
+            metadata.pop("gguf_sha256", None)
     if run.snapshot.vectors is None:
         return None
     prompt = SoftPrompt(run.snapshot.vectors, metadata, name=run.output.stem)
@@ -69,6 +71,8 @@ def _metadata(run: TrainingRun, interrupted: bool) -> dict[str, Any]:
         "tuned_share": tuned / run.parameters.model.size(),
         "versions": _versions(),
     }
+    if run.lm.gguf is not None:
+        metadata |= {"gguf_file": config.gguf_file, "gguf_sha256": run.lm.gguf.sha256}
     if config.placement == "both":
         metadata["num_prefix_tokens"] = config.vectors_before
     if run.diverged is not None:
