@@ -106,7 +106,8 @@ def has_ended(config: TrainingConfig) -> bool:
         record = record_in(folder) if folder is not None else {}
     if not record or "diverged" in record or "interrupted" in record:
         return False
-    if differing := differences(record.get("hyperparameters") or {}, config.hyperparameters()):
+    recorded, now = record.get("hyperparameters"), config.hyperparameters()
+    if differing := differences(recorded, now) if isinstance(recorded, dict) else "they are not recorded":
         raise UserError(f"--resume: {output} was trained with other settings ({differing}): choose another --output")
     return True
 

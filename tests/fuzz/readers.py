@@ -252,10 +252,13 @@ class _Model(torch.nn.Module):
         return self.embedding
 
 
-LM: Any = SimpleNamespace(model=_Model(), device=torch.device("cpu"), fingerprint="0123456789abcdef")
+LM: Any = SimpleNamespace(model=_Model(), gguf=None, device=torch.device("cpu"), fingerprint="0123456789abcdef")
 BASE: Any = SimpleNamespace(lm=LM, processes=Processes(), context_cache=lambda config, examples: None)
 EXAMPLES: Any = SimpleNamespace(
-    training=[Example((((4,), (5,)), ((4,), (6,))), 0)] * 2, validation=[Example((((4,), (5,)),), 0)], sizes=[2]
+    num_fewshot={},
+    training=[Example((((4,), (5,)), ((4,), (6,))), 0)] * 2,
+    validation=[Example((((4,), (5,)),), 0)],
+    sizes=[2],
 )
 
 

@@ -33,12 +33,13 @@ def next_logits(model: PreTrainedModel, text: Text, rest: list[int]) -> Tensor:
         return model(input_ids=ids, use_cache=False).logits[0, -count:]
     inputs = {"inputs_embeds": _around(text, model.get_input_embeddings()(ids))}
     decoder = model.get_decoder()
-    if getattr(decoder, "hidden_size_per_layer_input", 0):  # of Gemma 3n and 4: id 0 stands for what is no text
-        nothing = [torch.zeros(len(vectors), dtype=torch.long) for vectors in (text.before, text.after)]
-        whole = {"input_ids": _around(Text(nothing[0], text.context, nothing[1]), ids)}
+    if getattr(decoder, "hidden_size_per_layer_input", 0):  # of Gemma 3n and 4: for virtual tokens there is nothing
+        own = {"input_ids": ids}
         if "inputs_embeds" in inspect.signature(decoder.get_per_layer_inputs).parameters:
-            whole |= inputs
-        inputs["per_layer_inputs"] = decoder.get_per_layer_inputs(**whole)
+            own["inputs_embeds"] = model.get_input_embeddings()(ids)
+        of_text = decoder.get_per_layer_inputs(**own)
+        nothing = [of_text.new_zeros(len(vectors), *of_text.shape[2:]) for vectors in (text.before, text.after)]
+        inputs["per_layer_inputs"] = _around(Text(nothing[0], text.context, nothing[1]), of_text)
     return model(**inputs, use_cache=False).logits[0, -count:]
 
 

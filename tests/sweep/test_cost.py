@@ -124,7 +124,7 @@ def test_what_is_not_here_is_assumed_and_said(tmp_path, capsys, monkeypatch):
     assert "2 runs, 2 to do, in 1 shards" in printed
 
 
-def _only_mini(model: str, revision: str | None):
+def _only_mini(model: str, revision: str | None, trust_remote_code: bool):
     if model != "mini":
         raise UserError("no such model here")
     return None

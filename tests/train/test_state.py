@@ -107,7 +107,9 @@ def test_a_checkpoint_of_another_run_is_refused(base, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"p\.checkpoint is not a checkpoint that can be read"):
         train(settings_for(output, resume=True), base)
     assert train(settings_for(output, seed=4), base) is not None  # without --resume it starts anew
-    with pytest.raises(UserError, match="was trained with other settings: choose another --output"):
+    with pytest.raises(
+        UserError, match=r"was trained with other settings \(seed 4 there, 0 now\): choose another --output"
+    ):
         train(settings_for(output, resume=True), base)
 
 
