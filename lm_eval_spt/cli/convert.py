@@ -18,6 +18,11 @@ def parser(prog: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("source", metavar="SOURCE", help="a .safetensors file, or a PEFT adapter folder")
     parser.add_argument("target", metavar="TARGET", help="a folder for a file, a .safetensors file for a folder")
+    parser.add_argument(
+        "--task-type",
+        choices=("CAUSAL_LM", "SEQ_2_SEQ_LM"),
+        help="of the base model, as PEFT calls it (default: what the prompt or its base model says, else CAUSAL_LM)",
+    )
     parser.add_argument("--force", action="store_true", help="overwrite a target that exists")
     return parser
 
@@ -41,7 +46,7 @@ def run(arguments: argparse.Namespace) -> None:
     else:
         card = target / CARD
         written_by_hand = card.exists()
-        prompt.to_peft(target)
+        prompt.to_peft(target, arguments.task_type)
         if not written_by_hand:
             write(card, model_card(prompt, str(target)).encode())
     print(f"{target}: {prompt.length} virtual tokens of size {prompt.hidden_size}, placement {prompt.placement}")

@@ -38,3 +38,11 @@ def test_convert_overwrites_only_by_force(
     assert cli.main([*arguments, "--force"]) == 0
     assert (tmp_path / "peft" / "README.md").read_text() == "mine"
     assert SoftPrompt.load(tmp_path / "peft").digest == SoftPrompt.load(prompt_file).digest
+
+
+def test_the_kind_of_base_model_can_be_named(tmp_path: Path) -> None:
+    """A prompt that does not say for which kind it was learned, of a base model that is not looked at."""
+    SoftPrompt(torch.zeros(2, 4), {"base_model": "/elsewhere/t5"}).save(tmp_path / "p.safetensors")
+    command = ["convert", str(tmp_path / "p.safetensors"), str(tmp_path / "peft"), "--task-type", "SEQ_2_SEQ_LM"]
+    assert cli.main(command) == 0
+    assert json.loads((tmp_path / "peft" / "adapter_config.json").read_text())["task_type"] == "SEQ_2_SEQ_LM"
