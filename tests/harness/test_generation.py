@@ -318,9 +318,18 @@ def test_sampling_repeats_with_its_seed(tiny_models, tokenizer, placement):
     [
         ({"max_gen_toks": 200}, "max_gen_toks leaves no room for text: .* reads at most"),
         ({"max_length": 2}, "max_length=2 leaves nothing to generate after a text of"),
-        ({"repetition_penalty": -1.0}, "can not generate with the settings .*repetition_penalty.*strictly positive"),
-        ({"penalty_of_repeating": 2}, "can not generate with the settings .*penalty_of_repeating.*not used"),
-        ({"do_sample": True, "temperature": 0.0}, "can not generate with the settings .*temperature.*positive"),
+        (
+            {"repetition_penalty": -1.0},
+            "can not generate( after a soft prompt)? with the settings .*repetition_penalty.*strictly positive",
+        ),
+        (
+            {"penalty_of_repeating": 2},
+            "can not generate( after a soft prompt)? with the settings .*penalty_of_repeating.*not used",
+        ),
+        (
+            {"do_sample": True, "temperature": 0.0},
+            "can not generate( after a soft prompt)? with the settings .*temperature.*positive",
+        ),
     ],
 )
 def test_settings_that_can_not_be_are_told_in_one_line(tiny_models, tokenizer, placement, settings, message):
