@@ -54,7 +54,7 @@ test-next:  ## run the tests with the newest pre-release of lm-eval and the newe
 	$(MAKE) install VENV=.venv-next CONSTRAINTS=constraints-next.txt NAMED_BY='make test-next PYTHON'
 	.venv-next/bin/python -m pip install --upgrade --constraint constraints-next.txt lm_eval transformers peft
 	.venv-next/bin/python -m pip list | grep -iE '^(lm.eval|transformers|peft|torch) '
-	OMP_NUM_THREADS=1 .venv-next/bin/python -m pytest -q -n auto
+	OMP_NUM_THREADS=1 .venv-next/bin/python -m pytest -q -n auto -W default  # their warnings are not ours
 
 fuzz: install  ## give every reader 200,000 damaged files (half an hour; guided by coverage where atheris installs)
 	-$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[fuzz]'

@@ -17,12 +17,11 @@ import datasets
 import jinja2
 import numpy as np
 from jinja2 import meta
-from lm_eval.api.task import ConfigurableTask
 from scipy.special import softmax
 
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.harness.lm import SPTLM
-from lm_eval_spt.harness.patches import task_manager
+from lm_eval_spt.harness.patches import construct_requests, gen_prefix, multiple_choice_task, task_manager
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 
 TEXTS_AT_ONCE = 1024
@@ -49,7 +48,10 @@ class Classification:
     loglikelihoods: dict[str, float]
 
 
-class TextTask(ConfigurableTask):
+MultipleChoiceTask: Any = multiple_choice_task()
+
+
+class TextTask(MultipleChoiceTask):
     """A task's wording without its documents: its templates are filled with any text.
 
     The harness makes it from a task's YAML, where it stands in for the task's class.
@@ -85,8 +87,8 @@ class TextTask(ConfigurableTask):
     def requests(self, text: str) -> list[Any]:
         """Return the harness's requests for a text: one for each choice."""
         document = {self.column: text}
-        context = self.fewshot_context(document, 0, gen_prefix=self.doc_to_prefix(document))
-        return self.construct_requests(document, context)
+        context = self.fewshot_context(document, 0, gen_prefix=gen_prefix(self, document))
+        return construct_requests(self, document, context)
 
 
 class Classifier:

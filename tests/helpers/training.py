@@ -12,6 +12,7 @@ from lm_eval.tasks import TaskManager
 
 from lm_eval_spt.common.paths import tasks_folder
 from lm_eval_spt.harness.lm import SPTLM
+from lm_eval_spt.harness.patches import with_loaded
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from lm_eval_spt.train import scheduler
 from lm_eval_spt.train.config import TrainingConfig
@@ -36,10 +37,11 @@ def run(output: Path, **changes) -> tuple[SoftPrompt | None, list[dict]]:
 def accuracy(**model_args) -> float:
     """What the harness says on the 21 validation documents."""
     manager = TaskManager(include_path=str(tasks_folder()), include_defaults=False)
-    (task,) = manager.load([TASK])["tasks"].values()
+    loaded = manager.load([TASK])
+    (task,) = loaded["tasks"].values()
     task.config.test_split = None  # then the harness scores the validation split
     lm = SPTLM(device="cpu", **model_args)
-    results = simple_evaluate(model=lm, tasks=[task], task_manager=manager, bootstrap_iters=0)
+    results = simple_evaluate(model=lm, tasks=[TASK], task_manager=with_loaded(manager, loaded), bootstrap_iters=0)
     return results["results"][TASK]["acc,none"]
 
 

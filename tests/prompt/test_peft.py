@@ -11,7 +11,6 @@ import huggingface_hub
 import peft
 import pytest
 import torch
-from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -19,6 +18,7 @@ from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from tests.helpers.models import build_model, random_prompt
+from tests.helpers.requests import request
 from tests.prompt.test_soft_prompt import raw_prompt
 
 
@@ -132,7 +132,7 @@ def test_encoder_decoder_adapters_give_the_numbers_of_the_harness_and_ours(
     prompt = SoftPrompt(random_prompt(model).vectors, told_by(source, tmp_path / "t5"))
     prompt.to_peft(tmp_path / "adapter")
     pairs = [(text, choice) for text in ("The river is long.", "A cup final") for choice in (" sports", " geography")]
-    requests = [Instance("loglikelihood", {}, pair, number) for number, pair in enumerate(pairs)]
+    requests = [request("loglikelihood", pair, number) for number, pair in enumerate(pairs)]
 
     def scores(lm: HFLM) -> list[float]:
         return [value for value, _ in lm.loglikelihood(requests, disable_tqdm=True)]
