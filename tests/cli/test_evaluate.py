@@ -16,6 +16,7 @@ from lm_eval_spt.cli import main
 from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from tests.helpers.models import random_prompt
+from tests.helpers.requests import loglikelihoods
 
 TEMPLATE = (
     "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}{% endfor %}"
@@ -123,7 +124,7 @@ def test_the_results_are_those_of_the_harness_s_command(place, tmp_path, name):
     for key, (arguments, answers) in expected.items():
         assert found[key][0] == arguments
         if "choose" in key[0]:
-            values = [[float(answer[0]) for answer in row] for row in (found[key][1], answers)]
+            values = [loglikelihoods({"filtered_resps": row}) for row in (found[key][1], answers)]
             assert values[0] == pytest.approx(values[1], abs=1e-4)
         else:
             assert found[key][1] == answers

@@ -15,6 +15,7 @@ from lm_eval.tasks import TaskManager
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from lm_eval_spt.common.paths import tasks_folder
+from lm_eval_spt.harness import patches
 from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from tests.helpers.models import FAMILIES
@@ -99,4 +100,4 @@ def mini_numbers() -> dict[str, Any]:
 
 def _requests(task: Any) -> list[Instance]:
     rows = list(task.test_docs())[:2]
-    return [request for row in rows for request in task.construct_requests(row, task.fewshot_context(row, 0))]
+    return [request for row in rows for request in patches.construct_requests(task, row, task.fewshot_context(row, 0))]

@@ -21,6 +21,7 @@ from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from tests.helpers.models import random_prompt
 from tests.helpers.paths import ROOT
+from tests.helpers.requests import loglikelihoods
 
 CATEGORIES = ["science/technology", "travel", "politics", "sports", "health", "entertainment", "geography"]
 SUFFIX, PREFIX = (str(ROOT / "prompts" / f"mini_eng_{placement}16.safetensors") for placement in ("suffix", "prefix"))
@@ -64,7 +65,7 @@ def of_the_harness(lm: HFLM, task: str, include_path: Path | None = None, limit:
 def expect_the_same(found: list[module.Classification], samples: list[dict], choices: list[str]) -> None:
     assert len(found) == len(samples) > 0
     for result, sample in zip(found, samples, strict=True):
-        expected = [answer[0] for answer in sample["filtered_resps"]]
+        expected = loglikelihoods(sample)
         assert list(result.loglikelihoods) == list(result.probabilities) == choices
         assert list(result.loglikelihoods.values()) == pytest.approx(expected, abs=1e-4)
         assert result.label == choices[expected.index(max(expected))]

@@ -30,7 +30,7 @@ from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from lm_eval_spt.train.base import base_of
 from lm_eval_spt.train.config import TrainingConfig
 from lm_eval_spt.train.loop import train
-from tests.helpers.requests import request
+from tests.helpers.requests import loglikelihoods, request
 from tests.helpers.scoring import CLOSE, peft_lm, values
 from tests.helpers.training import Stopped, stopped_after
 from tests.real.fetch import SOURCES
@@ -162,7 +162,7 @@ def test_evaluate_writes_what_lm_eval_says(real, tmp_path):
         scores = json.loads(path.read_text())["results"][TASKS[0]]
         samples = [json.loads(line) for line in next(path.parent.glob("samples_*")).read_text().splitlines()]
         for sample, other in zip(samples, said["samples"][TASKS[0]], strict=True):
-            found, expected = ([float(answer[0]) for answer in each["filtered_resps"]] for each in (sample, other))
+            found, expected = (loglikelihoods(each) for each in (sample, other))
             assert_same(real, found, expected)
         if real.precise:
             for metric in ("acc,none", "macro_f1,none"):
@@ -216,5 +216,5 @@ def test_a_chat_template_is_applied_as_by_hflm(real):
     answers = []
     for lm in (real.lm, *models):
         samples = simple_evaluate(model=lm, apply_chat_template=True, **options)["samples"][TASKS[0]]
-        answers.append([float(answer[0]) for sample in samples for answer in sample["filtered_resps"]])
+        answers.append([value for sample in samples for value in loglikelihoods(sample)])
     assert_close(real, *answers)

@@ -11,6 +11,7 @@ import yaml
 
 from lm_eval_spt.cli.train import main
 from lm_eval_spt.common.errors import UserError
+from lm_eval_spt.harness import patches
 from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.train.examples import Document, choose, encode, load_tasks, read_documents
 from tests.helpers.models import random_prompt
@@ -28,7 +29,7 @@ def test_examples_are_the_tokens_that_are_scored(mini, documents, placement, mon
     row = task.training_docs()[0]
     scored = []
     monkeypatch.setattr(scorer, "_loglikelihood_tokens", lambda requests, **_: scored.extend(requests))
-    scorer.loglikelihood(task.construct_requests(row, task.fewshot_context(row, 0)), disable_tqdm=True)
+    scorer.loglikelihood(patches.construct_requests(task, row, task.fewshot_context(row, 0)), disable_tqdm=True)
     (example,) = encode(documents[:1], mini, placement, 3, mini.max_length, "left")
     assert [(list(c), list(a)) for c, a in example.pairs] == [(c, a) for _, c, a in scored]
     assert example.gold == task.doc_to_target(row)
