@@ -33,7 +33,7 @@ from tqdm import tqdm
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.harness.contexts import differences
 from lm_eval_spt.harness.encoding import PairEncoder, whole_characters
-from lm_eval_spt.inference import probe, scoring, transformers_internals
+from lm_eval_spt.inference import encoder_decoder, probe, scoring, transformers_internals
 from lm_eval_spt.inference.base_model import bitsandbytes_config, cannot_load, ensure_available
 from lm_eval_spt.inference.capabilities import Capabilities
 from lm_eval_spt.inference.fingerprint import model_fingerprint, tokenizer_fingerprint
@@ -414,7 +414,14 @@ class SPTLM(HFLM):
         if self.backend != "causal":
             # The answer takes none of the encoder's room.
             inputs = [(text, self.with_prompt(context[-self.max_length :]), rest) for text, context, rest in requests]
-            return self._hflm_loop(inputs, disable_tqdm, override_bs)
+            if encoder_decoder.reads_padded(self.model):
+                return self._hflm_loop(inputs, disable_tqdm, override_bs)
+            with self._progress(len(inputs), disable_tqdm) as bar:
+                alone = []
+                for request in inputs:
+                    alone += self._hflm_loop([request], True, 1)
+                    bar.update()
+            return alone
         prompted: list[TokenisedRequest] = []
         cut = 0
         for text, context, continuation in requests:

@@ -5,7 +5,9 @@ The encoder reads the prompt and the context, the decoder the continuation. Ever
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -19,6 +21,50 @@ from lm_eval_spt.inference.virtual_tokens import model_inputs, pad_right
 # Logits of one call of the decoder: 2**27 values are half a gigabyte in fp32.
 MAX_LOGITS = 2**27
 
+_KEY = "lm_eval_spt_reads_padded"
+logger = logging.getLogger(__name__)
+
+
+def reads_padded(model: PreTrainedModel) -> bool:
+    """Tell whether a text and its answer give the same logits beside longer ones, which pad both, as by themselves.
+
+    It is tried once for a model: ProphetNet, whose positions come from the mask, does not.
+
+    Args:
+        model: an encoder-decoder LM.
+    """
+    stored: bool | None = vars(model).get(_KEY)
+    if stored is not None:
+        return stored
+    first = model.config.vocab_size // 2
+    texts = [list(range(first, first + length)) for length in (3, 9, 5)]
+    answers = [list(range(first, first + length)) for length in (4, 1, 2)]
+
+    def logits(texts: list[list[int]], answers: list[list[int]]) -> Tensor:
+        (ids, mask), (labels, _) = ([tensor.to(device_of(model)) for tensor in pad_right(x)] for x in (texts, answers))
+        found: Tensor = model(
+            input_ids=ids, attention_mask=mask, labels=labels, use_cache=False, return_dict=True
+        ).logits
+        return found.float()
+
+    modes = {module: module.training for module in model.modules()}  # an adapter's may differ from the model's
+    model.eval()
+    try:
+        with torch.no_grad():
+            together = logits(texts, answers)
+            alone = [logits([text], [answer])[0] for text, answer in zip(texts, answers, strict=True)]
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    difference = max(float((row[: len(one)] - one).abs().max()) for row, one in zip(together, alone, strict=True))
+    rounding = 4 * torch.finfo(model.dtype).eps * float(together.abs().max())
+    vars(model)[_KEY] = padded = difference <= 1e-4 + rounding
+    if not padded:
+        logger.info(
+            "%s reads each text alone: beside longer ones its logits differ by %.2g", type(model).__name__, difference
+        )
+    return padded
+
 
 def loglikelihoods(
     model: PreTrainedModel, requests: Sequence[ScoringRequest], vectors: Tensor | None = None
@@ -26,17 +72,32 @@ def loglikelihoods(
     """Return the log-likelihood of every continuation, whether greedy decoding would produce it, and the
     mean log-probability.
 
-    Each context is encoded once, whatever the number of its continuations.
+    Each context is encoded once, whatever the number of its continuations, where the model :func:`reads_padded`.
 
     Args:
         model: an encoder-decoder LM.
         requests: contexts with their continuations.
-        vectors: `[P, d]`, the soft prompt.
+        vectors: `[P, d]`, the soft prompt; or `[requests, P, d]`, one for each request.
 
     Returns:
         Three tensors `[number of continuations]`, request by request: fp32 log-likelihoods, booleans, and what label
         smoothing mixes in, the mean log-probability of all tokens of the vocabulary where the continuation is scored.
     """
+    if reads_padded(model):
+        return _batch(model, requests, vectors)
+    each = [vectors] * len(requests) if vectors is None or vectors.dim() == 2 else vectors.split(1)
+    answers = [
+        _batch(model, [replace(request, continuations=[continuation])], own)
+        for request, own in zip(requests, each, strict=True)
+        for continuation in request.continuations
+    ]
+    values, greedy, mean_logprobs = (torch.cat(column) for column in zip(*answers, strict=True))
+    return values, greedy, mean_logprobs
+
+
+def _batch(
+    model: PreTrainedModel, requests: Sequence[ScoringRequest], vectors: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
     device = device_of(model)
     ids, mask = (tensor.to(device) for tensor in pad_right([request.context for request in requests]))
     encoded = model.get_encoder()(**model_inputs(model, ids, vectors), attention_mask=mask).last_hidden_state

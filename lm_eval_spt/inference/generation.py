@@ -24,13 +24,14 @@ from transformers.generation.logits_process import EncoderRepetitionPenaltyLogit
 
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.inference import probe, transformers_internals
+from lm_eval_spt.inference.encoder_decoder import reads_padded
 from lm_eval_spt.inference.transformers_internals import (
     device_of,
     generation_from_embeddings,
     generation_from_scratch,
     guidance_in_plain_passes,
 )
-from lm_eval_spt.inference.virtual_tokens import is_virtual, model_inputs, pad_left
+from lm_eval_spt.inference.virtual_tokens import is_virtual, model_inputs, pad_left, pad_right
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +119,8 @@ def _call(
 ) -> tuple[Any, int]:
     """Return what ``generate`` returns for one batch, and how many ids of the text stand before the new tokens."""
     device, causal = device_of(model), not model.config.is_encoder_decoder
-    ids, mask = (tensor.to(device) for tensor in pad_left(rows))
+    # An encoder's positions are counted from the left: BART's would move with the padding.
+    ids, mask = (tensor.to(device) for tensor in (pad_left if causal else pad_right)(rows))
     texts = [[token for token in row if not is_virtual(token)] for row in rows]
     text = pad_left(texts, settings.get("pad_token_id") or 0)[0].to(device)
     seen = text.shape[1] if causal else 0
@@ -215,7 +217,8 @@ def _layout(
     with the text's.
     """
     if model.config.is_encoder_decoder:
-        return "padded"  # the encoder is given the mask, and the decoder's rows all begin with one token
+        # The encoder is given the mask, and the decoder's rows all begin with one token.
+        return "padded" if reads_padded(model) else "equal"
     shortest, longest = min(contexts, key=len), max(contexts, key=len)
     known: dict[tuple[bool, bool, bool], Layout] = vars(model).setdefault(_KEY, {})
     key = (vectors is not None, switch is not None and len(longest) > switch, guidance != 1)

@@ -21,7 +21,7 @@ from transformers import (
 from transformers.generation.logits_process import EncoderRepetitionPenaltyLogitsProcessor
 
 from lm_eval_spt.common.errors import UserError
-from lm_eval_spt.inference.encoder_decoder import loglikelihoods
+from lm_eval_spt.inference.encoder_decoder import loglikelihoods, reads_padded
 from lm_eval_spt.inference.token_tree import ScoringRequest
 from lm_eval_spt.inference.virtual_tokens import place
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
@@ -199,6 +199,33 @@ def test_values_and_gradients_are_those_of_the_plain_computation(model, data):
     (found * weights).sum().backward()
     (torch.stack(expected) * weights).sum().backward()
     assert (found_at.grad - expected_at.grad).norm() <= 1e-4 * expected_at.grad.norm() + 1e-5
+
+
+@pytest.mark.parametrize("family, padded", [("t5", True), ("bart", True), ("prophetnet", False)])
+def test_a_text_is_read_as_by_itself_whatever_stands_beside_it(family, padded, tokenizer):
+    """Scores, training and generation; padding moves ProphetNet's positions, and on the left BART's."""
+    model = build_encoder_decoder(family)
+    assert reads_padded(model) == padded
+    prompt = random_prompt(model)
+    pairs = [(tokenizer.encode(context), tokenizer.encode(answer)) for context, answer in PAIRS if context]
+    expected = []
+    with torch.no_grad():
+        for context, answer in pairs:
+            embeds = torch.cat([prompt.vectors, model.get_input_embeddings()(torch.tensor(context))])[None]
+            decoder_ids = torch.tensor([[0, *answer[:-1]]])
+            logits = model(inputs_embeds=embeds, decoder_input_ids=decoder_ids, use_cache=False).logits[0]
+            expected.append(float(logits.log_softmax(-1)[range(len(answer)), answer].sum()))
+    learned = [ScoringRequest(place(context, prompt.length, 0), [answer]) for context, answer in pairs]
+    each = prompt.vectors.expand(len(learned), -1, -1)
+    for vectors in (prompt.vectors, each):
+        assert loglikelihoods(model, learned, vectors)[0].tolist() == pytest.approx(expected, **CLOSE)
+    lm = spt(model, tokenizer, prompt, batch_size=8)
+    scored = lm._loglikelihood_tokens([(("", str(n)), *pair) for n, pair in enumerate(pairs)], disable_tqdm=True)
+    assert values(scored) == pytest.approx(expected, **CLOSE)
+    options = {"until": ["\n\n\n"], "max_gen_toks": 5}
+    asked = requests("generate_until", [(text, options) for text in ENCODED])
+    alone = [lm.generate_until([request], disable_tqdm=True)[0] for request in asked]
+    assert lm.generate_until(asked, disable_tqdm=True) == alone
 
 
 def test_a_model_that_does_not_say_how_its_answers_start_is_named():

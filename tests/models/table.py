@@ -39,7 +39,8 @@ make all masks themselves (the decoders of BART and its like, GPT-Neo, MPT, XLNe
 
 Encoders that became decoders (BERT, RoBERTa) are built with `is_decoder=True`, and the decoders of BART, Marian and
 their like are read by themselves. Encoder-decoder models are no part of this table: they take prefix prompts. T5, mT5
-and UMT5, T5Gemma, BART, mBART, Marian, Pegasus, PLBART, MVP and LED have been tried.
+and UMT5, T5Gemma, BART, mBART, Marian, Pegasus, PLBART, MVP and LED have been tried. ProphetNet, whose positions
+move with padding, reads each text alone.
 
 Of {count} architectures {built} were tried; {fast} are read in the fastest way in all columns.
 
