@@ -6,6 +6,8 @@ A model that has not been tried counts as one that can do nothing: it is run slo
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -61,3 +63,15 @@ def capabilities(model: PreTrainedModel) -> Capabilities:
 def set_capabilities(model: PreTrainedModel, known: Capabilities) -> None:
     """Store what is known of a model with it."""
     vars(model)[_KEY] = known
+
+
+@contextmanager
+def evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
+    """Put a model that is tried into evaluation mode, and every module back into its own afterwards."""
+    modes = {module: module.training for module in model.modules()}  # an adapter's may differ from the model's
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training

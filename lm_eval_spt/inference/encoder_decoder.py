@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
+from lm_eval_spt.inference.capabilities import evaluation_mode
 from lm_eval_spt.inference.token_tree import ScoringRequest
 from lm_eval_spt.inference.transformers_internals import decoder_inputs, device_of
 from lm_eval_spt.inference.virtual_tokens import model_inputs, pad_right
@@ -47,15 +48,9 @@ def reads_padded(model: PreTrainedModel) -> bool:
         ).logits
         return found.float()
 
-    modes = {module: module.training for module in model.modules()}  # an adapter's may differ from the model's
-    model.eval()
-    try:
-        with torch.no_grad():
-            together = logits(texts, answers)
-            alone = [logits([text], [answer])[0] for text, answer in zip(texts, answers, strict=True)]
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with evaluation_mode(model), torch.no_grad():
+        together = logits(texts, answers)
+        alone = [logits([text], [answer])[0] for text, answer in zip(texts, answers, strict=True)]
     difference = max(float((row[: len(one)] - one).abs().max()) for row, one in zip(together, alone, strict=True))
     rounding = 4 * torch.finfo(model.dtype).eps * float(together.abs().max())
     vars(model)[_KEY] = padded = difference <= 1e-4 + rounding

@@ -20,7 +20,7 @@ from transformers import LogitsProcessor, PreTrainedModel
 
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.inference import transformers_internals
-from lm_eval_spt.inference.capabilities import Capabilities, Layout, capabilities, set_capabilities
+from lm_eval_spt.inference.capabilities import Capabilities, Layout, capabilities, evaluation_mode, set_capabilities
 from lm_eval_spt.inference.forward import forward_tree, loglikelihoods, prefill
 from lm_eval_spt.inference.scoring import TokenPair, score
 from lm_eval_spt.inference.token_tree import ScoringRequest
@@ -82,13 +82,8 @@ def probe(
     tried: _Tried = vars(model).get(_KEY, _Tried(0, False))
     if tokens <= tried.tokens and gradient <= tried.gradient:
         return capabilities(model)
-    modes = {module: module.training for module in model.modules()}  # an adapter's may differ from the model's
-    model.eval()
-    try:
+    with evaluation_mode(model):
         known = _Probe(model, samples, vectors, gradient).find()
-    finally:
-        for module, training in modes.items():
-            module.training = training
     set_capabilities(model, known)
     vars(model)[_KEY] = _Tried(tokens, gradient)
     return known

@@ -54,9 +54,9 @@ def build_model(family: str, seed: int = 0) -> PreTrainedModel:
     return model.eval()
 
 
-def build_encoder_decoder(family: str) -> PreTrainedModel:
+def build_encoder_decoder(family: str, vocab_size: int = VOCABULARY) -> PreTrainedModel:
     """Return a tiny random encoder-decoder in fp32 and evaluation mode."""
-    sizes: dict[str, Any] = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_decoder_layers": 2}
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 4}
     if family == "prophetnet":
         sizes = {"hidden_size": 32, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "num_encoder_layers": 2}
         sizes |= {"num_decoder_layers": 2, "num_encoder_attention_heads": 4, "num_decoder_attention_heads": 4}
@@ -64,8 +64,8 @@ def build_encoder_decoder(family: str) -> PreTrainedModel:
         sizes = {"d_model": 32, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "encoder_layers": 2, "decoder_layers": 2}
         sizes |= {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "max_position_embeddings": 128}
     config = AutoConfig.for_model(
-        family, vocab_size=VOCABULARY, pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=0,
-        n_positions=64, **sizes | ({"num_heads": 4} if "d_kv" in sizes else {}),
+        family, vocab_size=vocab_size, pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=0,
+        n_positions=64, **sizes,
     )  # fmt: skip
     torch.manual_seed(0)
     model = AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32)

@@ -12,38 +12,14 @@ import peft
 import pytest
 import torch
 from lm_eval.models.huggingface import HFLM
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
-from tests.helpers.models import build_model, random_prompt
+from tests.helpers.models import build_encoder_decoder, build_model, random_prompt
 from tests.helpers.requests import request
 from tests.prompt.test_soft_prompt import raw_prompt
-
-
-def build_t5(vocab_size: int = 600) -> PreTrainedModel:
-    """A tiny random T5, with weights large enough that answers differ."""
-    config = AutoConfig.for_model(
-        "t5",
-        vocab_size=vocab_size,
-        d_model=32,
-        d_kv=8,
-        d_ff=48,
-        num_layers=2,
-        num_heads=4,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-        decoder_start_token_id=0,
-    )
-    torch.manual_seed(0)
-    model = AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32)
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.dim() > 1:
-                weight.normal_(std=0.3)
-    return model.eval()
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "xglm"])
@@ -97,7 +73,7 @@ def test_p_tuning_is_a_prefix_that_peft_serves_the_same(encoder: str, tmp_path: 
 def test_vectors_before_the_decoders_tokens_are_refused(kind: Any, tmp_path: Path) -> None:
     """Two submodules are PEFT's default for encoder-decoder models."""
     config = kind(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=3)
-    peft.get_peft_model(build_t5(), config).save_pretrained(str(tmp_path))
+    peft.get_peft_model(build_encoder_decoder("t5"), config).save_pretrained(str(tmp_path))
     for submodules in (2, None):
         path = tmp_path / "adapter_config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"num_transformer_submodules": submodules}))
@@ -127,7 +103,7 @@ def test_encoder_decoder_adapters_give_the_numbers_of_the_harness_and_ours(
     """PEFT loads an adapter of the wrong task type without a word and gives other numbers."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "t5" / "cache"))
-    model = build_t5(vocab_size=len(tokenizer))
+    model = build_encoder_decoder("t5", vocab_size=len(tokenizer))
     model.config.save_pretrained(tmp_path / "t5")
     prompt = SoftPrompt(random_prompt(model).vectors, told_by(source, tmp_path / "t5"))
     prompt.to_peft(tmp_path / "adapter")
