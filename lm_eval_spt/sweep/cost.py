@@ -286,7 +286,7 @@ def run_work(run: SweepRun, sizes: TextSizes, read: set[Hashable] | None) -> flo
     work += reading(test, (run.base, run.targets)) if keeps else 0
 
     training, validation = sizes.training(config)
-    drawn = config.seed if config.shots is not None or config.validation_shots is not None else None
+    drawn = config.documents_seed if config.shots is not None or config.validation_shots is not None else None
     share = 1.0 if config.loss == "choices" else 1 / training.choices  # "target" reads the right answer alone
     step = passes(training, config.prompt_length, not keeps, share * training.answer_tokens)
     check = passes(validation, config.prompt_length, not keeps, share * validation.answer_tokens)

@@ -126,6 +126,9 @@ class TrainingConfig:
         0.0, "share of the target that is spread evenly: over the choices, or over the vocabulary with --loss target"
     )
     shots: int | None = _setting(None, "training documents per class, drawn with the seed; default: all documents")
+    shots_seed: int | None = _setting(
+        None, "draw documents with this seed, so that runs with other seeds learn from the same; default: --seed"
+    )
     validation_shots: int | None = _setting(None, "validation documents per class; default: all documents")
     num_fewshot: int | None = _setting(
         None, "shots in every context, drawn as the harness draws them; default: what the task says"
@@ -187,7 +190,9 @@ class TrainingConfig:
     )
 
     seed: int = _setting(0, "of the initial vectors, the choice of documents and their order")
-    dtype: Dtype = _setting("float32", "of the frozen model; vectors stay float32")
+    dtype: Dtype = _setting(
+        "float32", "of the model; vectors, and what AdamW moves of a tuned model, are float32 all the same"
+    )
     quantization: Literal["none", "4bit", "8bit"] = _setting(
         "none", "load the frozen model's weights quantised by bitsandbytes (4 bits: NF4); score with load_in_4bit=True"
     )
@@ -213,7 +218,9 @@ class TrainingConfig:
         for name in (*optional_counts, "checkpoint_steps"):
             value = getattr(self, name)
             _expect(name, value, value is None or value >= 1, "a whole number from 1 on, or nothing")
-        _expect("seed", self.seed, -(2**63) <= self.seed < 2**63, "a whole number of 64 bits")
+        for name in ("seed", "shots_seed"):
+            value = getattr(self, name)
+            _expect(name, value, value is None or -(2**63) <= value < 2**63, "a whole number of 64 bits")
         for name in ("lr", "clip", "reparameterization_lr", "model_lr"):
             value = getattr(self, name)
             optional = name not in ("lr", "clip")
@@ -244,8 +251,8 @@ class TrainingConfig:
         if self.tune in ("all", "model"):
             expected = f"none: quantised weights are not tuned, which --tune {self.tune} does"
             _expect("quantization", self.quantization, self.quantization == "none", expected)
-            expected = "float32: the steps of a tuned model are too small for half precision"
-            _expect("dtype", self.dtype, self.dtype == "float32", expected)
+            expected = "float32 or bfloat16 (with master weights in float32): gradients vanish in float16"
+            _expect("dtype", self.dtype, self.dtype in ("float32", "bfloat16"), expected)
         if self.tune != "lora":
             for name in ("lora_rank", "lora_alpha", "lora_target_modules"):
                 _expect(name, getattr(self, name), self._is_default(name), "it together with --tune lora")
@@ -279,6 +286,11 @@ class TrainingConfig:
             system_instruction=self.system_instruction,
             fewshot_as_multiturn=self.fewshot_as_multiturn,
         )
+
+    @property
+    def documents_seed(self) -> int:
+        """The seed that documents are drawn with."""
+        return self.seed if self.shots_seed is None else self.shots_seed
 
     @property
     def vectors_before(self) -> int:

@@ -306,10 +306,10 @@ class ExampleReader:
         placed = (lm, config.placement, config.prompt_length, max_length, config.truncation_side)
         examples = Examples([], [], [])
         for documents in self._read_documents(config):
-            chosen = encode(choose(documents.training, config.shots, config.seed, "training"), *placed)
+            chosen = encode(choose(documents.training, config.shots, config.documents_seed, "training"), *placed)
             examples.training.extend(chosen)
             examples.sizes.append(len(chosen))
-            held_out = choose(documents.validation, config.validation_shots, config.seed, "validation")
+            held_out = choose(documents.validation, config.validation_shots, config.documents_seed, "validation")
             examples.validation.extend(encode(held_out, *placed))
             examples.num_fewshot[documents.task] = documents.num_fewshot
         return examples

@@ -28,6 +28,7 @@ class Optimization:
     ) -> None:
         self._optimizer = torch.optim.AdamW(parameters.groups(), weight_decay=config.weight_decay)
         self._schedule = get_linear_schedule_with_warmup(self._optimizer, round(config.warmup_ratio * steps), steps)
+        self._learned = parameters
         self._parameters = parameters.parameters()
         self._clip = config.clip
         self._processes = processes
@@ -48,6 +49,7 @@ class Optimization:
         """Move the parameters by their gradients, and the schedule by a step."""
         nn.utils.clip_grad_norm_(self._parameters, self._clip)
         self._optimizer.step()
+        self._learned.model.write_back()
         self._schedule.step()
 
     def state(self) -> dict[str, Any]:

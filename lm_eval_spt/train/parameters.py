@@ -74,6 +74,12 @@ class TrainableParameters:
         """Return everything that is learned."""
         return [*(self.prompt.parameters() if self.prompt else ()), *self.model.tuned.values()]
 
+    def load(self, values: Sequence[Tensor]) -> None:
+        """Put back the values of :meth:`parameters`."""
+        for parameter, value in zip(self.parameters(), values, strict=True):
+            parameter.data.copy_(value)
+        self.model.write_back()
+
     def buffers(self) -> dict[str, Tensor]:
         """Return the rest of the state: how many dropout masks the network has drawn."""
         return dict(self.prompt.named_buffers()) if self.prompt else {}

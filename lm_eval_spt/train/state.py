@@ -66,8 +66,7 @@ def resume(run: TrainingRun, state: State) -> None:
     if (name := _misfit(run, state)) is not None:
         raise UserError(f"{path} does not hold this run's state (its {name} is another): delete it to start anew")
     try:
-        for parameter, value in zip(run.parameters.parameters(), state["parameters"], strict=True):
-            parameter.data.copy_(value)
+        run.parameters.load(state["parameters"])
         run.parameters.load_buffers(state["buffers"])
         run.optimization.load(state)
         torch.set_rng_state(state["random"]["cpu"])

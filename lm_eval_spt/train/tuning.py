@@ -30,6 +30,13 @@ MAX_RECORD = 2**20
 class TunableModel:
     """The base model of a run, of which nothing, everything or an adapter is tuned.
 
+    Weights in half precision are tuned as float32 copies, their master weights: most steps are smaller than what half
+    precision can tell apart.
+
+    Attributes:
+        tuned: the parameters that are tuned, by name; none where the model is frozen. Call :meth:`write_back` after
+            they have changed.
+
     Args:
         lm: holds the model; with ``--tune lora`` its model gets the adapter.
         config: says what is tuned.
@@ -45,11 +52,15 @@ class TunableModel:
         lm.model.requires_grad_(config.tune in ("all", "model"))
         if config.tune == "lora":
             _add_adapter(lm, config)
+        self._weights = {name: weight for name, weight in lm.model.named_parameters() if weight.requires_grad}
+        self.tuned = {name: _master_weight(weight) for name, weight in self._weights.items()}
 
-    @property
-    def tuned(self) -> dict[str, nn.Parameter]:
-        """The parameters that are tuned, by name; none where the model is frozen."""
-        return {name: weight for name, weight in self.lm.model.named_parameters() if weight.requires_grad}
+    def write_back(self) -> None:
+        """Bring the model up to date with its master weights."""
+        with torch.no_grad():
+            for name, weight in self._weights.items():
+                if weight is not self.tuned[name]:
+                    weight.copy_(self.tuned[name])
 
     def size(self) -> int:
         """Return the number of the model's parameters, an adapter's included."""
@@ -68,6 +79,7 @@ class TunableModel:
         """Put back what :meth:`state` returned."""
         for name, weight in self.tuned.items():
             weight.data.copy_(state[name])
+        self.write_back()
 
     def save(self, folder: Path, record: dict[str, Any]) -> None:
         """Write the tuned model or the adapter; a folder that is already there is replaced whole or not at all.
@@ -118,6 +130,22 @@ def _make_durable(file: Path) -> None:
     if file.is_file():
         with file.open("rb") as opened:
             os.fsync(opened.fileno())
+
+
+def _master_weight(weight: nn.Parameter) -> nn.Parameter:
+    """Return a float32 copy of a weight in half precision, which gets the weight's gradients; others as they are."""
+    if weight.dtype == torch.float32:
+        return weight
+    master = nn.Parameter(weight.detach().float())
+
+    def hand_over(weight: Tensor) -> None:
+        if weight.grad is not None:
+            gradient = weight.grad.float()
+            master.grad = gradient if master.grad is None else master.grad + gradient
+            weight.grad = None
+
+    weight.register_post_accumulate_grad_hook(hand_over)
+    return master
 
 
 def _add_adapter(lm: SPTLM, config: TrainingConfig) -> None:

@@ -34,6 +34,15 @@ def test_same_seed_same_vectors_and_the_record_is_complete(tmp_path):
     assert record["validation"]["loss"] == min(losses) and record["validation"]["epoch"] == losses.index(min(losses))
 
 
+def test_runs_of_several_seeds_can_learn_from_the_same_documents(base):
+    own, shared, other = (
+        base.reader.read(settings_for("x.safetensors", seed=seed, shots_seed=drawn))
+        for seed, drawn in ((0, None), (1, 0), (1, None))
+    )
+    assert own.training == shared.training != other.training
+    assert own.validation == shared.validation != other.validation
+
+
 def test_training_learns_and_the_cache_changes_nothing(tmp_path):
     changes = {"init": "vocab", "shots": 4, "epochs": 7, "lr": 5e-4}
     prompt = train(settings_for(tmp_path / "cached.safetensors", **changes))

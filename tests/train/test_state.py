@@ -18,7 +18,9 @@ from lm_eval_spt.train.loop import train
 from tests.helpers.training import Stopped, settings_for, stopped_after
 
 
-@pytest.mark.parametrize("changes", [{}, {"reparameterization": "xpe"}, {"tune": "all"}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"reparameterization": "xpe"}, {"tune": "all"}, {"tune": "all", "dtype": "bfloat16"}]
+)
 def test_a_resumed_run_gives_the_same_bytes(base, tmp_path, monkeypatch, changes):
     """Stopped after any number of batches: validation, within an epoch, between epochs."""
     own = None if "tune" in changes else base

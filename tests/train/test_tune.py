@@ -32,6 +32,18 @@ def test_prompt_and_model_together(tmp_path, monkeypatch):
     assert any(not torch.equal(untuned[name], tuned[name]) for name in untuned)
 
 
+def test_a_model_is_tuned_in_bfloat16(tmp_path):
+    output = tmp_path / "both.safetensors"
+    changes = {"tune": "all", "lr": 2e-3, "model_lr": 2e-5, "epochs": 2}
+    prompt, rows = run(output, dtype="bfloat16", **changes)
+    _, expected = run(tmp_path / "float32.safetensors", **changes)
+    for row, other in zip(rows, expected, strict=True):
+        assert row["validation"]["loss"] == pytest.approx(other["validation"]["loss"], abs=0.005)  # bfloat16: 0.4%
+    assert SPTLM(pretrained=str(tmp_path / "both"), device="cpu").model.dtype == torch.bfloat16
+    found = accuracy(pretrained=str(tmp_path / "both"), prompt=str(output))
+    assert found == pytest.approx(prompt.metadata["validation"]["accuracy"])
+
+
 def test_the_model_without_a_prompt(tmp_path):
     prompt, rows = run(tmp_path / "model.safetensors", tune="model", prompt_length=0, model_lr=1e-4, epochs=2)
     assert prompt is None

@@ -21,8 +21,8 @@ from tests.helpers.requests import request
 PAIRS = [("The river", " sports"), ("A goal in the final", " the old town hall")]
 
 
-def base(tune: str, tokenizer, family: str = "llama", **changes) -> TunableModel:
-    lm = SPTLM(pretrained=build_model(family), tokenizer=tokenizer, device="cpu")
+def base(tune: str, tokenizer, family: str = "llama", dtype=torch.float32, **changes) -> TunableModel:
+    lm = SPTLM(pretrained=build_model(family).to(dtype), tokenizer=tokenizer, device="cpu")
     return TunableModel(lm, TrainingConfig(model="me/base", task="t", output="x.safetensors", tune=tune, **changes))
 
 
@@ -65,6 +65,37 @@ def test_a_state_comes_back(tokenizer, tune):
     assert answers(model.lm) != pytest.approx(before, abs=0.01)
     model.load(state)
     assert answers(model.lm) == before
+
+
+def test_a_model_in_half_precision_is_tuned_by_master_weights(tokenizer):
+    """Held to a plain loop: gradients of the bfloat16 model move float32 copies, which are rounded into the model."""
+    ids = torch.tensor([tokenizer("The river rises")["input_ids"]])
+    model = base("all", tokenizer, dtype=torch.bfloat16)
+    plain = build_model("llama").bfloat16()
+    copies = {name: weight.detach().float().requires_grad_() for name, weight in plain.named_parameters()}
+    ours, theirs = (torch.optim.AdamW(weights.values(), lr=1e-5) for weights in (model.tuned, copies))
+    for _ in range(3):
+        for part in (ids, ids[:, :2]):  # gradients of several parts add up
+            model.lm.model(part).logits.logsumexp(-1).sum().backward()
+            plain(part).logits.logsumexp(-1).sum().backward()
+            for name, weight in plain.named_parameters():
+                gradient, weight.grad = weight.grad.float(), None
+                copies[name].grad = gradient if copies[name].grad is None else copies[name].grad + gradient
+        ours.step()
+        theirs.step()
+        model.write_back()
+        with torch.no_grad():
+            for name, weight in plain.named_parameters():
+                weight.copy_(copies[name])
+        ours.zero_grad()
+        theirs.zero_grad()
+    untouched, moved = dict(build_model("llama").bfloat16().named_parameters()), 0
+    for name, weight in model.lm.model.named_parameters():
+        assert weight.dtype == torch.bfloat16 and torch.equal(weight, plain.get_parameter(name))
+        assert torch.equal(model.tuned[name], copies[name]) and weight.grad is None
+        hidden = torch.equal(weight, untouched[name]) and not torch.equal(model.tuned[name], untouched[name].float())
+        moved += hidden
+    assert moved  # some steps are too small to be seen in the model's own weights, and are not lost
 
 
 def test_a_tuned_model_is_a_folder_that_the_harness_scores(tokenizer, tmp_path: Path):
