@@ -20,8 +20,8 @@ from huggingface_hub import try_to_load_from_cache
 from torch import Tensor
 
 from lm_eval_spt.common.errors import UserError, error_context, shown
-from lm_eval_spt.common.files import is_below_current_folder, parse_json, read_text, write
-from lm_eval_spt.common.paths import MINI, model_path
+from lm_eval_spt.common.files import parse_json, read_text, write
+from lm_eval_spt.common.paths import model_path
 from lm_eval_spt.prompt import file_format
 from lm_eval_spt.prompt.metadata import TaskType
 
@@ -82,7 +82,7 @@ def write_adapter(folder: Path, vectors: Tensor, metadata: dict[str, Any], task_
     if task_type is None:
         logger.warning(
             "%s: written for a causal LM; whether the base model %r is one is not recorded, and its configuration is "
-            "neither below the current folder nor in the Hub's cache", folder, metadata.get("base_model"),
+            "not on this machine", folder, metadata.get("base_model"),
         )  # fmt: skip
         task_type = "CAUSAL_LM"
     length, hidden_size = vectors.shape
@@ -139,10 +139,13 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _task_type_of_base(metadata: dict[str, Any]) -> TaskType | None:
-    """The task type of the recorded base model; None where its configuration is not here or may not be opened."""
+    """The task type of the recorded base model; None where its configuration is not on this machine.
+
+    Wherever the record says that the model lies: a single word is read from a JSON file, nothing is loaded.
+    """
     name = metadata.get("base_model")
-    if not name or not (name == MINI or is_below_current_folder(name)):
-        return None  # what a file names must not decide what is opened on this machine
+    if not name:
+        return None
     try:
         path = _config_path(name, metadata.get("base_model_revision"))
         config = parse_json(read_text(path, MAX_CONFIG)) if path else None

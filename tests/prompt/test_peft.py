@@ -86,7 +86,7 @@ def told_by(source: str, folder: Path) -> dict[str, Any]:
     """A record that tells, in one of the ways there are, that its base model in `folder` is a T5."""
     if source == "record":
         return {"base_model": "owner/elsewhere", "task_type": "SEQ_2_SEQ_LM"}
-    if source == "folder":
+    if source in ("folder", "elsewhere"):
         return {"base_model": str(folder)}
     cached = folder / "cache" / "models--owner--t5"
     (cached / "snapshots" / "abc").mkdir(parents=True)
@@ -96,7 +96,7 @@ def told_by(source: str, folder: Path) -> dict[str, Any]:
     return {"base_model": "owner/t5"}
 
 
-@pytest.mark.parametrize("source", ["record", "folder", "cache"])
+@pytest.mark.parametrize("source", ["record", "folder", "elsewhere", "cache"])
 def test_encoder_decoder_adapters_give_the_numbers_of_the_harness_and_ours(
     source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: PreTrainedTokenizerBase
 ) -> None:
@@ -106,6 +106,9 @@ def test_encoder_decoder_adapters_give_the_numbers_of_the_harness_and_ours(
     model = build_encoder_decoder("t5", vocab_size=len(tokenizer))
     model.config.save_pretrained(tmp_path / "t5")
     prompt = SoftPrompt(random_prompt(model).vectors, told_by(source, tmp_path / "t5"))
+    if source == "elsewhere":  # a configuration is read outside of the current folder, too
+        (tmp_path / "here").mkdir()
+        monkeypatch.chdir(tmp_path / "here")
     prompt.to_peft(tmp_path / "adapter")
     pairs = [(text, choice) for text in ("The river is long.", "A cup final") for choice in (" sports", " geography")]
     requests = [request("loglikelihood", pair, number) for number, pair in enumerate(pairs)]
@@ -123,18 +126,16 @@ def test_encoder_decoder_adapters_give_the_numbers_of_the_harness_and_ours(
     assert SoftPrompt.from_peft(tmp_path / "adapter").metadata["task_type"] == "SEQ_2_SEQ_LM"
 
 
-@pytest.mark.parametrize("name", ["{folder}", "owner/not-here", None, "a\0b", "{folder}/broken"])
+@pytest.mark.parametrize(
+    "name", ["{folder}/missing", "owner/not-here", None, "a\0b", "{folder}/broken", "{folder}/odd"]
+)
 def test_an_unknown_base_model_is_taken_for_a_causal_lm_with_a_warning(
-    name: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    name: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A folder outside of the current one is not opened because a file names it: only the caller can tell."""
-    for path, content in (("", '{"is_encoder_decoder": true}'), ("broken", "{")):
-        (tmp_path / "t5" / path).mkdir(exist_ok=True)
-        (tmp_path / "t5" / path / "config.json").write_text(content)
-    inside = bool(name and name.endswith("broken"))
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path if inside else tmp_path / "here")
-    prompt = SoftPrompt(torch.ones(1, 2), {"base_model": name and name.format(folder=tmp_path / "t5")})
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{")
+    (tmp_path / "odd" / "config.json").mkdir(parents=True)
+    prompt = SoftPrompt(torch.ones(1, 2), {"base_model": name and name.format(folder=tmp_path)})
 
     def written(task_type: Any = None) -> str:
         prompt.to_peft(tmp_path / "adapter", task_type)
