@@ -1,7 +1,7 @@
 """Write the tables that docs/findings.md reads out: python -m results.findings.tables
 
 The results of each sweep lie beside this script in one archive, `<name>.json.gz`: one folder for each run, as
-`lm-eval-spt sweep configs/findings/<name>.yaml` left them under `sweeps/findings-<name>/results`.
+`lm-eval-spt sweep configs/findings/mini/<name>.yaml` left them under `sweeps/findings-<name>/results`.
 """
 
 from __future__ import annotations
