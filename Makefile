@@ -26,8 +26,9 @@ $(INSTALLED): setup.cfg setup.py pyproject.toml $(CONSTRAINTS) lm_eval_spt.pth
 	$(VENV)/bin/python -m pip install --constraint $(CONSTRAINTS) --editable '.[dev]'
 	@touch $@
 
-demo: install  ## train a prompt on English, score it in 21 languages, print and save the table
-	$(VENV)/bin/python -m lm_eval_spt.cli.demo
+# Another base model and task: make demo MODEL=google/gemma-3-270m TASK=sib200 DTYPE=bfloat16
+demo: install  ## learn a prompt on English, score it in many languages, print and save the table (MODEL=, TASK=, DTYPE=)
+	$(VENV)/bin/python -m lm_eval_spt.cli.demo $(if $(MODEL),--model '$(MODEL)') $(if $(TASK),--task $(TASK)) $(if $(DTYPE),--dtype $(DTYPE))
 
 lint: install  ## check style and types
 	$(VENV)/bin/ruff check .

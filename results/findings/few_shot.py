@@ -4,8 +4,8 @@
     lm-eval-spt evaluate --prompts 'sweeps/gemma-3-270m/few_shot/*.safetensors' --tasks sib200_instruct_31 \\
         --model-args pretrained=models/gemma-3-270m.gguf,dtype=bfloat16,add_bos_token=False --output ...
 
-A prompt holds the embeddings of what the harness writes before a document: the BOS token, then each example with its answer
-and an empty line. That is why the texts are scored without a BOS token.
+A prompt holds the embeddings of what the harness writes before a document: the BOS token, then each example with its
+answer and an empty line. That is why the texts are scored without a BOS token.
 """
 
 from __future__ import annotations

@@ -69,6 +69,7 @@ def test_every_task_and_group_is_there(manager: TaskManager) -> None:
     sizes = {name: len(task_index(manager)[name].cfg["task"]) for name in manager.all_groups}
     assert sizes == {
         **{f"sib200{family}": 205 for family in ("", "_instruct", "_xglm", "_bloom")},
+        **{f"sib200{family}_31": 31 for family in ("", "_instruct", "_xglm", "_bloom")},
         **{f"sib200{family}_paper": 52 for family in ("", "_instruct", "_xglm", "_bloom")},
         **{f"mini_topics{family}": 21 for family in ("", "_instruct")},
     }
