@@ -268,6 +268,11 @@ def _answers(
         yield from zip(numbers, by_request, strict=True)
 
 
+def free_memory(device: torch.device) -> int:
+    """Return how many bytes of a device's memory are free."""
+    return int(torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available)
+
+
 def tokens_that_fit(model: PreTrainedModel, device: torch.device) -> int:
     """Estimate from free memory how many tokens the model can read at once.
 
@@ -275,7 +280,7 @@ def tokens_that_fit(model: PreTrainedModel, device: torch.device) -> int:
     estimate takes half of the free memory and is generous with the rest.
     """
     layers, width = layers_and_width(model)
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    free = free_memory(device)
     size = next(model.parameters()).element_size()
     cache = 2 * layers * width * size
     hidden = 32 * width * max(size, 4)

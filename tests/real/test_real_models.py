@@ -25,6 +25,7 @@ from lm_eval_spt.common.paths import tasks_folder
 from lm_eval_spt.harness.evaluate import evaluate_prompts
 from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.inference.gguf import GGUFFile
+from lm_eval_spt.inference.probe import forget
 from lm_eval_spt.prompt.fingerprint import embedding_fingerprint
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from lm_eval_spt.train.base import base_of
@@ -126,6 +127,19 @@ def assert_close(real: Real, found: list[float], expected: list[float], precise:
     own, other = (np.abs(each - precise_).mean() for each in (found_, expected_))
     print(f"mean error {own:.3f}, the other's {other:.3f}, of {np.abs(precise_).mean():.1f}")
     assert own < BFLOAT16 * other
+
+
+def test_rounding_is_not_taken_for_a_fault(real):
+    """Whatever texts a run has, a model that can be read in the fastest way is."""
+    documents = list(TaskManager(include_path=str(tasks_folder())).load(TASKS[:1])["tasks"][TASKS[0]].test_docs())
+    choices = [
+        real.lm.tokenizer.encode(f" {word}", add_special_tokens=False) for word in ("travel", "science/technology")
+    ]
+    for number in range(0, 60, 5):
+        forget(real.lm.model)
+        texts = [real.lm.tok_encode(document["text"]) for document in documents[number : number + 5]]
+        known = real.lm.try_out([(text, choice) for text in texts for choice in choices], None)
+        assert (known.layout, known.cache) == ("tree", True)
 
 
 def assert_same(real: Real, found: list[float], expected: list[float]) -> None:
