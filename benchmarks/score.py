@@ -19,8 +19,8 @@ from peft import PromptTuningConfig, get_peft_model
 from transformers import PreTrainedModel
 
 from benchmarks import alone, limit, machine, models
-from lm_eval_spt.harness.evaluate import ManyPromptsLM
 from lm_eval_spt.harness.lm import SPTLM
+from lm_eval_spt.harness.many_prompts import ManyPromptsLM
 from lm_eval_spt.inference.token_tree import build_tree
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 

@@ -16,7 +16,14 @@ def parser(prog: str) -> argparse.ArgumentParser:
         "file of its own; what has one already is left out, so that an interrupted evaluation goes on.",
         epilog=f"example: {prog} --prompts 'prompts/*.safetensors' --tasks mini_topics --output results",
     )
-    parser.add_argument("--prompts", nargs="+", required=True, metavar="FILE", help="prompt files; patterns will do")
+    parser.add_argument(
+        "--prompts", nargs="+", required=True, metavar="FILE", help="prompt files; patterns will do; A+B is an ensemble"
+    )
+    parser.add_argument(
+        "--ensemble",
+        choices=("probability", "log_probability"),
+        help="what an ensemble averages (default: probability); with this flag a pattern is an ensemble, too",
+    )
     parser.add_argument("--tasks", required=True, metavar="TASKS", help="tasks and groups, comma separated")
     parser.add_argument("--output", required=True, metavar="FOLDER", help="where the results go")
     parser.add_argument("--model-args", default="", help="further arguments, as in lm_eval")

@@ -131,6 +131,8 @@ def sweep(
 
 def _estimate(plan: Plan, runs: Sequence[SweepRun], sizes: TextSizes, throughput: float | None) -> dict[str, float]:
     """Print what `runs` take; return each run's share of the work by name: all the same where it can not be told."""
+    import torch
+
     from lm_eval_spt.sweep.cost import UTILISATION, plan_work, speed_here
 
     names = [run.name for run in plan.runs]
@@ -141,8 +143,10 @@ def _estimate(plan: Plan, runs: Sequence[SweepRun], sizes: TextSizes, throughput
         return dict.fromkeys(names, 1.0)
     source = "--throughput"
     if throughput is None:
-        throughput = UTILISATION * speed_here() / 1e12
-        source = f"{UTILISATION:.0%} of what matrix products reach here; another machine: --throughput"
+        dtypes = {run.config.dtype for run in runs}
+        dtype = dtypes.pop() if len(dtypes) == 1 and "auto" not in dtypes else "float32"
+        throughput = UTILISATION * speed_here(getattr(torch, dtype)) / 1e12
+        source = f"{UTILISATION:.0%} of what {dtype} matrix products reach here; another machine: --throughput"
     hours = [sum(shares[run.name] for run in runs) / throughput / 3.6e15 for shares in (work, *others)]
     print(f"about {_time(hours[0])} on one device at {throughput:.3g} TFLOP/s ({source})")
     print(f"without sharing contexts between runs {_time(hours[1])}, without keeping them at all {_time(hours[2])}")

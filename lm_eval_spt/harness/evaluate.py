@@ -17,103 +17,27 @@ from pathlib import Path
 from typing import Any
 
 import lm_eval.loggers.evaluation_tracker as tracking
-import numpy as np
 from lm_eval import simple_evaluate
-from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import simple_parse_args_string
 
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.common.files import MAX_RESULTS_FILE, parse_json, read_text, written_together
 from lm_eval_spt.harness.contexts import selected_template
-from lm_eval_spt.harness.lm import SPTLM, TokenisedRequest
+from lm_eval_spt.harness.lm import SPTLM
+from lm_eval_spt.harness.many_prompts import ManyPromptsLM
 from lm_eval_spt.harness.options import EvaluationOptions
 from lm_eval_spt.harness.patches import MODEL_NAME, match_tasks, results_name, task_manager, with_loaded
-from lm_eval_spt.inference import probe, scoring
-from lm_eval_spt.inference.virtual_tokens import place
+from lm_eval_spt.prompt.ensemble import Ensemble, read_prompt
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 
 logger = logging.getLogger(__name__)
-
-Pair = tuple[str, str]
 
 ADDRESS = re.compile(r"\bat 0x[0-9a-f]+")
 """Where an object lies in memory, in what Python shows of it."""
 
 SETTINGS = "evaluate_settings"
 """Under this name the configuration in a results file holds everything that decided the results."""
-
-
-class ManyPromptsLM(SPTLM):
-    """The model class with several prompts, of which one is in use at a time.
-
-    The first prompt that is asked for log-likelihoods has them computed for all; the others find theirs.
-
-    Args:
-        prompts: soft prompts of one base model.
-        **spt: as for :class:`~lm_eval_spt.harness.lm.SPTLM`.
-    """
-
-    def __init__(self, prompts: Sequence[SoftPrompt], **spt: Any) -> None:
-        super().__init__(prompt=None, **spt)
-        for prompt in prompts:
-            self.use(prompt)
-        self._suffixes = {prompt.digest: prompt for prompt in prompts if prompt.placement == "suffix"}
-        # Answers as numbers, [suffix prompts, pairs]: as objects those of 50 prompts in 205 languages would take 3 GB.
-        self._columns: dict[Pair, int] = {}
-        self._loglikelihoods = np.empty((len(self._suffixes), 0))
-        self._greedy = np.empty((len(self._suffixes), 0), dtype=bool)
-
-    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[scoring.Answer]:
-        """Return the answers under the prompt in use."""
-        assert self.prompt is not None
-        if self.prompt.placement == "suffix" and self.backend == "causal":
-            pairs = [request.args for request in requests]
-            if new := [pair for pair in dict.fromkeys(pairs) if pair not in self._columns]:
-                self._score_suffixes(new, disable_tqdm)
-            row, columns = list(self._suffixes).index(self.prompt.digest), [self._columns[pair] for pair in pairs]
-            answers = self._loglikelihoods[row, columns].tolist(), self._greedy[row, columns].tolist()
-            return list(zip(*answers, strict=True))
-        return super().loglikelihood(requests, disable_tqdm)
-
-    def _score_suffixes(self, pairs: list[Pair], disable_tqdm: bool) -> None:
-        """Score new pairs under all suffix prompts."""
-        prompts = list(self._suffixes.values())
-        room = min(self.whole_length - prompt.length for prompt in prompts)
-        encoded = self.encode_pairs(pairs, "suffix")
-        fitting: list[int] = []
-        too_long: list[int] = []
-        for index, (context, continuation) in enumerate(encoded):
-            (fitting if len(context) + len(continuation) <= room + 1 else too_long).append(index)
-
-        loglikelihoods = np.full((len(prompts), len(pairs)), np.nan)
-        greedy = np.full((len(prompts), len(pairs)), False)
-        requests = [encoded[index] for index in fitting]
-        vectors = [prompt.vectors for prompt in prompts]
-        longest = max(vectors, key=len)
-        self.try_out([(place(context, 0, len(longest)), rest) for context, rest in requests], longest)
-        scored = scoring.score_suffixes(self.model, requests, vectors, self._max_batch_tokens())
-        with self._progress(len(requests), disable_tqdm) as bar, self._autocast():
-            for number, answers in scored:
-                index = fitting[number]
-                loglikelihoods[:, index], greedy[:, index] = zip(*answers, strict=True)
-                if not np.isfinite(loglikelihoods[:, index]).all():
-                    raise probe.not_finite(self.model)
-                bar.update()
-
-        in_use = self.prompt
-        for row, prompt in enumerate(prompts if too_long else ()):  # each prompt leaves another part of a long text
-            self.use(prompt)
-            tokenised: list[TokenisedRequest] = [(None, *encoded[index]) for index in too_long]
-            answers = self._loglikelihood_tokens(tokenised, disable_tqdm)
-            loglikelihoods[row, too_long], greedy[row, too_long] = zip(*answers, strict=True)
-        if in_use is not None:
-            self.use(in_use)
-
-        # Last of all: an evaluation that is interrupted before has no answers.
-        self._columns |= {pair: len(self._columns) + index for index, pair in enumerate(pairs)}
-        self._loglikelihoods = np.concatenate([self._loglikelihoods, loglikelihoods], axis=1)
-        self._greedy = np.concatenate([self._greedy, greedy], axis=1)
 
 
 def evaluate_prompts(
@@ -127,6 +51,7 @@ def evaluate_prompts(
     batch_size: str = "auto",
     device: str | None = None,
     base: SPTLM | None = None,
+    ensemble: str | None = None,
     **options: Any,
 ) -> list[Path]:
     """Score prompts on harness tasks and write one results file of the harness for each.
@@ -136,12 +61,15 @@ def evaluate_prompts(
     beside the new ones.
 
     Args:
-        prompts: prompt files, folders, Hub repositories, or glob patterns of files.
+        prompts: prompt files, folders, Hub repositories, glob patterns of files, or several of these joined by ``+``:
+            an ensemble, which has results of its own.
         tasks: names of tasks and groups.
         output: folder for the results, one folder in it for each prompt.
         model_args: further arguments of the model class, as in ``lm_eval --model_args``.
         include_path, log_samples, batch_size, device: as in ``lm_eval``.
         base: the base model, if it is loaded already; it decides the device.
+        ensemble: ``probability`` or ``log_probability``, what an ensemble averages (default: the former). Where it is
+            given, each pattern in `prompts` is an ensemble, too.
         **options: of :class:`~lm_eval_spt.harness.options.EvaluationOptions`. A cache of answers belongs to one prompt:
             each has its own, whose path ends in the first 8 digits of the prompt's digest.
 
@@ -153,8 +81,8 @@ def evaluate_prompts(
             makes no sense.
     """
     wanted = EvaluationOptions(**options)
-    names = _expand(prompts)
-    loaded = {name: SoftPrompt.from_pretrained(name) for name in names}
+    names = list(dict.fromkeys(prompts)) if ensemble else _expand(prompts)
+    loaded = {name: read_prompt(name, ensemble) for name in names}
     shared = simple_parse_args_string(model_args)
     named = shared.get("pretrained") or (base.base_model_name if base is not None else None)
     base_models = {named or prompt.base_model for prompt in loaded.values()}
@@ -194,6 +122,8 @@ def evaluate_prompts(
         lm.use(prompt)
         machine["use_cache"] = f"{wanted.use_cache}-{prompt.digest[:8]}" if wanted.use_cache else None
         model_arguments = {**shared, "prompt": name}
+        if isinstance(prompt, Ensemble):
+            model_arguments["ensemble"] = prompt.average
         if not _score(lm, task_names, manager, output, model_arguments, log_samples, wanted, settings[name], **machine):
             continue  # another process writes
         done[name] = finished(name)
@@ -203,7 +133,7 @@ def evaluate_prompts(
     return [path for path in done.values() if path]
 
 
-def _loading(prompts: Iterable[SoftPrompt], given: dict[str, Any]) -> dict[str, Any]:
+def _loading(prompts: Iterable[SoftPrompt | Ensemble], given: dict[str, Any]) -> dict[str, Any]:
     """Return how the prompts' base model is to be loaded, apart from what is given.
 
     Raises:
@@ -311,14 +241,14 @@ def _expand(names: Sequence[str]) -> list[str]:
     """Return the prompts' names with glob patterns replaced by the files that they match, each once."""
     expanded: list[str] = []
     for name in names:
-        matching = sorted(glob.glob(name)) if glob.has_magic(name) else [name]
+        matching = sorted(glob.glob(name)) if glob.has_magic(name) and "+" not in name else [name]
         if not matching:
             raise UserError(f"no prompt file matches {name!r}")
         expanded += matching
     return list(dict.fromkeys(expanded))
 
 
-def _folder(output: str, prompt: SoftPrompt, shared: dict[str, Any]) -> Path:
+def _folder(output: str, prompt: SoftPrompt | Ensemble, shared: dict[str, Any]) -> Path:
     """Return where the harness puts a prompt's results."""
     return Path(output) / tracking.sanitize_model_name(results_name({**shared, "prompt": prompt}) or "")
 

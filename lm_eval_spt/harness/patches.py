@@ -12,6 +12,7 @@ import copy
 import fnmatch
 import functools
 import inspect
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -97,14 +98,14 @@ def results_name(model_args: str | dict[str, Any]) -> str | None:
     """
     from lm_eval.utils import simple_parse_args_string
 
-    from lm_eval_spt.prompt.soft_prompt import SoftPrompt
+    from lm_eval_spt.prompt.ensemble import read_prompt
 
     given = simple_parse_args_string(model_args) if isinstance(model_args, str) else model_args
     prompt = given.get("prompt")
     if not prompt:
         return None
-    if not isinstance(prompt, SoftPrompt):
-        prompt = SoftPrompt.from_pretrained(prompt)
+    if isinstance(prompt, str | os.PathLike):
+        prompt = read_prompt(os.fspath(prompt), given.get("ensemble"))
     # The harness's order: an adapter is given together with `pretrained`, and tells more.
     base_model = given.get("peft") or given.get("delta") or given.get("pretrained") or prompt.metadata["base_model"]
     return f"{base_model}+{prompt.name}@{prompt.digest[:8]}"

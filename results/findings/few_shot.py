@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import random
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,10 +23,15 @@ from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from lm_eval_spt.train.examples import load_tasks
 
 
+def drawn(task: Any, number: int, seed: int) -> list[Any]:
+    """Return so many training documents of a task."""
+    return random.Random(seed).sample(list(task.training_docs()), number)
+
+
 def shots(task_name: str, number: int, seed: int) -> str:
     """Return training documents of a task as the harness writes shots: text, answer and an empty line."""
     (task,) = load_tasks([task_name])
-    documents = random.Random(seed).sample(list(task.training_docs()), number)
+    documents = drawn(task, number, seed)
     answers = [task.doc_to_choice(document)[task.doc_to_target(document)] for document in documents]
     texts = [task.doc_to_text(document) for document in documents]
     return "".join(f"{text} {answer}\n\n" for text, answer in zip(texts, answers, strict=True))

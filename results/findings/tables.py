@@ -1,7 +1,7 @@
-"""Write the tables that docs/findings.md reads out: python -m results.findings.tables
+"""Write the tables that the docs read out: python -m results.findings.tables
 
-The results of each sweep lie beside this script in one archive, `<name>.json.gz`: one folder for each run, as
-`lm-eval-spt sweep configs/findings/mini/<name>.yaml` left them under `sweeps/findings-<name>/results`.
+The results of each sweep lie in the folder of their base model, in one archive, `<model>/<name>.json.gz`: one folder
+for each run, as `lm-eval-spt sweep configs/findings/<model>/<name>.yaml` left them.
 """
 
 from __future__ import annotations
@@ -21,22 +21,33 @@ from lm_eval_spt.common.files import write
 from results.archive import unpack
 
 HERE = Path(__file__).parent
-SWEEPS = ("arms", "lengths", "reparameterization")
 ARMS = ("frozen", "all", "model", "lora")
 KINDS = ("none", "mlp", "residual", "xpe", "dual")
 LENGTHS = (10, 1, 2, 5, 20, 50)  # the first is what the others are compared with
 
-# The name of a table -> its arms, the first one being the reference: their names and the folders of their runs.
-TABLES: dict[str, dict[str, str]] = {
-    **{
-        f"arms-{size}": {arm: f"arms/{arm}-shots{shots}-seed*" for arm in ARMS}
-        for size, shots in (("8", "8"), ("32", "32"), ("all", "_none"))
+Tables = dict[str, dict[str, str]]
+"""The name of a table -> its arms, the first one being the reference: their names and the folders of their runs."""
+
+MODELS: dict[str, Tables] = {
+    "gemma-3-270m": {
+        "baselines": {
+            "no prompt": "baselines/none",
+            "instruction": "baselines/instruction",
+            "8 examples": "baselines/few_shot-seed*",
+        },
+        "arms-8": {arm: f"arms-8/{arm}-seed*" for arm in ("frozen", "all")},
     },
-    **{
-        table: {f"P={length}": f"lengths/{start}-prompt_length{length}-seed*" for length in LENGTHS}
-        for table, start in (("lengths", "text"), ("lengths-random", "uniform"))
+    "mini": {
+        **{
+            f"arms-{size}": {arm: f"arms/{arm}-shots{shots}-seed*" for arm in ARMS}
+            for size, shots in (("8", "8"), ("32", "32"), ("all", "_none"))
+        },
+        **{
+            table: {f"P={length}": f"lengths/{start}-prompt_length{length}-seed*" for length in LENGTHS}
+            for table, start in (("lengths", "text"), ("lengths-random", "uniform"))
+        },
+        "reparameterization": {kind: f"reparameterization/reparameterization_{kind}-seed*" for kind in KINDS},
     },
-    "reparameterization": {kind: f"reparameterization/reparameterization_{kind}-seed*" for kind in KINDS},
 }
 
 
@@ -57,7 +68,9 @@ def by_seed(results: Path, pattern: str) -> Seeds:
 
 
 def over_seeds(values: list[float]) -> str:
-    """Return a mean with its 95% interval from Student's t."""
+    """Return a mean with its 95% interval from Student's t; '–' where no two values are."""
+    if len(values) < 2:
+        return "–"
     half = t.ppf(0.975, len(values) - 1) * stdev(values) / len(values) ** 0.5
     return f"{mean(values):.1f} [{mean(values) - half:.1f}, {mean(values) + half:.1f}]"
 
@@ -67,19 +80,20 @@ def gains(runs: Seeds, reference: Seeds, languages: list[str]) -> list[float]:
     return [mean(runs[seed][code] - reference[seed][code] for code in languages) for seed in runs if seed in reference]
 
 
-def summary(results: Path) -> str:
-    """Return a table of all arms: scores, and differences from the reference seed by seed.
+def summary(results: Path, tables: Tables) -> str:
+    """Return a table of all arms of a model: scores, and differences from the reference seed by seed.
 
     The last column is how much more the arm gains (or loses less) over the reference in the half of the target
     languages that is syntactically distant from the source than in the close half.
     """
-    lines = [
-        "| comparison | arm | English | 20 others | others, from the reference | distant minus close |",
-        "|---|---|---:|---:|---:|---:|",
-    ]
-    for table, arms in TABLES.items():
+    lines = []
+    for table, arms in tables.items():
         (first, reference), *rest = [(arm, by_seed(results, pattern)) for arm, pattern in arms.items()]
         targets = sorted({code for scores in reference.values() for code in scores} - {SOURCE})
+        lines = lines or [
+            f"| comparison | arm | English | {len(targets)} others | others, from the reference "
+            "| distant minus close |\n|---|---|---:|---:|---:|---:|",
+        ]
         far = distances(SOURCE, targets)
         threshold = halving_threshold(far.vector(DISTANCE, targets))
         close, distant = (
@@ -99,16 +113,17 @@ def summary(results: Path) -> str:
 
 
 def write_tables(output: Path) -> None:
-    """Write ``summary.md``, and a Markdown report for each comparison, into the folder `output`."""
-    with tempfile.TemporaryDirectory() as folder:
-        results = Path(folder)
-        for sweep in SWEEPS:
-            unpack(HERE / f"{sweep}.json.gz", results / sweep)
-        write(output / "summary.md", summary(results).encode())
-        for table, arms in TABLES.items():
-            runs = [f"{arm}={run}" for arm, pattern in arms.items() for run in sorted(results.glob(pattern))]
-            command = [sys.executable, "-m", "lm_eval_spt.cli", "transfer", *runs, "--output"]
-            subprocess.run([*command, output / f"{table}.md"], check=True, stdout=subprocess.DEVNULL)
+    """Write ``summary.md``, and a Markdown report for each comparison, into a folder for each model in `output`."""
+    for model, tables in MODELS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            results = Path(folder)
+            for archive in (HERE / model).glob("*.json.gz"):
+                unpack(archive, results / archive.name.removesuffix(".json.gz"))
+            write(output / model / "summary.md", summary(results, tables).encode())
+            for table, arms in tables.items():
+                runs = [f"{arm}={run}" for arm, pattern in arms.items() for run in sorted(results.glob(pattern))]
+                command = [sys.executable, "-m", "lm_eval_spt.cli", "transfer", *runs, "--output"]
+                subprocess.run([*command, output / model / f"{table}.md"], check=True, stdout=subprocess.DEVNULL)
 
 
 if __name__ == "__main__":

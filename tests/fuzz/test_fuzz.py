@@ -108,7 +108,7 @@ def test_yaml_that_would_unfold_to_gigabytes_is_refused_without_unfolding(tmp_pa
 
 @pytest.mark.parametrize("name", ["/etc", "../../x", "/", "..", "a/../../b", "\0"])
 def test_a_base_model_elsewhere_is_not_opened_because_a_prompt_names_it(name, tmp_path, monkeypatch):
-    monkeypatch.setattr("lm_eval_spt.harness.lm.ensure_available", lambda *_: pytest.fail("it was looked at"))
+    monkeypatch.setattr("lm_eval_spt.harness.prompted_lm.ensure_available", lambda *_: pytest.fail("it was looked at"))
     file = tmp_path / "p.safetensors"
     SoftPrompt(random_prompt(AnyModel).vectors, {"base_model": name}).save(file)
     for use in (

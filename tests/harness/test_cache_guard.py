@@ -162,5 +162,5 @@ def test_prompts_and_placements_are_told_apart(model, tokenizer, tmp_path):
 
 
 def test_without_a_cache_no_weight_is_read(model, tokenizer, monkeypatch):
-    monkeypatch.setattr("lm_eval_spt.harness.lm.model_fingerprint", None)
+    monkeypatch.setattr("lm_eval_spt.harness.prompted_lm.model_fingerprint", None)
     spt(model, tokenizer).loglikelihood(PAIRS)

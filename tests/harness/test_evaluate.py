@@ -12,8 +12,9 @@ from lm_eval.tasks import TaskManager
 
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.common.paths import tasks_folder
-from lm_eval_spt.harness.evaluate import ManyPromptsLM, evaluate_prompts
+from lm_eval_spt.harness.evaluate import evaluate_prompts
 from lm_eval_spt.harness.lm import SPTLM
+from lm_eval_spt.harness.many_prompts import ManyPromptsLM
 from lm_eval_spt.harness.patches import task_manager
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from tests.helpers.models import random_prompt

@@ -13,7 +13,7 @@ from peft import LoraConfig, get_peft_model
 from tokenizers.processors import TemplateProcessing
 
 from lm_eval_spt.common.errors import UserError
-from lm_eval_spt.harness.lm import _warn_of_token_at_the_end
+from lm_eval_spt.harness.prompted_lm import _warn_of_token_at_the_end
 from lm_eval_spt.inference.capabilities import capabilities
 from lm_eval_spt.inference.transformers_internals import cache_argument
 from lm_eval_spt.prompt.metadata import PLACEMENTS
@@ -271,6 +271,21 @@ def test_a_batch_is_never_larger_than_auto_would_make_it(tiny_models, tokenizer,
         monkeypatch.setattr(scoring, "tokens_that_fit", lambda model, device: fitting)
     assert sizes["auto"] == sizes[8] == sizes[1000] and max(sizes["auto"]) <= fitting
     assert max(sizes["1"]) <= 100 < max(sizes[2]) <= 200 < max(sizes["auto"])
+
+
+def test_auto_does_not_read_until_memory_runs_out(tiny_models, tokenizer, monkeypatch):
+    """HFLM does, in generation and for whole texts: on a processor that takes hours."""
+
+    def refuse(*_, **__):
+        raise AssertionError("memory is tried out")
+
+    monkeypatch.setattr("lm_eval.models.huggingface.find_executable_batch_size", refuse)
+    whole = requests("loglikelihood_rolling", [("The river",), ("A goal.",)])
+    written = requests("generate_until", [("The river", {"until": ["@"], "max_gen_toks": 4})])
+    auto, single = (spt(tiny_models["llama"], tokenizer, batch_size=size) for size in ("auto", 1))
+    expected = rolling_loglikelihoods(single, whole)
+    assert rolling_loglikelihoods(auto, whole) == pytest.approx(expected, abs=1e-4)
+    assert auto.generate_until(written, disable_tqdm=True) == single.generate_until(written, disable_tqdm=True)
 
 
 @pytest.mark.parametrize("size", [0, -1, "0", "-8", "all", "auto:0", 1.5])

@@ -14,26 +14,32 @@ import pytest
 
 from lm_eval_spt.analysis.results import EvaluationRun, read_all
 from lm_eval_spt.common.errors import UserError
+from lm_eval_spt.harness.lm import SPTLM
+from lm_eval_spt.train.examples import load_tasks
 from results.archive import pack, unpack
+from results.findings import few_shot
 from results.findings import tables as findings
 from results.sib200 import tables as sib200
 from tests.helpers.paths import ROOT
 from tests.helpers.results import some_scores, write_prompt, write_results
+from tests.helpers.scoring import requests, values
 
 
 @pytest.mark.parametrize("module", [findings, sib200])
 def test_the_tables_are_those_of_the_archives(tmp_path: Path, module) -> None:
     committed = Path(module.__file__).parent
     module.write_tables(tmp_path)
-    names = {file.name for file in committed.glob("*.md")}
-    assert {file.name for file in tmp_path.iterdir()} == names
+    names = {file.relative_to(tmp_path) for file in tmp_path.rglob("*.md")}
+    folders = {name.parent for name in names}
+    assert names == {file.relative_to(committed) for folder in folders for file in (committed / folder).glob("*.md")}
     for name in names:
         assert (tmp_path / name).read_bytes() == (committed / name).read_bytes(), name
 
 
 def test_the_documentation_shows_the_tables() -> None:
-    page = (ROOT / "docs/findings.md").read_text(encoding="utf-8")
-    assert (ROOT / "results/findings/summary.md").read_text(encoding="utf-8") in page
+    for model, name in (("gemma-3-270m", "findings"), ("mini", "findings-mini")):
+        page = (ROOT / f"docs/{name}.md").read_text(encoding="utf-8")
+        assert (ROOT / f"results/findings/{model}/summary.md").read_text(encoding="utf-8") in page
     # The means over groups of languages, restated from the table of all of them.
     lines = (ROOT / "results/sib200/205_languages_acc.md").read_text(encoding="utf-8").splitlines()
     rows = {row[0]: [float(re.match(r"[\d.]+", cell)[0]) for cell in row[1:]] for row in map(_cells, lines[2:])}
@@ -105,3 +111,22 @@ def _runs(folder: Path) -> list[EvaluationRun]:
 
 def _cells(line: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_examples_in_context_are_what_the_harness_writes(tmp_path: Path) -> None:
+    """As a prefix prompt they give the log-likelihoods that they give as text."""
+    lm = SPTLM(pretrained="mini", device="cpu")
+    text = few_shot.shots("mini_topics_instruct_eng_Latn", number=2, seed=1)
+    (task,) = load_tasks(["mini_topics_instruct_eng_Latn"])
+    document, *rest = task.test_docs()
+    chosen = few_shot.drawn(task, number=2, seed=1)
+    task.sampler.sample = lambda *_, **__: chosen  # what the harness would draw
+    assert task.fewshot_context(document, num_fewshot=2) == text + task.doc_to_text(document)
+
+    prompt = few_shot.prompt_of(lm, text, "mini")
+    prompted = SPTLM.from_loaded(lm, prompt=prompt, add_bos_token=False)
+    asked = requests("loglikelihood", [(task.doc_to_text(document), f" {choice}") for choice in ("sports", "travel")])
+    shots = [lm.tokenizer.bos_token_id, *lm.tokenizer(text, add_special_tokens=False)["input_ids"]]
+    pairs = prompted.encode_pairs([request.args for request in asked], "prefix")
+    expected = lm._loglikelihood_tokens([(None, shots + context, choice) for context, choice in pairs])
+    assert values(prompted.loglikelihood(asked)) == pytest.approx(values(expected), abs=1e-4)
