@@ -33,7 +33,6 @@ MODELS: dict[str, Tables] = {
         "baselines": {
             "no prompt": "baselines/none",
             "instruction": "baselines/instruction",
-            "8 examples": "baselines/few_shot-seed*",
         },
         "arms-8": {arm: f"arms-8/{arm}-seed*" for arm in ("frozen", "all")},
     },
@@ -68,9 +67,9 @@ def by_seed(results: Path, pattern: str) -> Seeds:
 
 
 def over_seeds(values: list[float]) -> str:
-    """Return a mean with its 95% interval from Student's t; '–' where no two values are."""
+    """Return a mean with its 95% interval from Student's t, where there are values and seeds for one."""
     if len(values) < 2:
-        return "–"
+        return f"{values[0]:.1f} (one seed)" if values else "–"
     half = t.ppf(0.975, len(values) - 1) * stdev(values) / len(values) ** 0.5
     return f"{mean(values):.1f} [{mean(values) - half:.1f}, {mean(values) + half:.1f}]"
 
