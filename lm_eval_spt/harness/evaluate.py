@@ -7,7 +7,6 @@ results file.
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import logging
@@ -28,7 +27,7 @@ from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.harness.many_prompts import ManyPromptsLM
 from lm_eval_spt.harness.options import EvaluationOptions
 from lm_eval_spt.harness.patches import MODEL_NAME, match_tasks, results_name, task_manager, with_loaded
-from lm_eval_spt.prompt.ensemble import Ensemble, read_prompt
+from lm_eval_spt.prompt.ensemble import Ensemble, matching_names, read_prompt, split_names
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 
 logger = logging.getLogger(__name__)
@@ -238,13 +237,8 @@ def _score(
 
 
 def _expand(names: Sequence[str]) -> list[str]:
-    """Return the prompts' names with glob patterns replaced by the files that they match, each once."""
-    expanded: list[str] = []
-    for name in names:
-        matching = sorted(glob.glob(name)) if glob.has_magic(name) and "+" not in name else [name]
-        if not matching:
-            raise UserError(f"no prompt file matches {name!r}")
-        expanded += matching
+    """Return the prompts' names with patterns replaced by the files that they match, but for ensembles; each once."""
+    expanded = [each for name in names for each in (matching_names(name) if len(split_names(name)) == 1 else [name])]
     return list(dict.fromkeys(expanded))
 
 

@@ -150,7 +150,26 @@ def _without_seeds(value: Any) -> Any:
 
 def names_several(name: object) -> bool:
     """Tell whether a name is that of an ensemble: files joined by ``+``, or a pattern of files."""
-    return isinstance(name, str) and not os.path.exists(name) and ("+" in name or glob.has_magic(name))
+    if not isinstance(name, str) or os.path.exists(name):
+        return False
+    return glob.has_magic(name) or len(split_names(name)) > 1
+
+
+def split_names(name: str) -> list[str]:
+    """Return the names that are joined by ``+``; a file, or a pattern of files, with a plus in its own name is one."""
+    return [name] if glob.glob(name) else name.split("+")
+
+
+def matching_names(name: str) -> list[str]:
+    """Return the prompt files that a pattern matches; a name that is none is returned as it is.
+
+    Raises:
+        UserError: no file matches.
+    """
+    matching = sorted(glob.glob(name)) if glob.has_magic(name) else [name]
+    if not matching:
+        raise UserError(f"no prompt file matches {name!r}")
+    return matching
 
 
 def read_prompt(name: str, average: str | None = None) -> SoftPrompt | Ensemble:
@@ -167,12 +186,7 @@ def read_prompt(name: str, average: str | None = None) -> SoftPrompt | Ensemble:
         if average is not None:
             raise UserError(f"ensemble={average} was given, but {name!r} is one prompt: join several by '+'")
         return SoftPrompt.from_pretrained(name)
-    members = []
-    for part in name.split("+"):
-        matching = sorted(glob.glob(part)) if glob.has_magic(part) else [part]
-        if not matching:
-            raise UserError(f"no prompt file matches {part!r}")
-        members += [SoftPrompt.from_pretrained(each) for each in matching]
+    members = [SoftPrompt.from_pretrained(each) for part in split_names(name) for each in matching_names(part)]
     return Ensemble(tuple(members), average or "probability")  # type: ignore[arg-type]  # checked there
 
 

@@ -19,13 +19,13 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from typing import Literal, get_args
 
-import psutil
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from lm_eval_spt.inference.forward import prefill
 from lm_eval_spt.inference.kv_cache import KVCache
+from lm_eval_spt.inference.scoring import free_memory
 from lm_eval_spt.inference.transformers_internals import cache_of, device_of, keys_and_values
 from lm_eval_spt.inference.virtual_tokens import pad_left
 
@@ -203,7 +203,7 @@ class ContextCache:
 def _free(medium: Medium, device: torch.device) -> int:
     """Return the bytes that are free on a medium."""
     if medium == "device":
-        return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+        return free_memory(device) if device.type == "cuda" else 0
     if medium == "host":
-        return psutil.virtual_memory().available
+        return free_memory(torch.device("cpu"))
     return shutil.disk_usage(tempfile.gettempdir()).free

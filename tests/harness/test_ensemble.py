@@ -143,7 +143,13 @@ def test_what_makes_no_ensemble_is_one_line(files, tmp_path):
         Ensemble((one, wider))
 
 
-def test_a_file_with_a_plus_in_its_name_is_one_prompt(files, tmp_path):
+def test_a_plus_in_the_name_of_a_file_or_folder_joins_nothing(base, files, tmp_path):
     odd = tmp_path / "a+b.safetensors"
     odd.write_bytes(Path(files[0]).read_bytes())
     assert read_prompt(str(odd)).digest == SoftPrompt.load(files[0]).digest
+    folder = tmp_path / "base+prompt"
+    folder.mkdir()
+    for number, file in enumerate(files[:2]):
+        (folder / f"{number}.safetensors").write_bytes(Path(file).read_bytes())
+    assert len(read_prompt(f"{folder}/*.safetensors").members) == 2
+    assert len(evaluate_prompts([f"{folder}/*.safetensors"], [TASK], str(tmp_path / "out"), base=base, limit=1)) == 2
