@@ -29,6 +29,7 @@ COMMANDS = {
     "sweep": "train and score a grid of prompts from a YAML file, on one machine or a cluster",
     "transfer": "analyse how scores carry over from the source language to others",
     "leaderboard": "rank results by their mean score in the target languages, on one HTML page",
+    "export": "write results in the format of Every Eval Ever",
     "card": "write a prompt's model card",
     "push": "upload a prompt, its card and its results to the Hugging Face Hub",
     "demo": "learn prompts on English with the embedded model, score them in 21 languages, compare them",

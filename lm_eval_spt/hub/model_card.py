@@ -46,12 +46,7 @@ def model_card(prompt: SoftPrompt, place: str, arms: Sequence[Arm] = (), existin
     Raises:
         UserError: there are results, but none of this prompt; the existing front matter is not YAML.
     """
-    own = [
-        Arm(prompt.name, [run], [prompt.metadata])
-        for arm in arms
-        for run in arm.runs
-        if run.prompt_digest == prompt.digest
-    ]
+    own = runs_of(prompt, arms)
     others = [arm for arm in arms if any(run.prompt_digest != prompt.digest for run in arm.runs)]
     if arms and not own:
         raise UserError(
@@ -73,6 +68,16 @@ def model_card(prompt: SoftPrompt, place: str, arms: Sequence[Arm] = (), existin
     _, end, after = rest.partition(END)
     text = f"{before}{written}{after}" if begin and end else f"{text}\n\n{written}"
     return f"---\n{yaml.safe_dump(front_matter, sort_keys=False, allow_unicode=True)}---\n\n{text.strip()}\n"
+
+
+def runs_of(prompt: SoftPrompt, arms: Sequence[Arm]) -> list[Arm]:
+    """Return those runs among arms in which this prompt was scored, each as an arm of its own."""
+    return [
+        Arm(prompt.name, [run], [prompt.metadata])
+        for arm in arms
+        for run in arm.runs
+        if run.prompt_digest == prompt.digest
+    ]
 
 
 def read_card(path: Path) -> str:

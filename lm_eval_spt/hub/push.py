@@ -13,7 +13,8 @@ from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
 from lm_eval_spt.analysis.arms import Arm
 from lm_eval_spt.common.errors import UserError
-from lm_eval_spt.hub.model_card import CARD, model_card, read_card
+from lm_eval_spt.hub.eval_results import eval_results
+from lm_eval_spt.hub.model_card import CARD, model_card, read_card, runs_of
 from lm_eval_spt.prompt.hub_download import REPOSITORY_ID
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 
@@ -27,7 +28,8 @@ def push(prompt: SoftPrompt, repository: str, arms: Sequence[Arm] = (), private:
     Args:
         prompt: what to upload.
         repository: ``owner/name``; created where there is none.
-        arms: as for :func:`model_card`; all their results files are uploaded.
+        arms: as for :func:`model_card`; all their results files are uploaded, and the prompt's own scores as
+            :mod:`lm_eval_spt.hub.eval_results`.
         private: whether a repository that is created can be seen by its owner alone.
 
     Returns:
@@ -50,6 +52,10 @@ def push(prompt: SoftPrompt, repository: str, arms: Sequence[Arm] = (), private:
                 target = folder / "results" / run.path.parent.name / run.path.name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(run.path, target)
+        for path, content in eval_results(runs_of(prompt, arms), repository).items():
+            target = folder / path
+            target.parent.mkdir(exist_ok=True)
+            target.write_text(content, encoding="utf-8")
         try:
             existing = _existing_card(api, repository, {path.name for path in folder.glob("*.safetensors")})
             (folder / CARD).write_text(model_card(prompt, repository, arms, existing), encoding="utf-8")

@@ -34,6 +34,7 @@ from lm_eval_spt.cli.sweep import _print_runs
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.harness.evaluate import _finished
 from lm_eval_spt.harness.topics import read_file
+from lm_eval_spt.hub.every_eval_ever import export
 from lm_eval_spt.hub.model_card import model_card, read_card
 from lm_eval_spt.prompt.inspection import as_text, report
 from lm_eval_spt.prompt.peft import PEFT_CONFIG, PEFT_WEIGHTS
@@ -171,6 +172,27 @@ def read_samples(path: Path) -> None:
     for metric in ("acc", "macro_f1"):
         answers = read_answers([run], ["eng_Latn"], metric)
         assert np.isfinite(answers.resampled(metric, resample(len(answers.labels), 20))).all()
+
+
+LOGGED = b"".join(
+    json.dumps(
+        {
+            "doc_id": number, "target": "1", "filtered_resps": [["-1.5", "False"], ["-2.5", "True"]], "acc": number % 2,
+            "arguments": {f"gen_args_{i}": {"arg_0": "A text.", "arg_1": f" {i}"} for i in range(2)},
+        }
+    ).encode() + b"\n"
+    for number in range(4)
+)  # fmt: skip
+
+
+def export_samples(path: Path) -> None:
+    """Export the answers to single documents, with their texts."""
+    results = path.with_name("results_x.json")
+    results.write_text(json.dumps(RESULTS))
+    run = read_runs(results)[0]
+    path.replace(run.samples_file("eng_Latn"))
+    for file in export(run, path.parent, "lab"):
+        file.read_text(encoding="utf-8")
 
 
 def read_settings(path: Path) -> None:
@@ -354,6 +376,7 @@ READERS = {
         ),
         Reader("results", "json", "results_x.json", [json.dumps(RESULTS).encode()], read_results),
         Reader("samples", "jsonl", "given.jsonl", [SAMPLES], read_samples),
+        Reader("exported samples", "jsonl", "given.jsonl", [LOGGED], export_samples),
         Reader("settings", "yaml", "run.yaml", SETTINGS, read_settings),
         Reader(
             "topics", "text", "test.tsv",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import huggingface_hub
@@ -129,7 +130,8 @@ def test_what_is_pushed_is_loaded_by_the_repositorys_name(
     assert main(["push", str(prompt_file), "me/topics", "--private", "--results", str(results)]) == 0
     assert f"{hub.address}/me/topics/commit/" in capsys.readouterr().out
     files = hub.repositories["me/topics"]
-    assert sorted(name.split("/")[0] for name in files) == ["README.md", "results", "results", "suffix.safetensors"]
+    top = [name.split("/")[0] for name in files]
+    assert sorted(top) == [".eval_results", "README.md", "results", "results", "suffix.safetensors"]
     assert hub.private == {"me/topics"} and len(hub.commits) == 1
     uploaded = [json.loads(content) for name, content in files.items() if name.startswith("results/")]
     assert sorted(content["config"].get("prompt_name", "") for content in uploaded) == ["", "suffix"]
@@ -140,6 +142,32 @@ def test_what_is_pushed_is_loaded_by_the_repositorys_name(
     assert loaded.digest == original.digest and loaded.metadata["tasks"] == original.metadata["tasks"]
     assert main(["inspect", "me/topics"]) == 0
     assert original.digest in capsys.readouterr().out
+
+
+def test_the_scores_are_pushed_as_the_hub_reads_them(hub: Hub, prompt_file: Path, results: Path) -> None:
+    write_results(results / "instruct", {"eng_Latn": 0.75}, family="sib200_instruct", prompt=prompt_file)
+    write_results(results / "elsewhere", {"eng_Latn": 0.75}, family="nusax", prompt=prompt_file)
+    arms, _ = read_arms([("sib200", results / "prompt"), ("no prompt", results / "none"), ("i", results / "instruct")])
+    push(SoftPrompt.load(prompt_file), "me/topics", [*arms, *read_arms([(None, results / "elsewhere")])[0]])
+    files = {name: yaml.safe_load(text) for name, text in hub.repositories["me/topics"].items() if name[0] == "."}
+    assert files.keys() == {".eval_results/sib200.yaml", ".eval_results/sib200_instruct.yaml"}
+    for entry in [entry for entries in files.values() for entry in entries]:
+        # The specification: https://github.com/huggingface/hub-docs/blob/main/docs/hub/eval-results.md
+        assert entry["dataset"].keys() == {"id", "task_id"} and entry.keys() == {
+            "dataset",
+            "value",
+            "date",
+            "source",
+            "notes",
+        }
+        assert datetime.fromisoformat(entry["date"]).tzinfo and entry["source"]["url"].startswith(
+            "https://huggingface.co/me/"
+        )
+    parse = pytest.importorskip("huggingface_hub", "1.5").parse_eval_result_entries
+    read = {entry.task_id: entry for entry in parse(files[".eval_results/sib200.yaml"])}
+    assert {code: entry.value for code, entry in read.items()} == SCORES
+    assert {entry.dataset_id for entry in read.values()} == {"Davlan/sib200"}
+    assert SoftPrompt.load(prompt_file).digest[:8] in read["eng_Latn"].notes
 
 
 def test_a_prefix_prompt_becomes_an_adapter_that_peft_loads(hub: Hub, tmp_path: Path) -> None:
