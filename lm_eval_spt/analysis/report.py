@@ -57,8 +57,8 @@ def as_markdown(analysis: Analysis, majority: float | None = None) -> str:
 
 
 def as_latex(analysis: Analysis) -> str:
-    """Return all tables but that of the languages as LaTeX tables, for the package booktabs."""
-    lines = [f"% {line}" for line in _closing(analysis)]
+    """Return all tables but that of the languages as LaTeX tables, made smaller where they are wider than a line."""
+    lines = [r"% \usepackage{booktabs,graphicx}", *(f"% {line}" for line in _closing(analysis))]
     for table in arm_tables(analysis):
         if not table.rows:
             continue
@@ -67,13 +67,14 @@ def as_latex(analysis: Analysis) -> str:
             r"\begin{table}",
             r"  \centering",
             rf"  \caption{{{_latex(table.title)}}}",
+            r"  \resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
             rf"  \begin{{tabular}}{{{'l' * table.text_columns + 'r' * (len(table.columns) - table.text_columns)}}}",
             r"    \toprule",
             f"    {' & '.join(_latex(column.name) for column in table.columns)} \\\\",
             r"    \midrule",
             *(f"    {' & '.join(map(_latex, table.texts(row)))} \\\\" for row in table.rows),
             r"    \bottomrule",
-            r"  \end{tabular}",
+            r"  \end{tabular}}",
             r"\end{table}",
         ]
     return "\n".join(lines) + "\n"

@@ -50,6 +50,9 @@ def parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument("--languages", action="store_true", help="show more than 60 languages in the terminal, too")
     parser.add_argument("--latex", action="store_true", help="print LaTeX tables instead")
     parser.add_argument(
+        "--methods", action="store_true", help="print a paragraph for a paper instead: what was done, in LaTeX"
+    )
+    parser.add_argument(
         "--output",
         metavar="PLACE",
         action="append",
@@ -83,7 +86,11 @@ def run(arguments: argparse.Namespace) -> None:
         from lm_eval_spt.analysis.figures import draw
 
         written += draw(analysis, arms, Path(arguments.figures))
-    if arguments.latex:
+    if arguments.methods:
+        from lm_eval_spt.analysis.methods import methods
+
+        print(methods(analysis, arms), end="")
+    elif arguments.latex:
         print(report.as_latex(analysis), end="")
     elif sys.stdout.isatty():
         from rich.console import Console

@@ -1,0 +1,147 @@
+"""What was done, as a LaTeX paragraph for a paper: everything in it comes from the records of the runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from lm_eval_spt.analysis.arms import Arm, data_set
+from lm_eval_spt.analysis.languages import languages
+from lm_eval_spt.analysis.report import LATEX
+from lm_eval_spt.analysis.transfer import Analysis
+
+BIBTEX = {
+    "philippy2024soft": r"""@misc{philippy2024soft,
+  title = {Soft Prompt Tuning for Cross-Lingual Transfer: When Less is More},
+  author = {Philippy, Fred and Guo, Siwen and Haddadan, Shohreh and Lothritz, Cedric and Klein, Jacques and
+    Bissyand{\'e}, Tegawend{\'e} F.},
+  year = {2024},
+  eprint = {2402.03782},
+  archivePrefix = {arXiv}
+}""",
+    "evalharness": """@misc{evalharness,
+  title = {The Language Model Evaluation Harness},
+  author = {Gao, Leo and Tow, Jonathan and Abbasi, Baber and Biderman, Stella and Black, Sid and DiPofi, Anthony and
+    Foster, Charles and Golding, Laurence and Hsu, Jeffrey and Le Noac'h, Alain and Li, Haonan and McDonell, Kyle and
+    Muennighoff, Niklas and Ociepa, Chris and Phang, Jason and Reynolds, Laria and Schoelkopf, Hailey and
+    Skowron, Aviya and Sutawika, Lintang and Tang, Eric and Thite, Anish and Wang, Ben and Wang, Kevin and Zou, Andy},
+  year = {2024},
+  doi = {10.5281/zenodo.12608602}
+}""",
+    "lmevalspt": r"""@software{lmevalspt,
+  title = {lm\_eval\_spt: Soft Prompt Tuning for Cross-Lingual Transfer, as a Plugin for the Evaluation Harness},
+  author = {{The lm\_eval\_spt authors}}
+}""",
+    "adelani2024sib200": """@misc{adelani2024sib200,
+  title = {{SIB-200}: A Simple, Inclusive, and Big Evaluation Dataset for Topic Classification in 200+ Languages and
+    Dialects},
+  author = {Adelani, David Ifeoluwa and Liu, Hannah and Shen, Xiaoyu and Vassilyev, Nikita and Alabi, Jesujoba O. and
+    Mao, Yanke and Gao, Haonan and Lee, Annie En-Shiun},
+  year = {2024},
+  eprint = {2309.07445},
+  archivePrefix = {arXiv}
+}""",
+}
+"""Key to entry of what a paragraph may cite."""
+
+DATA_SETS = {"sib200": "adelani2024sib200"}  # data set to key
+
+WHERE = {"prefix": "before the text", "suffix": "between text and answer", "both": "before and after the text"}
+
+NOT_RECORDED = "not recorded"
+
+
+def methods(analysis: Analysis, arms: Sequence[Arm]) -> str:
+    """Return the paragraph, and the BibTeX entries that it cites.
+
+    What the records of an arm lack is written as "not recorded", to be filled in. Runs of one arm are described
+    together; where they differ, all values are given.
+
+    Args:
+        analysis: the analysis of the arms.
+        arms: these arms.
+    """
+    runs = [run for arm in arms for run in arm.runs]
+    tasks = [_latex(family) + _cite(DATA_SETS.get(data_set(family))) for family in sorted({run.family for run in runs})]
+    documents = {run.documents[code][0] for run in runs for code in analysis.targets if code in run.documents}
+    known = languages().get(analysis.source)
+    source = f"{known.name} ({analysis.source})" if known else analysis.source
+    sentences = [
+        f"We scored {' and '.join(tasks)} (task version {_values(run.task_version for run in runs)}, "
+        f"{_values(run.num_fewshot for run in runs)} examples in the context) with the Language Model Evaluation "
+        f"Harness{_cite('evalharness')}, version {_values(run.harness_version for run in runs)}, and "
+        f"{_latex('lm_eval_spt')}{_cite('lmevalspt')}",
+        f"The source language is {_latex(source)}; means are over the {len(analysis.targets)} target languages that "
+        f"all models were scored in, with {_values(sorted(documents))} test documents each; the metric is "
+        f"{_latex(analysis.metric)}",
+        *(_without_prompt(arm) if not arm.uses_prompt else _with_prompt(arm) for arm in arms),
+        *(_latex(f"{what.capitalize()}: {how}") for what, how in analysis.method.items()),
+        *(_latex(note[:1].upper() + note[1:]) for note in analysis.notes),
+    ]
+    paragraph = "".join(f"{sentence}.\n" for sentence in sentences)
+    return "\n".join([paragraph, *(entry for key, entry in BIBTEX.items() if _cite(key) in paragraph)]) + "\n"
+
+
+def _without_prompt(arm: Arm) -> str:
+    return rf"\emph{{{_latex(arm.name)}}} is {_latex(_base_model(arm))} without a soft prompt ({_runs(arm)})"
+
+
+def _with_prompt(arm: Arm) -> str:
+    records = [record or {} for record in arm.training]
+    settings = [record.get("hyperparameters") or {} for record in records]
+    validation = [record.get("validation") or {} for record in records]
+
+    def of(entries: Sequence[Mapping[str, Any]], key: str) -> str:
+        return _latex(_values(entry.get(key) for entry in entries))
+
+    tuned = of(settings, "tune")
+    what = (
+        rf"\emph{{{_latex(arm.name)}}} is {_latex(_base_model(arm))}, "
+        f"{'kept frozen' if tuned == 'prompt' else f'what was tuned: {tuned}'}, with a soft prompt"
+        f"{_cite('philippy2024soft')} of {_values(run.prompt_length for run in arm.runs)} virtual tokens "
+        f"{WHERE.get(str(arm.runs[0].prompt_placement), NOT_RECORDED)}"
+    )
+    if not any(records):
+        return f"{what}; its training is {NOT_RECORDED} ({_runs(arm)})"
+    tasks = _latex(_values(", ".join(record.get("tasks") or ()) or None for record in records))
+    shots = [f"{record['shots']} documents per class" if record.get("shots") else "all documents" for record in records]
+    return (
+        f"{what} ({of(records, 'tuned_parameters')} learned parameters), learned on {tasks} from {_values(shots)} "
+        f"({of(records, 'training_documents')} in all) with AdamW, learning rate {of(settings, 'lr')}, "
+        f"{of(settings, 'epochs')} epochs, batches of {of(settings, 'batch_size')}, in {of(settings, 'dtype')}; "
+        f"initial vectors: {of(settings, 'init')}; reparameterization: {of(settings, 'reparameterization')}; "
+        f"loss: {of(settings, 'loss')}; the vectors of the epoch with the lowest loss on {of(validation, 'documents')} "
+        f"validation documents were kept ({_runs(arm)}; training seed {of(records, 'seed')})"
+    )
+
+
+def _base_model(arm: Arm) -> str:
+    """The base model with what identifies its weights: a commit, a file's digest, or that of its embeddings."""
+    config, record = arm.runs[0].config, arm.training[0]
+    for what, value in (
+        ("SHA-256", record.get("gguf_sha256")),
+        ("commit", config.get("model_sha")),
+        ("revision", record.get("base_model_revision")),
+        ("fingerprint of the embeddings", config.get("base_model_fingerprint") or record.get("embedding_fingerprint")),
+    ):
+        if value:
+            return f"{arm.base_model} ({what} {value})"
+    return f"{arm.base_model or 'a model'} (revision {NOT_RECORDED})"
+
+
+def _runs(arm: Arm) -> str:
+    return "one run" if len(arm.runs) == 1 else f"mean of {len(arm.runs)} runs"
+
+
+def _values(values: Iterable[Any]) -> str:
+    """Every value once, in order."""
+    different = list(dict.fromkeys(NOT_RECORDED if value is None else str(value) for value in values))
+    return ", ".join(different) or NOT_RECORDED
+
+
+def _cite(key: str | None) -> str:
+    return rf"~\cite{{{key}}}" if key else ""
+
+
+def _latex(text: str) -> str:
+    return "".join(LATEX.get(character, character) for character in text)
