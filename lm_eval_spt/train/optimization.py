@@ -6,11 +6,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import get_linear_schedule_with_warmup
+from torch.optim.lr_scheduler import LambdaLR
 
 from lm_eval_spt.train.config import TrainingConfig
 from lm_eval_spt.train.parameters import TrainableParameters
 from lm_eval_spt.train.processes import Processes
+
+
+def learning_rate(step: int, warmup: int, steps: int) -> float:
+    """Return the share of the peak learning rate after `step` steps of `steps`, of which the first `warmup` rise."""
+    if step < warmup:
+        return step / warmup
+    return max(0.0, (steps - step) / max(1, steps - warmup))
 
 
 class Optimization:
@@ -27,7 +34,9 @@ class Optimization:
         self, parameters: TrainableParameters, config: TrainingConfig, steps: int, processes: Processes
     ) -> None:
         self._optimizer = torch.optim.AdamW(parameters.groups(), weight_decay=config.weight_decay)
-        self._schedule = get_linear_schedule_with_warmup(self._optimizer, round(config.warmup_ratio * steps), steps)
+        # transformers has this schedule, too, but in a module that imports PEFT, which takes a second or two.
+        warmup = round(config.warmup_ratio * steps)
+        self._schedule = LambdaLR(self._optimizer, lambda step: learning_rate(step, warmup, steps))
         self._learned = parameters
         self._parameters = parameters.parameters()
         self._clip = config.clip
