@@ -13,7 +13,8 @@ import fnmatch
 import functools
 import inspect
 import os
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -53,7 +54,7 @@ def add_installed_tasks(index: ModuleType) -> None:
         index: ``lm_eval.tasks._index``.
     """
     show_user_errors_in_one_line()  # a task's data may be missing, whatever the model is
-    build_index = index.TaskIndex.build
+    build_index = _with_includes_read_once(index.TaskIndex.build)
     own_folder = Path(str(index.__file__)).parent.resolve()
 
     @functools.wraps(build_index)
@@ -65,6 +66,40 @@ def add_installed_tasks(index: ModuleType) -> None:
         return build_index(paths, **options)
 
     index.TaskIndex.build = staticmethod(build)
+
+
+def _with_includes_read_once(build_index: Callable[..., Any]) -> Callable[..., Any]:
+    """Return lm_eval's function that reads all tasks' YAML files, in half the time.
+
+    A few hundred of the files are included by 13,000 others, and were parsed again for each.
+    """
+    loader: Any = sys.modules.get("lm_eval.tasks._yaml_loader")
+    if loader is None:
+        return build_index
+    load = loader.load_yaml
+
+    @functools.wraps(build_index)
+    def build(*args: Any, **options: Any) -> Any:
+        known: dict[str, tuple[dict[str, Any], set[Path]]] = {}  # what is included: its content, and the files read
+
+        def load_once(path: str | Path, *, _seen: set[Path] | None = None, **how: Any) -> dict[str, Any]:
+            if _seen is None or how != {"resolve_func": False, "recursive": True}:
+                return load(path, _seen=_seen, **how)
+            found = known.get(str(path))
+            if found is None or found[1] & _seen:  # lm_eval refuses to read a file twice for one task
+                before = set(_seen)
+                content = load(path, _seen=_seen, **how)
+                found = known[str(path)] = content, _seen - before
+            _seen |= found[1]
+            return dict(found[0])
+
+        loader.load_yaml = load_once
+        try:
+            return build_index(*args, **options)
+        finally:
+            loader.load_yaml = load
+
+    return build
 
 
 def name_results_after_prompt(tracker: ModuleType) -> None:

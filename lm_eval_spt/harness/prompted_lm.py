@@ -415,9 +415,10 @@ class PromptedLM(HFLM):
     def _loglikelihood_tokens(
         self, requests: list[TokenisedRequest], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
+        most = self.max_length  # lm_eval looks it up in the model's configuration, which is slow
         if self.backend != "causal":
             # The answer takes none of the encoder's room.
-            inputs = [(text, self.with_prompt(context[-self.max_length :]), rest) for text, context, rest in requests]
+            inputs = [(text, self.with_prompt(context[-most:]), rest) for text, context, rest in requests]
             if encoder_decoder.reads_padded(self.model):
                 return self._hflm_loop(inputs, disable_tqdm, override_bs)
             with self._progress(len(inputs), disable_tqdm) as bar:
@@ -429,7 +430,7 @@ class PromptedLM(HFLM):
         prompted: list[TokenisedRequest] = []
         cut = 0
         for text, context, continuation in requests:
-            fitting = scoring.truncate(context, continuation, self.max_length)
+            fitting = scoring.truncate(context, continuation, most)
             cut += len(fitting) < len(context)
             prompted.append((text, self.with_prompt(fitting), continuation))
         if cut:

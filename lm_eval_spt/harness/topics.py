@@ -50,6 +50,15 @@ RESAMPLES = 1000
 """Bootstrap resamples for the standard error of macro-F1. With this many it varies by about 2% between seeds."""
 
 
+class Documents(datasets.Dataset):
+    """A dataset that gives its documents one by one in a tenth of the time; the harness goes through all, thrice."""
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        if self.format["type"] is None and self.format["columns"] == self.column_names:
+            return iter(self.data.to_pylist())
+        return super().__iter__()
+
+
 MultipleChoiceTask: Any = multiple_choice_task()
 
 
@@ -237,7 +246,7 @@ def _dataset(documents: Iterable[tuple[int, str, str]]) -> datasets.Dataset:
     labels = [CATEGORIES.index(category) for category in categories]
     columns = {"index_id": index_ids, "category": categories, "text": texts, "label": labels}
     # Dataset.from_dict takes ten times as long: it hashes the content for caches that are not used here.
-    return datasets.Dataset(pa.table(columns, schema=FEATURES.arrow_schema), fingerprint=generate_random_fingerprint())
+    return Documents(pa.table(columns, schema=FEATURES.arrow_schema), fingerprint=generate_random_fingerprint())
 
 
 def process_results(doc: Mapping[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, Any]:

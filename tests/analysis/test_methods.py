@@ -79,7 +79,9 @@ def test_a_digest_stands_for_a_file_and_differing_runs_are_told(tmp_path: Path, 
 def test_latex_takes_it(arms: list[str], output: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     text = printed(capsys, *arms, output)
     body, _, entries = text.partition("\n\n@") if output == "--methods" else (text, "", "")
-    preamble = "\\documentclass{article}\n\\usepackage{booktabs,graphicx}\n\\usepackage[T1]{fontenc}\n\\begin{document}\n"
+    preamble = (
+        "\\documentclass{article}\n\\usepackage{booktabs,graphicx}\n\\usepackage[T1]{fontenc}\n\\begin{document}\n"
+    )
     references = "\\bibliographystyle{plain}\n\\bibliography{cited}\n" if entries else ""
     (tmp_path / "paper.tex").write_text(f"{preamble}{body}\n{references}\\end{{document}}\n", encoding="utf-8")
     (tmp_path / "cited.bib").write_text(f"@{entries}", encoding="utf-8")

@@ -41,6 +41,7 @@ INTERNALS = [
     ("lm_eval.tasks", "TaskManager.load", ["self", "..."]),
     ("lm_eval.tasks", "TaskManager.all_tasks.fget", ["self"]),
     ("lm_eval.tasks._index", "TaskIndex.build", ["paths", "resolve_includes"]),
+    ("lm_eval.tasks._yaml_loader", "load_yaml", ["path", "resolve_func", "recursive", "_seen"]),
     ("lm_eval.api.task", "ConfigurableTask.fewshot_context", ["self", "doc", "num_fewshot", "..."]),
     ("lm_eval.api.task", "ConfigurableTask.construct_requests", ["self", "doc", "ctx", "..."]),
     ("lm_eval.api.instance", "Instance", ["request_type", "doc", "arguments", "idx", "task_name", "doc_id", "..."]),
@@ -187,6 +188,39 @@ def test_include_path_of_the_installed_tasks_themselves(
 def test_without_the_harness_s_own_tasks_ours_stay_out(index: SimpleNamespace) -> None:
     write_task(index.folder / "mine", "mine")
     assert folders(index.build([index.folder / "mine"])) == {"mine": "mine"}
+
+
+def test_includes_are_read_once_and_mean_the_same(index: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Included files that include others, the same one twice, and in a circle, which lm_eval refuses."""
+    files = {
+        "base": "dataset_path: none\ntask_list: [x]\n",
+        "middle": "include: base\noutput_type: multiple_choice\n",
+        "other": "include: base\n",
+        "circle": "include: ring\n",
+        "ring": "include: circle\n",
+        "one.yaml": "include: middle\ntask: one\n",
+        "two.yaml": "include: middle\ntask: two\noutput_type: generate_until\n",
+        "twice.yaml": "include: [middle, other]\ntask: twice\n",
+        "again.yaml": "include: [middle, middle]\ntask: again\n",
+        "round.yaml": "include: circle\ntask: round\n",
+        "absent.yaml": "include: nothing\ntask: absent\n",
+    }
+    for name, text in files.items():
+        (index.folder / "lm_eval" / name).write_text(text)
+    plain = inspect.unwrap(lm_eval.tasks._index.TaskIndex.build)
+    expected = plain([index.folder / "lm_eval", index.folder / "ours"])
+    read = []
+    loader = sys.modules["lm_eval.tasks._yaml_loader"]
+    parse = loader.yaml.load
+    monkeypatch.setattr(
+        loader.yaml, "load", lambda file, **how: (read.append(Path(file.name).name), parse(file, **how))[1]
+    )
+    found = index.build([index.folder / "lm_eval"])
+    assert {name: entry.cfg for name, entry in found.items()} == {name: entry.cfg for name, entry in expected.items()}
+    assert {"one", "two"} <= found.keys() and not {"twice", "again", "round", "absent"} & found.keys()
+    assert read.count("middle") == 1 and read.count("one.yaml") == 1
+    (index.folder / "lm_eval" / "base").write_text("dataset_path: elsewhere\n")
+    assert index.build([index.folder / "lm_eval"])["one"].cfg["dataset_path"] == "elsewhere"
 
 
 def test_the_real_task_manager_finds_ours_and_no_name_is_taken(caplog: pytest.LogCaptureFixture) -> None:

@@ -56,6 +56,20 @@ def test_a_file_is_read_as_the_csv_writer_wrote_it(
     assert [CATEGORIES[row["label"]] for row in dataset] == [category for _, category, _ in rows]
 
 
+def test_documents_one_by_one_are_those_of_a_plain_dataset() -> None:
+    dataset = topics.read_file(tasks_folder() / "mini_topics" / "data" / "eng_Latn" / "test.tsv")
+    plain = datasets.Dataset(dataset.data.table)
+    assert list(dataset) == list(plain) == [dataset[index] for index in range(len(dataset))]
+    assert list(dataset.select([3, 1])) == [plain[3], plain[1]]
+    assert list(dataset.select_columns("label")) == list(plain.select_columns("label"))
+    assert [type(row["text"]) for row in dataset.with_format("numpy")] == [
+        type(row["text"]) for row in plain.with_format("numpy")
+    ]
+    assert list(dataset.map(lambda row: {"label": row["label"] + 1})) == list(
+        plain.map(lambda row: {"label": row["label"] + 1})
+    )
+
+
 def test_columns_may_come_in_any_order_beside_others_and_after_a_byte_order_mark(tmp_path: Path) -> None:
     path = tmp_path / "train.tsv"
     path.write_text("text\tsource\tindex_id\tcategory\nSome words\tme\t7\tsports\n", encoding="utf-8-sig")
