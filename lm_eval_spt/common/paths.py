@@ -1,7 +1,8 @@
-"""Paths of the files that ship with the package."""
+"""Paths of the files that ship with the package, and of those that it keeps."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 MINI = "mini"
@@ -19,6 +20,11 @@ def tasks_folder() -> Path:
 def mini_model_folder() -> Path:
     """Return the folder of the embedded base model, as ``from_pretrained`` takes it."""
     return _PACKAGE / "mini"
+
+
+def user_cache() -> Path:
+    """Return the folder of what can be made again: ``lm_eval_spt`` in ``XDG_CACHE_HOME`` or ``~/.cache``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lm_eval_spt"
 
 
 def model_path(name: str) -> str:

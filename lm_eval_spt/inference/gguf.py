@@ -24,7 +24,7 @@ from filelock import FileLock
 
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.common.files import parse_json, read_text
-from lm_eval_spt.common.paths import model_path
+from lm_eval_spt.common.paths import model_path, user_cache
 
 logger = logging.getLogger(__name__)
 
@@ -173,8 +173,8 @@ def gguf_options(*, dequantize: bool) -> dict[str, Any]:
 
 
 def cache_folder() -> Path:
-    """Return the folder of the unpacked models: ``lm_eval_spt/gguf`` in ``XDG_CACHE_HOME`` or ``~/.cache``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lm_eval_spt" / "gguf"
+    """Return the folder of the unpacked models."""
+    return user_cache() / "gguf"
 
 
 def _fetched(repository: str, gguf_file: str, revision: str | None) -> Path:

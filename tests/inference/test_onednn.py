@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -33,7 +37,8 @@ def everywhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, ...]
         seen.append(tuple(weight.shape))
         return multiply(x, weight, bias)
 
-    monkeypatch.setattr(onednn, "better_than_mkl", lambda: True)
+    monkeypatch.setattr(onednn, "is_faster", lambda *_: True)
+    monkeypatch.setattr(onednn, "decisions", lambda _: ((True,),))
     monkeypatch.setattr(onednn, "SMALLEST", 1)
     monkeypatch.setattr(onednn, "_onednn", noting)
     return seen
@@ -104,7 +109,7 @@ def test_models_give_the_same_answers_either_way(family, everywhere, monkeypatch
     requests = [([5, 6, 7, 8], [9]), ([5, 6, 7, 8], [10, 11]), ([12, 13], [14, 9, 9])]
     found = dict(score_suffixes(model, requests, prompts, 64))
     assert everywhere
-    monkeypatch.setattr(onednn, "better_than_mkl", lambda: False)
+    monkeypatch.setattr(onednn, "is_faster", lambda *_: False)
     everywhere.clear()
     expected = dict(score_suffixes(model, requests, prompts, 64))
     assert not everywhere
@@ -114,17 +119,98 @@ def test_models_give_the_same_answers_either_way(family, everywhere, monkeypatch
             assert greedy == other_greedy
 
 
-@pytest.mark.parametrize(
-    ("machine", "cpuinfo", "expected"),
-    [
-        ("x86_64", "vendor_id\t: AuthenticAMD\n", True),
-        ("x86_64", "vendor_id\t: GenuineIntel\n", False),
-        ("x86_64", "", False),
-        ("aarch64", "vendor_id\t: AuthenticAMD\n", False),
-    ],
-)
-def test_it_depends_on_the_processors_maker(machine, cpuinfo, expected, monkeypatch, tmp_path):
-    (tmp_path / "cpuinfo").write_text(cpuinfo)
-    monkeypatch.setattr(onednn, "CPUINFO", tmp_path / "cpuinfo")
-    monkeypatch.setattr("platform.machine", lambda: machine)
-    assert onednn.better_than_mkl.__wrapped__() is expected
+# -- which library is faster ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The file of decisions, in a cache of the test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for function in (onednn.decisions, onednn.is_faster):
+        function.cache_clear()
+    yield tmp_path / "lm_eval_spt" / "onednn.json"
+    for function in (onednn.decisions, onednn.is_faster):
+        function.cache_clear()
+
+
+@pytest.fixture
+def machine(cache: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A machine whose clock goes on by what a multiplication is said to take; the first of each size takes longer."""
+    made = SimpleNamespace(now=0.0, calls=0, mkl=lambda rows, width: 1.0, onednn=lambda rows, width: 1.0)
+
+    def multiply(library: str) -> Callable[..., None]:
+        started: set[tuple[int, int]] = set()
+
+        def work(x: torch.Tensor, weight: torch.Tensor, bias: None) -> None:
+            size = (len(x), len(weight))
+            made.now += getattr(made, library)(*size) + 100.0 * (size not in started)
+            started.add(size)
+            made.calls += 1
+
+        return work
+
+    monkeypatch.setattr(onednn, "process_time", lambda: made.now)
+    monkeypatch.setattr(onednn, "linear", multiply("mkl"))
+    monkeypatch.setattr(onednn, "_onednn", multiply("onednn"))
+    return made
+
+
+def test_the_faster_library_is_used_for_the_sizes_in_which_it_is(machine: SimpleNamespace) -> None:
+    machine.mkl = lambda rows, width: 3.0 if rows > 8 and width > 512 else 1.0
+    assert onednn.measure() == ((False,) * 3, (False, True, True), (False, True, True))
+    expected = {(1, 2048**2): False, (40, 1024 * 4096): True, (5000, 250_000 * 1024): True, (64, 256**2): False}
+    assert {size: onednn.is_faster(*size, 1) for size in expected} == expected
+
+
+def test_what_is_nearly_equal_stays_with_pytorch(machine: SimpleNamespace) -> None:
+    machine.mkl = lambda rows, width: 1.05
+    assert not any(map(any, onednn.measure()))
+
+
+def test_it_is_measured_once_for_a_machine_and_a_number_of_threads(
+    machine: SimpleNamespace, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.mkl = lambda rows, width: 2.0
+    first, calls = onednn.decisions(1), machine.calls
+    assert all(map(all, first)) and calls > 0 and cache.is_file()
+    machine.mkl = lambda rows, width: 0.5
+    onednn.decisions.cache_clear()  # as in a new process
+    assert onednn.decisions(1) == first and machine.calls == calls
+    assert not any(map(any, onednn.decisions(2))) and machine.calls == 2 * calls
+    onednn.decisions.cache_clear()
+    monkeypatch.setattr(onednn, "_processor", lambda: "another")
+    assert not any(map(any, onednn.decisions(1))) and machine.calls == 3 * calls
+    assert len(json.loads(cache.read_text())) == 3
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"%s": 1}', '{"%s": [[true]]}', '{"%s": [[1, 1, 1]]}'])
+def test_a_file_that_is_none_is_made_anew(machine: SimpleNamespace, cache: Path, content: str) -> None:
+    onednn.decisions(1)
+    key = next(iter(json.loads(cache.read_text())))
+    good = cache.read_text()
+    cache.write_text(content.replace("%s", key))
+    onednn.decisions.cache_clear()
+    onednn.decisions(1)
+    assert cache.read_text() == good
+
+
+def test_without_a_place_to_keep_it_it_is_measured_by_each_process(
+    machine: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    machine.mkl = lambda rows, width: 2.0
+    assert all(map(all, onednn.decisions(1)))
+
+
+def test_a_model_keeps_its_layers_where_onednn_is_never_faster(machine: SimpleNamespace) -> None:
+    layer = nn.Linear(8, 4).requires_grad_(False)
+    use_onednn(layer)
+    assert type(layer) is nn.Linear
+
+
+def test_the_real_thing_takes_less_than_a_second_of_this_process(cache: Path) -> None:
+    started = time.process_time()
+    found = onednn.decisions(torch.get_num_threads())
+    assert time.process_time() - started < 2 * torch.get_num_threads()  # other work slows a processor's threads down
+    assert [len(row) for row in found] == [len(onednn.WIDTHS)] * len(onednn.ROWS)

@@ -35,7 +35,8 @@ def mini_model():
 )
 def test_the_estimate_is_what_torch_counts(tmp_path, changes, monkeypatch):
     """PyTorch's own count of matrix products while the run trains and is scored, on a model whose head weighs most."""
-    monkeypatch.setattr(onednn, "better_than_mkl", lambda: False)  # those of oneDNN it does not count
+    monkeypatch.setattr(onednn, "decisions", lambda _: ())
+    monkeypatch.setattr(onednn, "is_faster", lambda *_: False)  # those of oneDNN it does not count
     settings = yaml.safe_load(sweep_file(tmp_path).read_text())["settings"]
     settings |= {"epochs": 2, "shots": 4, "validation_shots": 1, "prompt_length": 10, "batch_size": 4} | changes
     plan = read_plan(sweep_file(tmp_path, settings=settings, axes={}))
