@@ -9,7 +9,7 @@ CONSTRAINTS := constraints.txt
 NAMED_BY = make $(MAKECMDGOALS) PYTHON
 INSTALLED := $(VENV)/installed
 
-.PHONY: help install demo lint test test-real test-lowest test-next fuzz faults bench mini-model clean
+.PHONY: help install demo lint test test-real test-lowest test-next fuzz faults bench bench-gpu mini-model clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | sort | expand -t 12
@@ -66,6 +66,9 @@ faults: install  ## kill commands at any moment, fill disks, exhaust memory: 600
 
 bench: install  ## compare speed and memory with the harness and PEFT, side by side (half an hour; writes benchmarks/RESULTS.md)
 	$(VENV)/bin/python -m benchmarks
+
+bench-gpu: install  ## the same on a GPU, where there is one (8 minutes at most; writes build/gpu.json)
+	$(VENV)/bin/python -m benchmarks.gpu
 
 # What the embedded model is made of, and where it is put: see recipes/mini_model/README.md.
 SOURCES ?= sources

@@ -14,18 +14,26 @@ import psutil
 import torch
 
 
-def run(function: Callable[..., dict[str, Any]], **arguments: Any) -> dict[str, Any]:
+def run(function: Callable[..., dict[str, Any]], *, within: float | None = None, **arguments: Any) -> dict[str, Any]:
     """Call a function of a module in a fresh process; arguments and result are what JSON can hold.
 
+    Args:
+        function: what is called.
+        within: seconds after which it is ended.
+        arguments: the function's.
+
     Raises:
-        SystemExit: it failed.
+        SystemExit: it failed, or took too long.
     """
     module = function.__module__
     if module == "__main__":  # its name where it was started with `python -m`
         module = sys.modules["__main__"].__spec__.name  # type: ignore[union-attr]
     call = json.dumps([module, function.__name__, arguments])
     command = [sys.executable, "-m", "benchmarks.alone", call]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=within)
+    except subprocess.TimeoutExpired:
+        raise SystemExit(f"{function.__name__} took more than {within:.0f} s") from None
     if done.returncode:
         raise SystemExit(f"{function.__name__}({arguments}) failed:\n{done.stderr[-3000:]}")
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

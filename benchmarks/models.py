@@ -28,6 +28,7 @@ SHAPES = {
         },
     ),
     "mini": ("mini", {}),
+    "tiny": ("bloom", {"vocab_size": 20480, "hidden_size": 32, "n_layer": 2, "n_head": 4}),
 }  # fmt: skip
 """Name -> family and the settings that make its size; the vocabularies are the originals' in full."""
 

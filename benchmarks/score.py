@@ -58,14 +58,21 @@ def with_peft(model: PreTrainedModel, soft_prompt: SoftPrompt) -> Any:
 
 
 def one_prompt(
-    contender: str, shape: str, documents: int, choices: Sequence[str], length: int, device: str, dtype: str
+    contender: str,
+    shape: str,
+    documents: int,
+    choices: Sequence[str],
+    length: int,
+    device: str,
+    dtype: str,
+    batch_size: int = 8,
 ) -> dict[str, Any]:
-    """Measure a contender with one prompt."""
+    """Measure a contender with one prompt; `batch_size` is that of lm-eval's class, this package's chooses its own."""
     model = models.build(shape, getattr(torch, dtype), device)
     tokenizer = models.tokenizer()
     asked, warm = requests(models.texts(documents), choices), requests(models.texts(2), choices)
     if contender == "hf + peft":
-        lm = HFLM(with_peft(model, prompt(model, length, "prefix")), tokenizer=tokenizer, batch_size=8)
+        lm = HFLM(with_peft(model, prompt(model, length, "prefix")), tokenizer=tokenizer, batch_size=batch_size)
     else:
         placement = contender.split()[-1]
         lm = SPTLM(model, prompt(model, length, placement), tokenizer=tokenizer, batch_size="auto")
