@@ -5,7 +5,7 @@
 
 Needs torch, transformers, lm-eval, peft and this checkout: weights are random, and texts are made, as long as English
 ones of SIB-200. Every contender runs in a process of its own. What is measured is printed and written at once, so that
-nothing is lost when the time is over. lm-eval's `hf` with PEFT gets a part of the documents, and its time is multiplied.
+nothing is lost when the time is over. lm-eval's `hf` with PEFT gets a part of the documents; its time is multiplied.
 """
 
 from __future__ import annotations
