@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 MINI = "mini"
@@ -23,8 +24,13 @@ def mini_model_folder() -> Path:
 
 
 def user_cache() -> Path:
-    """Return the folder of what can be made again: ``lm_eval_spt`` in ``XDG_CACHE_HOME`` or ``~/.cache``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lm_eval_spt"
+    """Return the folder of what can be made again: ``lm_eval_spt`` in ``XDG_CACHE_HOME`` or ``~/.cache``.
+
+    A user without a home folder, as in some containers, gets one among the temporary files.
+    """
+    home = os.path.expanduser("~")
+    cache = os.path.join(tempfile.gettempdir() if home == "~" else home, ".cache")
+    return Path(os.environ.get("XDG_CACHE_HOME") or cache) / "lm_eval_spt"
 
 
 def model_path(name: str) -> str:

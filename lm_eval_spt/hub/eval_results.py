@@ -6,7 +6,6 @@ The Hub shows them on the prompt's page, and on the leaderboard of a data set th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import yaml
 
@@ -24,12 +23,14 @@ def eval_results(own: Sequence[Arm], repository: str) -> dict[str, str]:
         repository: where the results files are uploaded, below ``results/``.
 
     Returns:
-        Path in the repository to content. Tasks whose data set is not on the Hub have none.
+        Path in the repository to content. Tasks whose data set is not on the Hub have none, and so have
+        runs on a part of the documents.
     """
     files = {}
     for arm in own:
         run = arm.runs[0]
-        if (dataset := DATASETS.get(data_set(run.family))) is None:
+        dataset = DATASETS.get(data_set(run.family))
+        if dataset is None or run.partial:
             continue
         entries = [
             {
@@ -40,19 +41,11 @@ def eval_results(own: Sequence[Arm], repository: str) -> dict[str, str]:
                     "url": f"https://huggingface.co/{repository}/tree/main/results",
                     "name": "lm-evaluation-harness",
                 },
-                "notes": f"{run.family}_{language}, accuracy, {_shots(run.num_fewshot)}, {_prompt(arm)}",
+                "notes": f"{run.family}_{language}, accuracy, {run.num_fewshot or 0} examples in the context, soft "
+                f"prompt {arm.name}@{str(run.prompt_digest)[:8]} on {run.base_model}",
             }
             for language, score in sorted(arm.scores("acc").items())
         ]
         if entries:
             files[f"{FOLDER}/{run.family}.yaml"] = yaml.safe_dump(entries, sort_keys=False, allow_unicode=True)
     return files
-
-
-def _shots(number: int | None) -> str:
-    return f"{number or 0} examples in the context"
-
-
-def _prompt(arm: Arm) -> str:
-    run: Any = arm.runs[0]
-    return f"soft prompt {run.prompt_name}@{run.prompt_digest[:8]} on {run.base_model}"

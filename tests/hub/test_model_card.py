@@ -147,8 +147,13 @@ def test_what_is_pushed_is_loaded_by_the_repositorys_name(
 def test_the_scores_are_pushed_as_the_hub_reads_them(hub: Hub, prompt_file: Path, results: Path) -> None:
     write_results(results / "instruct", {"eng_Latn": 0.75}, family="sib200_instruct", prompt=prompt_file)
     write_results(results / "elsewhere", {"eng_Latn": 0.75}, family="nusax", prompt=prompt_file)
+    write_results(results / "part", {"eng_Latn": 0.75}, family="sib200_bloom", prompt=prompt_file, limit=20)
     arms, _ = read_arms([("sib200", results / "prompt"), ("no prompt", results / "none"), ("i", results / "instruct")])
-    push(SoftPrompt.load(prompt_file), "me/topics", [*arms, *read_arms([(None, results / "elsewhere")])[0]])
+    push(
+        SoftPrompt.load(prompt_file),
+        "me/topics",
+        [*arms, *read_arms([(None, results / "elsewhere")])[0], *read_arms([(None, results / "part")])[0]],
+    )
     files = {name: yaml.safe_load(text) for name, text in hub.repositories["me/topics"].items() if name[0] == "."}
     assert files.keys() == {".eval_results/sib200.yaml", ".eval_results/sib200_instruct.yaml"}
     for entry in [entry for entries in files.values() for entry in entries]:
