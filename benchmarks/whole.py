@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import sys
 import tempfile
@@ -130,8 +131,6 @@ def measure(contender: str, tasks: str, prompt: bool, samples: bool) -> dict[str
             cli_evaluate()
         watch.switch("end")
         [written] = (folder / "results").rglob("results_*.json")
-        import json
-
         results = json.loads(written.read_text(encoding="utf-8"))["results"]
     peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     watch.times.pop("end", None)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval_spt.analysis.arms import data_set
-from lm_eval_spt.analysis.results import EvaluationRun
+from lm_eval_spt.analysis.results import IN_GROUP, EvaluationRun
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.common.files import MAX_RESULTS_FILE, parse_json, read_text, write
 from lm_eval_spt.common.paths import MINI
@@ -55,11 +55,15 @@ def export(run: EvaluationRun, folder: Path, organization: str, relationship: st
         UserError: a file can not be read or written, or a samples file is none.
     """
     text = read_text(run.path, MAX_RESULTS_FILE)
+    content = parse_json(text)
     developer, model = _developer(run, organization), _model(run)
     digest = hashlib.sha256(f"{run.family}\n{text}".encode()).digest()
     name = str(uuid.UUID(bytes=digest[:16], version=4))
     place = Path("data", *(_UNSAFE.sub("_", part) for part in (run.family, developer, model)), f"{name}.json")
-    record = _record(run, parse_json(text), f"{developer}/{model}", organization, relationship)
+    try:
+        record = _record(run, content, f"{developer}/{model}", organization, relationship)
+    except (AttributeError, TypeError) as error:
+        raise UserError(f"{run.path} has entries that the harness does not write ({error}): score it again") from error
     written = []
     if lines := list(_sample_lines(run, record)):
         samples = place.with_name(f"{name}_samples.jsonl")
@@ -121,7 +125,6 @@ def _record(
 def _result(run: EvaluationRun, content: Mapping[str, Any], metric: str, language: str) -> dict[str, Any]:
     """The score of one metric in one language."""
     task, score = f"{run.family}_{language}", run.scores[metric][language]
-    directions = content.get("higher_is_better", {}).get(task, {})
     documents, available = run.documents.get(language, (None, None))
     uncertainty: dict[str, Any] = {} if documents is None else {"num_samples": documents}
     if score.stderr is not None:
@@ -138,7 +141,7 @@ def _result(run: EvaluationRun, content: Mapping[str, Any], metric: str, languag
         "metric_config": {
             "metric_id": METRICS.get(metric, metric),
             "metric_name": metric,
-            "lower_is_better": directions.get(metric) is False,
+            "lower_is_better": _is_lower_better(content.get("higher_is_better"), task, metric),
             "score_type": "continuous",
             "min_score": 0 if metric in SHARES else None,
             "max_score": 1 if metric in SHARES else None,
@@ -148,16 +151,26 @@ def _result(run: EvaluationRun, content: Mapping[str, Any], metric: str, languag
     }
 
 
+def _is_lower_better(directions: Any, task: str, metric: str) -> bool:
+    """Tell what the harness recorded of a task's metric; what it did not record is better the higher it is."""
+    tasks = {name.rpartition(IN_GROUP)[2]: known for name, known in (directions or {}).items()}
+    return (tasks.get(task) or {}).get(metric) is False
+
+
 def _sample_lines(run: EvaluationRun, record: Mapping[str, Any]) -> Iterator[str]:
     """The logged documents of all languages, a line of JSON for each metric that has a number for a document."""
-    for language in run.languages(next(iter(run.scores), "acc")):
+    for language in sorted({language for scores in run.scores.values() for language in scores}):
         path = run.samples_file(language)
         if not path.is_file():
             continue
+        known = set()
         try:
             with path.open(encoding="utf-8") as file:
-                for line in filter(str.strip, file):
-                    for sample in _samples(run, record, language, parse_json(line)):
+                for logged in map(parse_json, filter(str.strip, file)):
+                    if logged["doc_id"] in known:  # a task with several filters: the first one's scores are exported
+                        continue
+                    known.add(logged["doc_id"])
+                    for sample in _samples(run, record, language, logged):
                         yield json.dumps(sample, ensure_ascii=False, allow_nan=False)
         except OSError as error:
             raise UserError(f"{path} can not be read: {error.strerror}") from error

@@ -98,11 +98,12 @@ def test_another_prompt_or_none_is_another_model(tmp_path: Path, results: Path) 
     assert ids[2:] == ["org/bloom-560m", "a_lab/bloom", "lm_eval_spt/mini"]
 
 
-def test_the_direction_of_a_metric_is_the_harness_s(tmp_path: Path) -> None:
+@pytest.mark.parametrize("group", ["", "sib200::"])  # lm_eval 0.4, and a task of a group since 0.5
+def test_the_direction_of_a_metric_is_the_harness_s(tmp_path: Path, group: str) -> None:
     file = write_results(tmp_path / "results", {"eng_Latn": 0.5})
     content = json.loads(file.read_text())
     content["results"]["sib200_eng_Latn"]["perplexity,none"] = 12.5
-    content["higher_is_better"] = {"sib200_eng_Latn": {"acc": True, "perplexity": False}}
+    content["higher_is_better"] = {f"{group}sib200_eng_Latn": {"acc": True, "perplexity": False}}
     file.write_text(json.dumps(content))
     record = valid(json.loads(export(read_run(file), tmp_path, "lab")[0].read_text()), "eval")
     lower = {
@@ -126,6 +127,20 @@ def test_samples_go_beside_the_record(tmp_path: Path, results: Path) -> None:
     record = json.loads(path.read_text())
     assert {line["evaluation_id"] for line in lines} == {record["evaluation_id"]}
     assert {line["evaluation_result_id"] for line in lines} == {"sib200_deu_Latn:acc"}
+
+
+def test_of_several_filters_the_first_counts(tmp_path: Path, results: Path) -> None:
+    write_samples(results, "deu_Latn", [sample(0, 0, 0), sample(0, 0, 1) | {"filter": "other"}, sample(1, 0, 1)])
+    _, samples = export(read_run(results), tmp_path / "out", "my-lab")
+    lines = [json.loads(line) for line in samples.read_text().splitlines()]
+    assert [(line["sample_id"], line["evaluation"]["score"]) for line in lines] == [("0", 1.0), ("1", 0.0)]
+
+
+def test_a_file_that_the_harness_did_not_write_is_one_line(tmp_path: Path, results: Path) -> None:
+    results.write_text(json.dumps(json.loads(results.read_text()) | {"higher_is_better": [1]}))
+    with pytest.raises(UserError, match="entries that the harness does not write"):
+        export(read_run(results), tmp_path / "out", "lab")
+    assert not (tmp_path / "out").exists()
 
 
 def test_samples_of_generated_answers(tmp_path: Path, results: Path) -> None:
