@@ -21,7 +21,7 @@ from lm_eval_spt.analysis.tables import mean_score
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.common.files import parse_yaml, read_text
 from lm_eval_spt.prompt.hub_download import REPOSITORY_ID
-from lm_eval_spt.prompt.soft_prompt import SoftPrompt
+from lm_eval_spt.prompt.soft_prompt import SoftPrompt, size_in_words
 
 CARD = "README.md"
 MAX_CARD = 2**20
@@ -162,11 +162,17 @@ def _description(prompt: SoftPrompt) -> str:
         model += f", which was tuned from `{tuned_from}` together with it"
     if adapter:
         model += f" with the LoRA adapter `{adapter}`, which was learned together with it"
-    return (
-        f"# {prompt.name}\n\nA soft prompt: {prompt.length} learned vectors of size {prompt.hidden_size}, placed "
-        f"{where[prompt.placement]} the text in the input-embedding space of {model}.\n\n"
-        f"Digest of vectors and placement: `{prompt.digest}`."
-    )
+    if prompt.kind == "kv":
+        what = (
+            f"A deep prefix (prefix tuning): {size_in_words(prompt.size)}, learned for each of {prompt.length} "
+            f"positions before the text, of {model}."
+        )
+    else:
+        what = (
+            f"A soft prompt: {prompt.length} learned {size_in_words(prompt.size)}, placed "
+            f"{where[prompt.placement]} the text in the input-embedding space of {model}."
+        )
+    return f"# {prompt.name}\n\n{what}\n\nDigest of vectors and placement: `{prompt.digest}`."
 
 
 def _usage(prompt: SoftPrompt, place: str, scored: Sequence[str]) -> str:

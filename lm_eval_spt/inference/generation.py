@@ -24,6 +24,7 @@ from transformers.generation.logits_process import EncoderRepetitionPenaltyLogit
 
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.inference import probe, transformers_internals
+from lm_eval_spt.inference.deep_prefix import is_deep
 from lm_eval_spt.inference.encoder_decoder import reads_padded
 from lm_eval_spt.inference.transformers_internals import (
     device_of,
@@ -76,7 +77,7 @@ def generate(
     Args:
         model: a causal LM or an encoder-decoder LM, in evaluation mode.
         contexts: token ids, the prompt's virtual tokens marked.
-        vectors: `[P, d]`, the soft prompt, if any.
+        vectors: `[P, d]`, the soft prompt, if any; or a deep prefix.
         max_new_tokens: how many tokens at most, in each row.
         pad_token_id: what stands behind the end of a row that is done before the others of its batch.
         stopping: makes the stopping criteria.
@@ -133,8 +134,13 @@ def _call(
         inputs = {"input_ids": text, "attention_mask": torch.ones_like(text)}
         steps = generation_from_scratch(model, whole)
     else:
-        inputs = {**model_inputs(model, ids, vectors), "attention_mask": mask}
-        inputs |= {"input_ids": text} if causal else {}
+        if is_deep(vectors):  # what has been read before the padding; `generate` makes no room in it for several beams
+            beams = max(int(_setting(model, settings, name) or 1) for name in ("num_beams", "num_return_sequences"))
+            inputs = model_inputs(model, ids.repeat(beams, 1), vectors)
+            mask = torch.nn.functional.pad(mask, (vectors.shape[3], 0), value=1)
+        else:
+            inputs = model_inputs(model, ids, vectors)
+        inputs |= {"attention_mask": mask, **({"input_ids": text} if causal else {})}
         steps = generation_from_embeddings(model)
     transformers_internals.forget_longer_texts(model)
     generate_tokens: Any = model.generate
