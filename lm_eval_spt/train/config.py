@@ -168,6 +168,14 @@ class TrainingConfig:
     epochs: int = _setting(
         20, "passes over the training documents; the best by validation loss is kept; 0 writes the initial prompt"
     )
+    average_checkpoints: int | None = _setting(
+        None,
+        "also try the mean of the last so many epochs' vectors, and keep what has the lowest validation loss; with "
+        "--tune prompt",
+    )
+    keep: Literal["best", "average"] = _setting(
+        "best", "'average' keeps that mean whatever its validation loss; 'best' what has the lowest"
+    )
     patience: int | None = _setting(
         None, "stop after so many epochs in a row without a lower validation loss; default: never"
     )
@@ -227,7 +235,7 @@ class TrainingConfig:
             _expect("prompt_length", self.prompt_length, self.prompt_length >= 1, expected)
         _expect("epochs", self.epochs, self.epochs >= 0, "a whole number from 0 on (0 writes the initial prompt)")
         optional_counts = ("shots", "validation_shots", "max_length", "patience", "reparameterization_hidden_size")
-        for name in (*optional_counts, "checkpoint_steps"):
+        for name in (*optional_counts, "checkpoint_steps", "average_checkpoints"):
             value = getattr(self, name)
             _expect(name, value, value is None or value >= 1, "a whole number from 1 on, or nothing")
         frozen = self.num_frozen_tokens
@@ -279,6 +287,11 @@ class TrainingConfig:
         else:
             expected = "2 or more: a dual prompt has a vector from the encoder and a free one at least"
             _expect("prompt_length", self.prompt_length, self.prompt_length >= 2, expected)
+        if self.average_checkpoints is not None:
+            expected = "nothing: copies of a tuned model are not kept; use --tune prompt"
+            _expect("average_checkpoints", self.average_checkpoints, self.tune == "prompt", expected)
+        elif self.keep == "average":
+            _expect("keep", self.keep, False, "it together with --average-checkpoints")
         if self.num_frozen_tokens:
             expected = "none: a network makes all vectors, and --num-frozen-tokens keeps some"
             _expect("reparameterization", self.reparameterization, self.reparameterization == "none", expected)
