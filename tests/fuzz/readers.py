@@ -84,9 +84,9 @@ METADATA = {
 }  # fmt: skip
 
 
-def _prompt_file(metadata: dict[str, str] | None, dtype: str = "F32", width: int = 4) -> bytes:
-    tensor = {"dtype": dtype, "shape": [3, 4], "data_offsets": [0, 12 * width]}
-    header: dict[str, object] = {"prompt_embeddings": tensor}
+def _prompt_file(metadata: dict[str, str] | None, dtype: str = "F32", width: int = 4, deep: bool = False) -> bytes:
+    name, shape = ("key_values", [1, 2, 1, 3, 2]) if deep else ("prompt_embeddings", [3, 4])
+    header: dict[str, object] = {name: {"dtype": dtype, "shape": shape, "data_offsets": [0, 12 * width]}}
     if metadata is not None:
         header["__metadata__"] = metadata
     text = json.dumps(header).encode()
@@ -336,6 +336,7 @@ READERS = {
                 _prompt_file({"lm_eval_spt": json.dumps({"placement": "prefix"})}, "BF16", 2),
                 _prompt_file({"lm_eval_spt": json.dumps({"placement": "both", "num_prefix_tokens": 1})}),
                 _prompt_file(None, "F16", 2),
+                _prompt_file({"lm_eval_spt": json.dumps({"prompt_kind": "kv", "num_layers": 1})}, deep=True),
             ],
             read_prompt,
         ),
@@ -348,7 +349,13 @@ READERS = {
                         "revision": "main", "num_virtual_tokens": 3, "token_dim": 4, "inference_mode": True,
                         "auto_mapping": None, "prompt_tuning_init": "RANDOM",
                     }
-                ).encode()
+                ).encode(),
+                json.dumps(
+                    {
+                        "peft_type": "PREFIX_TUNING", "num_virtual_tokens": 3, "num_layers": 1, "token_dim": 2,
+                        "num_attention_heads": 2, "num_transformer_submodules": 1,
+                    }
+                ).encode(),
             ],
             read_adapter,
         ),

@@ -53,10 +53,10 @@ def test_an_ensemble_and_an_average_of_runs_are_arms_of_their_own(tmp_path):
     plan = read_plan(file)
     sweep(str(file))
     members = [str(plan.output / "prompts" / f"seed{seed}.safetensors") for seed in (0, 1)]
-    loaded = {"pretrained": "mini", "device": "cpu", "batch_size": "auto"}
+    loaded = {"pretrained": "mini", "device": "cpu", "dtype": "float32", "batch_size": "auto"}
     ensemble = SPTLM.create_from_arg_obj({**loaded, "prompt": "+".join(members)})
     mean = sum(SoftPrompt.load(member).vectors for member in members) / 2
-    average = SPTLM(**loaded, prompt=SoftPrompt(mean))
+    average = SPTLM(**loaded, prompt=SoftPrompt(mean, {"placement": "suffix"}))
     for name, lm in (("ensemble", ensemble), ("average", average)):
         expected, written = score(lm), scores(plan.output, name)
         for task in TARGETS:
