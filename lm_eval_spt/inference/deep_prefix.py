@@ -94,7 +94,7 @@ def _one_token(model: PreTrainedModel) -> list[tuple[Tensor, Tensor]]:
             with torch.no_grad():
                 known = keys_and_values(plain_cache(model, token))
             if not known or not all(tensor.dim() == 4 and tensor.shape[2] == 1 for pair in known for tensor in pair):
-                raise ValueError("not every layer keeps keys and values")
+                raise ValueError("no keys and values of one token")
         except (
             AttributeError,
             IndexError,
@@ -104,7 +104,7 @@ def _one_token(model: PreTrainedModel) -> list[tuple[Tensor, Tensor]]:
             TypeError,
             ValueError,
         ) as error:
-            raise _no_deep_prefix(model, str(error).splitlines()[0]) from error
+            raise _no_deep_prefix(model, "not every layer keeps keys and values") from error
         vars(model)[_KEY] = known
     return known
 

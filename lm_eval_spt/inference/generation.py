@@ -218,16 +218,17 @@ def _layout(
 ) -> Layout:
     """Return the fastest layout in which ``generate`` goes on from a context as a plain pass over all tokens does.
 
-    It is tried at a model's first contexts with a prompt, and at its first without: two steps for two rows. It is
-    tried again beyond the length at which RoPE changes, and with guidance, whose passes some recurrent models mix up
+    It is tried at a model's first contexts with each kind of prompt, and without: two steps for two rows. It is tried
+    again beyond the length at which RoPE changes, and with guidance, whose passes some recurrent models mix up
     with the text's.
     """
     if model.config.is_encoder_decoder:
         # The encoder is given the mask, and the decoder's rows all begin with one token.
         return "padded" if reads_padded(model) else "equal"
     shortest, longest = min(contexts, key=len), max(contexts, key=len)
-    known: dict[tuple[bool, bool, bool], Layout] = vars(model).setdefault(_KEY, {})
-    key = (vectors is not None, switch is not None and len(longest) > switch, guidance != 1)
+    known: dict[tuple[str, bool, bool], Layout] = vars(model).setdefault(_KEY, {})
+    kind = "none" if vectors is None else "deep" if is_deep(vectors) else "embeddings"
+    key = (kind, switch is not None and len(longest) > switch, guidance != 1)
     if key not in known:
         shorter = shortest if len(shortest) < len(longest) else longest[1:] or longest
         trials: dict[Layout, list[Sequence[int]]] = {"padded": [shorter, longest], "equal": [longest, longest[::-1]]}

@@ -266,6 +266,7 @@ class _Probe:
         except FAILURES as error:
             name, reason = type(self._model).__name__, (str(error).strip() or type(error).__name__).splitlines()[0]
             needed = " with a soft prompt, which it has to take as inputs_embeds," if self._has_virtual else ""
+            needed += " behind a deep prefix" if is_deep(self._vectors) else ""
             raise UserError(f"{name} can not be run{needed} on a text ({reason}): use another base model") from error
         if not values.isfinite().all():
             raise not_finite(self._model)
