@@ -38,6 +38,9 @@ INDIVIDUAL = {"fil": "tgl", "nor": "nob"}
 NONE = ("und", "mul", "mis", "zxx")
 """Codes of no or several languages."""
 
+COMMON = ("pcm",)
+"""Nigerian Pidgin, which 120 million people speak."""
+
 MACRO_AREAS = {
     "Africa": "aeb afr aka amh ary arz bam bem cjk dik dyu ewe fon fuv gaz hau ibo kab kam kbp kea kik kin kmb knc kon "
     "lin lua lug luo mos nqo nso nus nya plt run sag sna som sot ssw swh taq tir tsn tso tum twi tzm umb wol xho yor "
@@ -111,7 +114,7 @@ def language_code(text: str) -> str | None:
         tag = langcodes.Language.get(text.replace("_", "-"), normalize=False)
         # Names of five to eight letters also have the form of a tag.
         if len(tag.language or "") in (2, 3) and _is_language(tag):
-            return _code(str(tag.language), tag.script or (tag.maximize().script if tag.territory else None))
+            return _code(str(tag.language), tag.script or _script_of_territory(tag))
     except langcodes.LanguageTagError:
         pass
     if own := {name.casefold(): iso639_3 for iso639_3, name in NAMES.items()}.get(text.casefold()):
@@ -121,6 +124,18 @@ def language_code(text: str) -> str | None:
     except LookupError:
         return None
     return _code(str(found.language), found.script) if found and _is_exact(found, text) else None
+
+
+def is_common(code: str) -> bool:
+    """Whether a code is that of a language in SIB-200, or of one that also has a code of two letters.
+
+    Args:
+        code: of ISO 639, or from :func:`language_code`.
+    """
+    from langcodes.data_dicts import LANGUAGE_ALPHA3
+
+    iso639 = code.partition("_")[0]
+    return len(iso639) == 2 or iso639 in _scripts() or iso639 in LANGUAGE_ALPHA3.values() or iso639 in COMMON
 
 
 def source_code(text: str) -> str:
@@ -150,11 +165,6 @@ def language(code: str) -> Language:
     areas = {language: area for area, languages in MACRO_AREAS.items() for language in languages.split()}
     shares = _shares().get(code, {})
     name = NAMES.get(iso639_3) or langcodes.Language.get(iso639_3).language_name()
-    seen_by = {
-        "xglm": bool(shares.get("xglm_share")),
-        "bloom": bool(shares.get("bloom_share")) or iso639_3 in BLOOM_WITHOUT_SHARE.split(),
-        "mini": code in _codes("mini_topics"),  # the demo task has the embedded model's languages
-    }
     return Language(
         code,
         iso639_3,
@@ -166,7 +176,7 @@ def language(code: str) -> Language:
         _branch(nodes),
         areas.get(iso639_3, "Eurasia") if in_sib200 else "",
         *(float(shares[key]) if shares.get(key) else None for key in ("xglm_share", "bloom_share")),
-        tuple(model for model, saw in seen_by.items() if saw),
+        _seen_by(code),
     )
 
 
@@ -188,7 +198,15 @@ def seen_by(base_model: str | None) -> frozenset[str] | None:
     family = "mini" if name == "mini" else next(prefixes, None)
     if family is None:
         return None
-    return frozenset(code for code, language in languages().items() if family in language.seen_by)
+    return frozenset(code for code in _codes("sib200") if family in _seen_by(code))
+
+
+def _script_of_territory(tag: langcodes.Language) -> str | None:
+    """The script of a language in a territory, if it is another one than elsewhere: of zh-TW and pa-PK."""
+    import langcodes
+
+    script = tag.maximize().script
+    return script if script != langcodes.Language.get(str(tag.language)).maximize().script else None
 
 
 def _is_language(tag: langcodes.Language) -> bool:
@@ -247,6 +265,16 @@ def _is_exact(found: langcodes.Language, name: str) -> bool:
         return langcodes.find(name[:-1], "en") != found
     except LookupError:
         return True
+
+
+def _seen_by(code: str) -> tuple[str, ...]:
+    shares = _shares().get(code, {})
+    saw = {
+        "xglm": shares.get("xglm_share"),
+        "bloom": shares.get("bloom_share") or code[:3] in BLOOM_WITHOUT_SHARE.split(),
+        "mini": code in _codes("mini_topics"),  # the demo task has the embedded model's languages
+    }
+    return tuple(model for model in saw if saw[model])
 
 
 def _branch(nodes: Sequence[str]) -> str:
