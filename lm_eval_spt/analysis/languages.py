@@ -27,6 +27,8 @@ from lm_eval_spt.common.paths import tasks_folder
 if TYPE_CHECKING:
     import langcodes
 
+ENGLISH = "eng_Latn"
+
 NAMES = {"prs": "Dari", "tgl": "Tagalog"}
 """langcodes takes these for Persian and Filipino, and names them so."""
 
@@ -38,8 +40,8 @@ INDIVIDUAL = {"fil": "tgl", "nor": "nob"}
 NONE = ("und", "mul", "mis", "zxx")
 """Codes of no or several languages."""
 
-COMMON = ("pcm",)
-"""Nigerian Pidgin, which 120 million people speak."""
+COMMON = ("pcm", "fil")
+"""Nigerian Pidgin and Filipino, which are neither and have more than 100 million speakers."""
 
 MACRO_AREAS = {
     "Africa": "aeb afr aka amh ary arz bam bem cjk dik dyu ewe fon fuv gaz hau ibo kab kam kbp kea kik kin kmb knc kon "
@@ -206,7 +208,7 @@ def _script_of_territory(tag: langcodes.Language) -> str | None:
     import langcodes
 
     script = tag.maximize().script
-    return script if script != langcodes.Language.get(str(tag.language)).maximize().script else None
+    return script if tag.territory and script != langcodes.Language.get(str(tag.language)).maximize().script else None
 
 
 def _is_language(tag: langcodes.Language) -> bool:

@@ -17,13 +17,11 @@ from typing import NamedTuple
 
 import yaml
 
-from lm_eval_spt.analysis.languages import is_common, language_code
+from lm_eval_spt.analysis.languages import ENGLISH, is_common, language_code
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.common.files import parse_yaml, read_text
 
 WORD = re.compile(r"[^\W_]+")
-
-ENGLISH = "eng_Latn"
 
 WORDS = frozenset(
     "an do in kv me mt no of to us ace ban bug cat est fin fur hat lit mar min mon nor npi pan run sag sat sin sun ton "
@@ -198,7 +196,7 @@ def read_languages(path: Path) -> dict[str, str]:
         raise UserError(f"--languages {path}: expected YAML lines such as 'my_task_x: deu', or CSV such as 'my_task_x,deu'")
     languages = {}
     for pattern, language in entries.items():
-        code = language_code(str(language))
+        code = language_code("no" if language is False else str(language))  # YAML takes no for false
         if code is None:
             raise UserError(
                 f"--languages {path}: {str(language)!r} of {pattern!r} is no language: expected a code such as deu_Latn, "
@@ -217,10 +215,13 @@ def _candidates(name: str) -> list[_Candidate]:
         for count in (3, 2, 1):
             span = words[index : index + count]
             start, end = span[0].start(), span[-1].end()
-            if len(span) < count or (start, end) == (0, len(name)) or end <= covered:
+            if len(span) < count or end <= covered or (count == 2 and name[span[0].end()] != "_"):
                 continue
             told = _language(tuple(word[0] for word in span), end == len(name))
-            if told is None or (count == 2 and name[span[0].end()] != "_"):
+            prefix = next((one for one in PREFIXES if count == 1 and span[0][0].lower().startswith(one)), None)
+            if told is None and prefix is not None:
+                told, end = (str(language_code(prefix)), PREFIX), start + len(prefix)
+            if told is None or (start, end) == (0, len(name)):
                 continue
             language, sure = told
             if span[0].end() == region:
@@ -254,10 +255,7 @@ def _language(words: tuple[str, ...], is_last: bool) -> tuple[str, float] | None
             return None if code is None else (code, UNSURE)
         return code, CODE if first not in WORDS_UNLESS_LAST else LAST if is_last else UNSURE
     code = language_code(text)
-    if code is not None:
-        return code, NAME if is_common(code) and text not in WORDS else UNSURE
-    prefix = next((prefix for prefix in PREFIXES if len(words) == 1 and text.lower().startswith(prefix)), None)
-    return None if prefix is None else (str(language_code(prefix)), PREFIX)
+    return None if code is None else (code, NAME if is_common(code) and text not in WORDS else UNSURE)
 
 
 def _given(name: str, found: Iterable[_Candidate], patterns: Mapping[str, str]) -> _Candidate | None:
@@ -268,8 +266,9 @@ def _given(name: str, found: Iterable[_Candidate], patterns: Mapping[str, str]) 
             start, end = match.span(1)
             return _Candidate(name[:start], name[start:end], name[end:], language, REGION)
         if match:
-            part = next((one for one in found if one.language == language), None)
-            return part or _Candidate(name, "", "", language, REGION)
+            parts = [one for one in found if one.language == language or one.sure]
+            best = max(parts, key=lambda one: (one.language == language, one.sure), default=_Candidate(name, "", "", "", 0))
+            return best._replace(language=language)
     return None
 
 

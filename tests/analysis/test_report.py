@@ -80,8 +80,8 @@ def test_the_command_prints_latex_and_reading_tables(tmp_path, capsys, monkeypat
     assert main(["transfer", f"a={tmp_path / 'a'}"]) == 0
     shown = capsys.readouterr().out
     assert "Scores in percent" in shown
-    assert "--languages shows them all" in shown
-    assert main(["transfer", f"a={tmp_path / 'a'}", "--languages"]) == 0
+    assert "--all-languages shows them all" in shown
+    assert main(["transfer", f"a={tmp_path / 'a'}", "--all-languages"]) == 0
     assert "(source)" in capsys.readouterr().out
 
 
@@ -92,7 +92,7 @@ def test_a_terminal_shows_every_table_of_many_arms(tmp_path):
     show(analysed(files), Console(file=terminal, width=250))
     shown = terminal.getvalue()
     assert shown.count("geographic") >= 3 * 12  # correlations, halves, differences
-    assert shown.count("--languages shows them all") == 1
+    assert shown.count("--all-languages shows them all") == 1
     assert "69 target languages" in shown and "(source)" not in shown
 
 

@@ -81,7 +81,7 @@ def test_partial_data_are_known_as_such(tmp_path):
         ('{"results": {}}', "is not a results file"),
         ('{"results": {"a_eng_Latn": 1}, "config": {}}', "is not a results file"),
         ('{"results": {"a_eng_Latn": {"acc,none": 1}}, "config": {}, "date": 1e300}', "is not a results file"),
-        ('{"results": {}, "config": {}}', "has no task whose name ends in a language code"),
+        ('{"results": {}, "config": {}}', "has no scores of any task"),
         ('{"results": {"a_eng_Latn": {"acc": 1}}, "config": {}}', "a version of lm-eval before 0.4"),
         (
             '{"results": {"a_eng_Latn": {"acc,none": 1}, "a_deu_Latn": {"acc,none": 1}}, "config": {}, '

@@ -4,7 +4,7 @@
 
 const board = JSON.parse(document.getElementById("board").textContent);
 const element = (id) => document.getElementById(id);
-const METRIC_NAMES = { acc: "accuracy", macro_f1: "macro-F1", acc_norm: "normalised accuracy", exact_match: "exact match", f1: "F1" };
+const METRIC_NAMES = { acc: "accuracy", macro_f1: "macro-F1", acc_norm: "normalised accuracy", exact_match: "exact match", f1: "F1", mcc: "Matthews correlation" };
 const EVERY = "all";
 
 board.languages.forEach((language, index) => Object.assign(language, { index }));
