@@ -127,7 +127,7 @@ class _Candidate(NamedTuple):
     @property
     def family(self) -> str:
         before = self.before.rstrip("_-. ")
-        return f"{before}{self.after}" if before else self.after.lstrip("_-. ")
+        return (f"{before}{self.after}" if before else self.after.lstrip("_-. ")) or self.text
 
 
 def task_languages(names: Iterable[str], given: Mapping[str, str] | None = None) -> dict[str, TaskLanguage]:
