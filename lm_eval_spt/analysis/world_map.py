@@ -7,7 +7,7 @@ The outlines are Natural Earth's (public domain), in ``html/land.json``. The pla
 from __future__ import annotations
 
 import json
-from pathlib import Path
+import pathlib
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-LAND = Path(__file__).parent / "html" / "land.json"
+LAND = pathlib.Path(__file__).parent / "html" / "land.json"
 
 SOUTH = 58
 """Degrees south of the equator at which a drawn map ends: no language is spoken beyond."""
@@ -33,20 +33,23 @@ def equal_earth(latitude: np.ndarray, longitude: np.ndarray) -> tuple[np.ndarray
 
 def draw_land(panel: Axes) -> None:
     """Draw the land and the map's edge, without Antarctica."""
-    from matplotlib.patches import Polygon
+    from matplotlib.patches import PathPatch, Polygon
+    from matplotlib.path import Path
 
     side = np.linspace(-SOUTH, 90, 91)
     edge = np.stack(equal_earth(np.concatenate([side, side[::-1]]), np.repeat([180.0, -180.0], len(side))), 1)
     frame = panel.add_patch(Polygon(edge, facecolor="none", edgecolor="0.75", linewidth=0.5))
     for polygon in json.loads(LAND.read_text(encoding="utf-8"))["coordinates"]:
-        longitude, latitude = np.array(polygon[0]).T
-        longitude = np.unwrap(longitude, period=360)  # a coast may go on beyond the map's edge
-        if latitude.max() < -SOUTH:
+        rings = [np.array(ring).T for ring in polygon]  # after the coast come lakes
+        if rings[0][1].max() < -SOUTH:
             continue
-        for shift in (-360, 0, 360):
-            if longitude.min() + shift < 180 and longitude.max() + shift > -180:
-                corners = np.stack(equal_earth(latitude, longitude + shift), 1)
-                panel.add_patch(Polygon(corners, facecolor="0.9", linewidth=0, clip_path=frame))
+        for shift in (-360, 0, 360):  # a coast may go on beyond the map's edge, in the east or the west
+            corners = [
+                np.stack(equal_earth(latitude, np.unwrap(longitude, period=360) + shift), 1)
+                for longitude, latitude in rings
+            ]
+            path = Path.make_compound_path(*(Path(ring, closed=True) for ring in corners))
+            panel.add_patch(PathPatch(path, facecolor="0.9", linewidth=0, clip_path=frame))
     panel.set_aspect("equal")
     panel.set(xlim=(edge[:, 0].min(), edge[:, 0].max()), ylim=(edge[:, 1].min(), edge[:, 1].max()))
     panel.axis("off")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval_spt.analysis.arms import Arm, curves, data_set
-from lm_eval_spt.analysis.distances import KINDS, distances
+from lm_eval_spt.analysis.distances import KINDS, coordinates, distances
 from lm_eval_spt.analysis.languages import language, seen_by
 from lm_eval_spt.analysis.leaderboard import METHOD, Leaderboard, Standing
 from lm_eval_spt.analysis.results import Score
@@ -37,6 +37,7 @@ def page(board: Leaderboard) -> str:
         "title": html.escape(f"Leaderboard: {_data_set(board)}"),
         "style": _part("page.css"),
         "data": as_json(contents(board)),
+        "land": _part("land.json"),
         "scripts": "\n".join(f"<script>{script}</script>" for script in scripts),
         "script_hashes": " ".join(f"'sha256-{_digest(script)}'" for script in scripts),
     }
@@ -48,6 +49,7 @@ def contents(board: Leaderboard) -> dict[str, Any]:
     """Return the data that `page.js` shows. Scores are shares of 1."""
     codes = sorted({language for arm in board.arms for name in board.standings for language in arm.scores(name)})
     measured = distances(board.source, codes)
+    places = coordinates(code.partition("_")[0] for code in codes)
     return {
         "source": board.source,
         "summary": _summary(board),
@@ -60,6 +62,7 @@ def contents(board: Leaderboard) -> dict[str, Any]:
         "languages": [
             _language(code, [arm.base_model for arm in board.arms])
             | {"distances": {kind: _round(measured.values[kind].get(code)) for kind in KINDS}}
+            | {"place": places.get(code.partition("_")[0])}
             for code in codes
         ],
         "arms": [
