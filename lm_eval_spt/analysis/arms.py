@@ -228,7 +228,7 @@ def source_language(arms: Iterable[Arm]) -> str:
 
 
 def common_metrics(arms: Sequence[Arm]) -> list[str]:
-    """Return the metrics that all runs have, in the order in which the harness reports them; the first is the default."""
+    """Return the metrics that all runs have, in the order in which the task reports them; the first is the default."""
     runs = [run for arm in arms for run in arm.runs]
     return [metric for metric in runs[0].scores if all(metric in run.scores for run in runs)]
 

@@ -137,9 +137,9 @@ def family_nodes(languages: Iterable[str]) -> dict[str, list[str]]:
 def coordinates(languages: Iterable[str]) -> dict[str, tuple[float, float]]:
     """Return where languages are spoken, as one point each: latitude and longitude in degrees.
 
-    A vector of ``geo`` holds the distances (as shares of half the globe's girth) from 299 points, which the names of the
-    features give. The cosine of a distance is the product of two vectors of length 1 from the globe's centre, so that the
-    language's follows by least squares.
+    A vector of ``geo`` holds the distances (as shares of half the globe's girth) from 299 points, which the names of
+    the features give. The cosine of a distance is the product of two vectors of length 1 from the globe's centre, so
+    that the language's follows by least squares.
 
     Args:
         languages: ISO 639-3 codes. A language whose place is not known is absent.

@@ -55,8 +55,8 @@ def draw(analysis: Analysis, arms: Sequence[Arm], folder: Path) -> list[Path]:
     """Draw all figures that the data allow, each as PNG and as PDF.
 
     They are ``distance`` (score over distance for each arm), ``families``, ``differences`` (from the reference, by
-    family), ``heatmap`` and ``map`` (of the world: the reference's scores, and the other arms' gains); and if arms differ in that setting alone, ``prompt_length`` and ``reparameterization`` (by
-    family).
+    family), ``heatmap`` and ``map`` (of the world: the reference's scores, and the gains of the others); and if arms
+    differ in that setting alone, ``prompt_length`` and ``reparameterization`` (by family).
 
     Args:
         analysis: the numbers.

@@ -51,8 +51,8 @@ MACRO_AREAS = {
     "Papunesia": "ace ban bjn bug ceb fij ilo ind jav min mri pag smo sun tgl tpi war",
     "South America": "ayr grn pap quy",
 }
-"""By ISO 639-3 code; all others of SIB-200 are in Eurasia. Glottolog has no area for the macro-languages est grn kon srd
-zho: they have the area of their varieties."""
+"""By ISO 639-3 code; all others of SIB-200 are in Eurasia. Glottolog has no area for the macro-languages est grn kon
+srd zho: they have the area of their varieties."""
 
 BRANCH_DEPTH = 4
 """How many nodes from the family down are searched for a branch: Austronesian divides at the third node."""
@@ -177,7 +177,8 @@ def language(code: str) -> Language:
         nodes[0] if nodes else "",
         _branch(nodes),
         areas.get(iso639_3, "Eurasia") if in_sib200 else "",
-        *(float(shares[key]) if shares.get(key) else None for key in ("xglm_share", "bloom_share")),
+        _number(shares.get("xglm_share")),
+        _number(shares.get("bloom_share")),
         _seen_by(code),
     )
 
@@ -267,6 +268,10 @@ def _is_exact(found: langcodes.Language, name: str) -> bool:
         return langcodes.find(name[:-1], "en") != found
     except LookupError:
         return True
+
+
+def _number(text: str | None) -> float | None:
+    return float(text) if text else None
 
 
 def _seen_by(code: str) -> tuple[str, ...]:

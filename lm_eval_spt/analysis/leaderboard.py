@@ -72,8 +72,8 @@ def rank(arms: Sequence[Arm], source: str, metric: str = "acc", notices: Iterabl
         UserError: an arm lacks the metric, or the arms have no target language in common.
     """
     for arm in arms:
-        scores = arm.scores(metric).values()
-        if not scores or any(abs(score.value) > 1 for score in scores):
+        own = arm.scores(metric).values()
+        if not own or any(abs(score.value) > 1 for score in own):
             raise UserError(
                 f"{arm.name!r} has no {metric!r} to rank by: expected a share of 1 that all runs have, such as "
                 f"{', '.join(name for name in METRICS if arm.scores(name)) or METRICS[0]}"

@@ -196,9 +196,7 @@ def read_run(path: Path) -> EvaluationRun:
     return runs[0]
 
 
-def read_all(
-    places: Iterable[Path], given: Mapping[str, str] | None = None
-) -> tuple[list[EvaluationRun], list[str]]:
+def read_all(places: Iterable[Path], given: Mapping[str, str] | None = None) -> tuple[list[EvaluationRun], list[str]]:
     """Read all results files in `places`, files or folders; those that can not be used are left out.
 
     Args:
@@ -264,8 +262,8 @@ def _runs(path: Path, content: dict[str, Any], given: Mapping[str, str] | None) 
         raise UserError(f"{path} was written by a version of lm-eval before 0.4, which is not read: score it again")
     members = {name: _members(name, content.get("group_subtasks") or {}) for name in scored}
     told = _told(scored, members, given)
-    tasks = {*scored} & {*(content.get("n-samples") or scored)}  # a group has no documents of its own
-    left_out = sorted(tasks.difference(told, *(members[name] for name in told)))
+    own_documents = {*scored} & {*(content.get("n-samples") or scored)}  # a group has none
+    left_out = sorted(own_documents.difference(told, *(members[name] for name in told)))
     if not told:
         raise UserError(f"{path}: {_cannot_be_told(left_out)}")
     families: dict[str, dict[str, str]] = {}

@@ -1,8 +1,8 @@
 """The language of a harness task, told from its name: ``xnli_de``, ``masakhanews_swa_prompt_1``, ``belebele_fra_Latn``.
 
-A name is split into words. A word, or a few of them (``fra_Latn``, ``scottish_gaelic``), may be a language's code or its
-English name. Many codes are other words, too (``is``, ``law``, ``sat``). So names that are read together help each other:
-in ``multiblimp_abk``, ``multiblimp_aln``, ``multiblimp_kir`` the language is where they differ.
+A name is split into words. A word, or a few of them (``fra_Latn``, ``scottish_gaelic``), may be a language's code or
+its English name. Many codes are other words, too (``is``, ``law``, ``sat``). So names that are read together help each
+other: in ``multiblimp_abk``, ``multiblimp_aln``, ``multiblimp_kir`` the language is where they differ.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from lm_eval_spt.common.files import parse_yaml, read_text
 
 WORD = re.compile(r"[^\W_]+")
 
-WORDS = frozenset(
+WORDS = (
     "an do in kv me mt no of to us ace ban bug cat est fin fur hat lit mar min mon nor npi pan run sag sat sin sun ton "
-    "war more".split()
+    "war more"
 )
 """Codes and a name of common languages that are other words as well: they count where names differ."""
 
-WORDS_UNLESS_LAST = frozenset("as be cs he is my or so".split())
+WORDS_UNLESS_LAST = "as be cs he is my or so"
 """The same, but at the end of a name they count."""
 
 CODE_AND_SCRIPT, NAME, REGION, CODE, PREFIX, LAST, UNSURE = 6.0, 5.0, 4.0, 3.0, 2.0, 1.0, 0.0
@@ -84,9 +84,9 @@ HARNESS = {
 """Tasks of the harness whose names do not say their language, or say it in a way of their own."""
 
 PREFIXES = (
-    "arabic bangla basque catalan chinese english french galician german greek indonesian italian japanese korean persian "
-    "portuguese russian spanish swahili turkish vietnamese"
-).split()
+    "arabic bangla basque catalan chinese english french galician german greek indonesian italian japanese korean "
+    "persian portuguese russian spanish swahili turkish vietnamese"
+)
 """Names that words can begin with, such as ``arabicmmlu``."""
 
 
@@ -171,9 +171,9 @@ def read_languages(path: Path) -> dict[str, str]:
     """Read a file that says the languages of tasks.
 
     Args:
-        path: YAML, a mapping from a task's name to its language, or CSV with a task and its language in each line. For a
-            name there can be a pattern (``*``, ``?``). Braces mark the part of a name that stands for the language, so
-            that tasks which differ there belong together: ``pisa_{ch}: Chinese``.
+        path: YAML, a mapping from a task's name to its language, or CSV with a task and its language in each line. For
+            a name there can be a pattern (``*``, ``?``). Braces mark the part of a name that stands for the language,
+            so that tasks which differ there belong together: ``pisa_{ch}: Chinese``.
 
     Returns:
         Pattern to the language's code, in the file's order: the first that fits counts.
@@ -193,14 +193,16 @@ def read_languages(path: Path) -> dict[str, str]:
     except (ValueError, yaml.YAMLError, RecursionError):
         entries = None
     if not isinstance(entries, dict) or not entries:
-        raise UserError(f"--languages {path}: expected YAML lines such as 'my_task_x: deu', or CSV such as 'my_task_x,deu'")
+        raise UserError(
+            f"--languages {path}: expected YAML lines such as 'my_task: deu', or CSV such as 'my_task,deu'"
+        )
     languages = {}
     for pattern, language in entries.items():
         code = language_code("no" if language is False else str(language))  # YAML takes no for false
         if code is None:
             raise UserError(
-                f"--languages {path}: {str(language)!r} of {pattern!r} is no language: expected a code such as deu_Latn, "
-                "deu or de, or an English name"
+                f"--languages {path}: {str(language)!r} of {pattern!r} is no language: expected a code such as "
+                "deu_Latn, deu or de, or an English name"
             )
         languages[str(pattern)] = code
     return languages
@@ -218,7 +220,7 @@ def _candidates(name: str) -> list[_Candidate]:
             if len(span) < count or end <= covered or (count == 2 and name[span[0].end()] != "_"):
                 continue
             told = _language(tuple(word[0] for word in span), end == len(name))
-            prefix = next((one for one in PREFIXES if count == 1 and span[0][0].lower().startswith(one)), None)
+            prefix = next((one for one in PREFIXES.split() if count == 1 and span[0][0].lower().startswith(one)), None)
             if told is None and prefix is not None:
                 told, end = (str(language_code(prefix)), PREFIX), start + len(prefix)
             if told is None or (start, end) == (0, len(name)):
@@ -245,17 +247,17 @@ def _language(words: tuple[str, ...], is_last: bool) -> tuple[str, float] | None
         code = language_code("_".join(words))
         return None if code is None else (code, CODE_AND_SCRIPT)
     if lengths == [2, 2] and text.islower():
-        code = language_code("_".join(words)) if is_common(first) and not WORDS & {*words} else None
+        code = language_code("_".join(words)) if is_common(first) and not {*words} & {*WORDS.split()} else None
         return None if code in (None, ENGLISH) else (str(code), REGION)
     if not text.replace(" ", "").isalpha():
         return None
     if min(lengths) < 4:
         code = language_code(first) if len(words) == 1 and first.islower() else None  # in capitals it is something else
-        if code is None or first in WORDS or not is_common(first):
+        if code is None or first in WORDS.split() or not is_common(first):
             return None if code is None else (code, UNSURE)
-        return code, CODE if first not in WORDS_UNLESS_LAST else LAST if is_last else UNSURE
+        return code, CODE if first not in WORDS_UNLESS_LAST.split() else LAST if is_last else UNSURE
     code = language_code(text)
-    return None if code is None else (code, NAME if is_common(code) and text not in WORDS else UNSURE)
+    return None if code is None else (code, NAME if is_common(code) and text not in WORDS.split() else UNSURE)
 
 
 def _given(name: str, found: Iterable[_Candidate], patterns: Mapping[str, str]) -> _Candidate | None:
@@ -267,7 +269,9 @@ def _given(name: str, found: Iterable[_Candidate], patterns: Mapping[str, str]) 
             return _Candidate(name[:start], name[start:end], name[end:], language, REGION)
         if match:
             parts = [one for one in found if one.language == language or one.sure]
-            best = max(parts, key=lambda one: (one.language == language, one.sure), default=_Candidate(name, "", "", "", 0))
+            best = max(
+                parts, key=lambda one: (one.language == language, one.sure), default=_Candidate(name, "", "", "", 0)
+            )
             return best._replace(language=language)
     return None
 

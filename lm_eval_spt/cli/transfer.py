@@ -47,9 +47,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--majority", type=float, metavar="SHARE", help="show the score of the largest class, such as 0.25"
     )
-    parser.add_argument(
-        "--all-languages", action="store_true", help="show more than 60 languages in the terminal, too"
-    )
+    parser.add_argument("--all-languages", action="store_true", help="show more than 60 languages in the terminal, too")
     parser.add_argument("--latex", action="store_true", help="print LaTeX tables instead")
     parser.add_argument(
         "--output",

@@ -28,9 +28,9 @@ def test_the_facts_of_sib200_are_those_of_the_first_results():
 def test_it_has_the_languages_of_sib200():
     assert set(languages()) == task_languages("sib200/languages.txt")
     assert len(languages()) == 205
-    for code, language in languages().items():
-        assert code == f"{language.iso639_3}_{language.script}"
-        assert all((language.name, language.script_name, language.family, language.macro_area))
+    for code, facts in languages().items():
+        assert code == f"{facts.iso639_3}_{facts.script}"
+        assert all((facts.name, facts.script_name, facts.family, facts.macro_area))
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,9 @@ def test_a_language_has_one_code(code, texts):
     assert {text: language_code(text) for text in texts.split()} == dict.fromkeys(texts.split(), code)
 
 
-@pytest.mark.parametrize("text", ["", "x", "xx", "qqq", "qaa", "mul", "und", "eng_Abcd", "prompt", "general", "Darija", "12", "a b c"])
+@pytest.mark.parametrize(
+    "text", ["", "x", "xx", "qqq", "qaa", "mul", "und", "eng_Abcd", "prompt", "general", "Darija", "12", "a b c"]
+)
 def test_what_is_no_language(text):
     assert language_code(text) is None
     with pytest.raises(UserError, match="is no language: expected a code such as eng_Latn, eng or en") as caught:
