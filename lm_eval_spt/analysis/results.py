@@ -255,13 +255,13 @@ def _runs(path: Path, content: dict[str, Any], given: Mapping[str, str] | None) 
     content = content | {key: _without_group(content[key]) for key in per_task if key in content}
     results, config = content["results"], content["config"]
     _check_record(path, content)
-    scored = [name for name, values in results.items() if TASK.fullmatch(name) and any("," in key for key in values)]
+    scored = [name for name, values in results.items() if any("," in key for key in values)]
     if not scored:
         if not results:
             raise UserError(f"{path} has no scores of any task: score it again")
         raise UserError(f"{path} was written by a version of lm-eval before 0.4, which is not read: score it again")
     members = {name: _members(name, content.get("group_subtasks") or {}) for name in scored}
-    told = _told(scored, members, given)
+    told = _told([name for name in scored if TASK.fullmatch(name)], members, given)
     own_documents = {*scored} & {*(content.get("n-samples") or scored)}  # a group has none
     left_out = sorted(own_documents.difference(told, *(members[name] for name in told)))
     if not told:

@@ -188,23 +188,29 @@ def read_languages(path: Path) -> dict[str, str]:
             entries: object = dict(rows[1:] if rows and rows[0] == ["task", "language"] else rows)
         else:
             entries = parse_yaml(text)
+        if not isinstance(entries, dict):
+            raise ValueError("no mapping")
+        # YAML takes no for false.
+        given = {str(pattern): "no" if said is False else str(said) for pattern, said in entries.items()}
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"--languages {path} can not be read: {error.strerror or error}") from None
     except (ValueError, yaml.YAMLError, RecursionError):
-        entries = None
-    if not isinstance(entries, dict) or not entries:
+        given = {}
+    if not given:
         raise UserError(
             f"--languages {path}: expected YAML lines such as 'my_task: deu', or CSV such as 'my_task,deu'"
         )
     languages = {}
-    for pattern, language in entries.items():
-        code = language_code("no" if language is False else str(language))  # YAML takes no for false
+    for pattern, said in given.items():
+        code = language_code(said)
         if code is None:
             raise UserError(
-                f"--languages {path}: {str(language)!r} of {pattern!r} is no language: expected a code such as "
+                f"--languages {path}: {said[:80]!r} of {pattern[:80]!r} is no language: expected a code such as "
                 "deu_Latn, deu or de, or an English name"
             )
-        languages[str(pattern)] = code
+        languages[pattern] = code
     return languages
 
 
