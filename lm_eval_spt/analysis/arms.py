@@ -162,7 +162,7 @@ def read_arms(
 
 
 def comparable(runs: Sequence[EvaluationRun]) -> tuple[list[EvaluationRun], list[str]]:
-    """Keep the largest set of runs that were scored on the same documents in the same way.
+    """Keep the largest set of runs that were scored on the same documents in the same way: the most runs, or languages.
 
     Returns:
         These runs, and for each of the others a line that says how it differs.
@@ -170,7 +170,10 @@ def comparable(runs: Sequence[EvaluationRun]) -> tuple[list[EvaluationRun], list
     if not runs:
         return [], []
     protocols = [_protocol(run) for run in runs]
-    common = dict(Counter(tuple(protocol.items()) for protocol in protocols).most_common(1)[0][0])
+    runs_of: dict[tuple[Any, ...], list[EvaluationRun]] = {}
+    for run, protocol in zip(runs, protocols, strict=True):
+        runs_of.setdefault(tuple(protocol.items()), []).append(run)
+    common = dict(max(runs_of, key=lambda key: (len(runs_of[key]), sum(len(run.tasks) for run in runs_of[key]))))
     kept, left_out = [], []
     for run, protocol in zip(runs, protocols, strict=True):
         differences = [f"{key} {value}, not {common[key]}" for key, value in protocol.items() if value != common[key]]
