@@ -173,7 +173,8 @@ def comparable(runs: Sequence[EvaluationRun]) -> tuple[list[EvaluationRun], list
     runs_of: dict[tuple[Any, ...], list[EvaluationRun]] = {}
     for run, protocol in zip(runs, protocols, strict=True):
         runs_of.setdefault(tuple(protocol.items()), []).append(run)
-    common = dict(max(runs_of, key=lambda key: (len(runs_of[key]), sum(len(run.tasks) for run in runs_of[key]))))
+    largest = max(runs_of, key=lambda same: (len(runs_of[same]), sum(len(run.tasks) for run in runs_of[same])))
+    common = dict(largest)
     kept, left_out = [], []
     for run, protocol in zip(runs, protocols, strict=True):
         differences = [f"{key} {value}, not {common[key]}" for key, value in protocol.items() if value != common[key]]

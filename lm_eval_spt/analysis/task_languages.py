@@ -199,9 +199,7 @@ def read_languages(path: Path) -> dict[str, str]:
     except (ValueError, yaml.YAMLError, RecursionError):
         given = {}
     if not given:
-        raise UserError(
-            f"--languages {path}: expected YAML lines such as 'my_task: deu', or CSV such as 'my_task,deu'"
-        )
+        raise UserError(f"--languages {path}: expected YAML lines such as 'my_task: deu', or CSV such as 'my_task,deu'")
     languages = {}
     for pattern, said in given.items():
         code = language_code(said)

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
-from lm_eval_spt.analysis.arms import Arm, data_set, source_language
+from lm_eval_spt.analysis.arms import Arm, common_metrics, data_set, source_language
 from lm_eval_spt.analysis.report import transfer_table
 from lm_eval_spt.analysis.results import Score
 from lm_eval_spt.analysis.tables import mean_score
@@ -124,7 +124,7 @@ def _front_matter(prompt: SoftPrompt, own: Sequence[Arm], source: str) -> dict[s
         tags=["soft-prompt", "prompt-tuning", "cross-lingual-transfer"],
         datasets=sorted({DATASETS[name] for family in families if (name := data_set(family)) in DATASETS}) or None,
         language=sorted({language.partition("_")[0] for language in languages}),
-        metrics=sorted({METRICS[name] for arm in own for name in METRICS if arm.scores(name)}) or None,
+        metrics=sorted({METRICS.get(name, name) for arm in own for name in _metrics(arm)}) or None,
         model_name=prompt.name,
         eval_results=[result for arm in own for result in _eval_results(arm, source)] or None,
     )
@@ -136,7 +136,7 @@ def _eval_results(arm: Arm, source: str) -> list[EvalResult]:
     family = arm.runs[0].family
     data_set_name = data_set(family)
     results = []
-    for metric, hub_metric in METRICS.items():
+    for metric in _metrics(arm):
         scores = arm.scores(metric)
         targets = [score for language, score in scores.items() if language != source]
         for where, score in (
@@ -151,7 +151,7 @@ def _eval_results(arm: Arm, source: str) -> list[EvalResult]:
                         dataset_name=f"{family}, {where}",
                         dataset_config=where,
                         dataset_split="test",
-                        metric_type=hub_metric,
+                        metric_type=METRICS.get(metric, metric),
                         metric_name=metric,
                         metric_value=round(score.value, 4),
                     )
@@ -237,8 +237,8 @@ def _results(own: Sequence[Arm], others: Sequence[Arm], source: str) -> str:
     columns: dict[str, dict[str, Score]] = {}
     for arm in own:
         name = arm.name if len(own) == 1 else f"{arm.name} ({arm.runs[0].family})"
-        columns |= {f"{_cell(name)}, {metric}": arm.scores(metric) for metric in METRICS if arm.scores(metric)}
-    first = [metric for metric in METRICS if own[0].scores(metric)][:1]
+        columns |= {f"{_cell(name)}, {metric}": arm.scores(metric) for metric in _metrics(arm)}
+    first = _metrics(own[0])[:1]
     for arm in others:
         name = arm.name if len(arm.runs) == 1 else f"{arm.name} (mean of {len(arm.runs)} runs)"
         columns |= {f"{_cell(name)}, {metric}": arm.scores(metric) for metric in first if arm.scores(metric)}
@@ -246,6 +246,12 @@ def _results(own: Sequence[Arm], others: Sequence[Arm], source: str) -> str:
         f"## Results\n\nIn percent, with standard errors over the test documents; learned on {source} alone.\n\n"
         f"{transfer_table(columns, source)}"
     ).rstrip()
+
+
+def _metrics(arm: Arm) -> list[str]:
+    """The metrics that are shown: those that the Hub knows, or else the first that the task reports."""
+    reported = common_metrics([arm])
+    return [metric for metric in METRICS if metric in reported] or reported[:1]
 
 
 def _cell(value: Any) -> str:
