@@ -11,7 +11,7 @@ import csv
 import functools
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -90,6 +90,10 @@ PREFIXES = (
 """Names that words can begin with, such as ``arabicmmlu``."""
 
 
+MAX_NAMES = 20_000
+"""How many names are remembered: results of many runs have the same tasks."""
+
+
 class TaskLanguage(NamedTuple):
     """What a task's name says.
 
@@ -153,7 +157,7 @@ def task_languages(names: Iterable[str], given: Mapping[str, str] | None = None)
 
     told = {}
     for name, found in candidates.items():
-        fixed = _given(name, found, given or {}) or _given(name, found, HARNESS)
+        fixed = _given(name, given or {}) or _of_harness(name)
         possible = [one for one in found if one.sure or differing[one.place_of_its_length] >= ENOUGH]
         if fixed or possible:
             told[name] = fixed or max(
@@ -212,7 +216,8 @@ def read_languages(path: Path) -> dict[str, str]:
     return languages
 
 
-def _candidates(name: str) -> list[_Candidate]:
+@functools.lru_cache(MAX_NAMES)
+def _candidates(name: str) -> Sequence[_Candidate]:
     """The parts of a name that can be its language."""
     words = list(WORD.finditer(name))
     found: list[_Candidate] = []
@@ -264,7 +269,12 @@ def _language(words: tuple[str, ...], is_last: bool) -> tuple[str, float] | None
     return None if code is None else (code, NAME if is_common(code) and text not in WORDS.split() else UNSURE)
 
 
-def _given(name: str, found: Iterable[_Candidate], patterns: Mapping[str, str]) -> _Candidate | None:
+@functools.lru_cache(MAX_NAMES)
+def _of_harness(name: str) -> _Candidate | None:
+    return _given(name, HARNESS)
+
+
+def _given(name: str, patterns: Mapping[str, str]) -> _Candidate | None:
     """The language of the first pattern that fits a name."""
     for pattern, language in patterns.items():
         match = _compiled(pattern).fullmatch(name)
@@ -272,7 +282,7 @@ def _given(name: str, found: Iterable[_Candidate], patterns: Mapping[str, str]) 
             start, end = match.span(1)
             return _Candidate(name[:start], name[start:end], name[end:], language, REGION)
         if match:
-            parts = [one for one in found if one.language == language or one.sure]
+            parts = [one for one in _candidates(name) if one.language == language or one.sure]
             best = max(
                 parts, key=lambda one: (one.language == language, one.sure), default=_Candidate(name, "", "", "", 0)
             )
