@@ -27,9 +27,11 @@ from lm_eval_spt.analysis.arms import read_arms
 from lm_eval_spt.analysis.documents import read_answers
 from lm_eval_spt.analysis.html import page
 from lm_eval_spt.analysis.html.page import as_json, contents
+from lm_eval_spt.analysis.languages import language
 from lm_eval_spt.analysis.leaderboard import rank, ranking_lines
 from lm_eval_spt.analysis.results import EvaluationRun, read_runs
 from lm_eval_spt.analysis.statistics import resample
+from lm_eval_spt.analysis.task_languages import read_languages, task_languages
 from lm_eval_spt.cli.sweep import _print_runs
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.harness.evaluate import _finished
@@ -162,7 +164,7 @@ SAMPLES = b"".join(
 
 def read_samples(path: Path) -> None:
     """Read the answers to single documents, and resample both kinds of metric."""
-    run = EvaluationRun(path, "sib200", {}, {}, None, None, None, None, None, None, None, None, {})
+    run = EvaluationRun(path, "sib200", {}, {}, {}, None, None, None, None, None, None, None, None, {}, [])
     beside = path.with_name("samples_sib200_eng_Latn_x.jsonl")
     path.replace(beside)
     run = EvaluationRun(
@@ -171,6 +173,18 @@ def read_samples(path: Path) -> None:
     for metric in ("acc", "macro_f1"):
         answers = read_answers([run], ["eng_Latn"], metric)
         assert np.isfinite(answers.resampled(metric, resample(len(answers.labels), 20))).all()
+
+
+def read_task_languages(path: Path) -> None:
+    """Read what a user says of the languages of tasks, and tell some by it."""
+    given = read_languages(path)
+    for task in task_languages(["xnli_de", "my_task", "hellaswag", *given], given).values():
+        assert language(task.language).name and task.family
+
+
+TASK_LANGUAGES = [
+    b"hellaswag: en\n'my_*_{german}': deu_Latn\nnorwegian: no\n\"pisa_{ch}?\": zh-TW\nx: Nigerian Pidgin\n",
+]
 
 
 def read_settings(path: Path) -> None:
@@ -361,6 +375,7 @@ READERS = {
         ),
         Reader("results", "json", "results_x.json", [json.dumps(RESULTS).encode()], read_results),
         Reader("samples", "jsonl", "given.jsonl", [SAMPLES], read_samples),
+        Reader("task languages", "yaml", "languages.yaml", TASK_LANGUAGES, read_task_languages),
         Reader("settings", "yaml", "run.yaml", SETTINGS, read_settings),
         Reader(
             "topics", "text", "test.tsv",
