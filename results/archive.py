@@ -16,7 +16,17 @@ from lm_eval_spt.analysis.results import read_runs, results_files
 from lm_eval_spt.common.errors import UserError, show_user_errors_in_one_line
 from lm_eval_spt.common.files import MAX_RESULTS_FILE, parse_json, read_text, write
 
-KEPT = ("results", "versions", "n-shot", "n-samples", "config", "date", "lm_eval_version", "model_name")
+KEPT = (
+    "results",
+    "group_subtasks",
+    "versions",
+    "n-shot",
+    "n-samples",
+    "config",
+    "date",
+    "lm_eval_version",
+    "model_name",
+)
 
 
 def pack(folder: Path, archive: Path) -> None:

@@ -12,12 +12,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from lm_eval_spt.analysis.languages import ENGLISH, language_code
 from lm_eval_spt.analysis.results import EvaluationRun, Score, mean_over_runs, read_all, results_files
+from lm_eval_spt.analysis.task_languages import task_languages
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.common.files import is_below_current_folder
 
-CONTEXTS = re.compile(r"_(instruct|xglm|bloom)$")
-"""The ending of task families that show the same documents in another context: ``sib200_instruct`` and ``sib200``."""
+CONTEXTS = re.compile(r"_(instruct|xglm|bloom|prompt_\d+)$")
+"""The ending of task families that show the same documents in another context: ``sib200_instruct`` and ``sib200``,
+``nollysenti_prompt_2`` and ``nollysenti_prompt_1``."""
 
 NO_EFFECT = ("seed", "preset", "context_cache")
 """Hyper-parameters in which the runs of an arm may differ."""
@@ -109,12 +112,15 @@ class Arm:
         return None if documents is None or epochs is None else f"{documents} documents × {epochs} epochs"
 
 
-def read_arms(places: Iterable[tuple[str | None, Path]]) -> tuple[list[Arm], list[str]]:
+def read_arms(
+    places: Iterable[tuple[str | None, Path]], given: Mapping[str, str] | None = None
+) -> tuple[list[Arm], list[str]]:
     """Read results and sort them into arms.
 
     Args:
         places: results files, or folders of them, each with a name or None. Runs under one name are one arm for each
             task family. Runs without a name are one arm if they differ in the seed alone.
+        given: the languages of tasks, see :func:`lm_eval_spt.analysis.task_languages.read_languages`.
 
     Returns:
         The arms, and one line for each results file or run that is left out.
@@ -127,7 +133,7 @@ def read_arms(places: Iterable[tuple[str | None, Path]]) -> tuple[list[Arm], lis
     runs: list[EvaluationRun] = []
     left_out: list[str] = []
     for name in dict.fromkeys(name for name, _ in places):  # a place under two names belongs to both arms
-        named_runs, problems = read_all(place for given, place in places if given == name)
+        named_runs, problems = read_all((place for other, place in places if other == name), given)
         runs += named_runs
         left_out += problems
     runs, not_comparable = comparable(runs)
@@ -143,9 +149,9 @@ def read_arms(places: Iterable[tuple[str | None, Path]]) -> tuple[list[Arm], lis
     arms: dict[str, Arm] = {}
     for (key, family), members in groups.items():
         arm_runs, trainings = [run for run, _ in members], [training for _, training in members]
-        given = names[arm_runs[0].path]
-        name = given or _describe(arm_runs, several_bases)
-        if given and families[key] > 1:
+        given_name = names[arm_runs[0].path]
+        name = given_name or _describe(arm_runs, several_bases)
+        if given_name and families[key] > 1:
             name += f" ({family})"
         while name in arms:  # for example the same prompt with another dtype
             name += "*"
@@ -156,7 +162,7 @@ def read_arms(places: Iterable[tuple[str | None, Path]]) -> tuple[list[Arm], lis
 
 
 def comparable(runs: Sequence[EvaluationRun]) -> tuple[list[EvaluationRun], list[str]]:
-    """Keep the largest set of runs that were scored on the same documents in the same way.
+    """Keep the largest set of runs that were scored on the same documents in the same way: the most runs, or languages.
 
     Returns:
         These runs, and for each of the others a line that says how it differs.
@@ -164,7 +170,11 @@ def comparable(runs: Sequence[EvaluationRun]) -> tuple[list[EvaluationRun], list
     if not runs:
         return [], []
     protocols = [_protocol(run) for run in runs]
-    common = dict(Counter(tuple(protocol.items()) for protocol in protocols).most_common(1)[0][0])
+    runs_of: dict[tuple[Any, ...], list[EvaluationRun]] = {}
+    for run, protocol in zip(runs, protocols, strict=True):
+        runs_of.setdefault(tuple(protocol.items()), []).append(run)
+    largest = max(runs_of, key=lambda same: (len(runs_of[same]), sum(len(run.tasks) for run in runs_of[same])))
+    common = dict(largest)
     kept, left_out = [], []
     for run, protocol in zip(runs, protocols, strict=True):
         differences = [f"{key} {value}, not {common[key]}" for key, value in protocol.items() if value != common[key]]
@@ -209,6 +219,22 @@ def curves(arms: Sequence[Arm], setting: str) -> list[tuple[str, list[int]]]:
         return ", ".join(f"{name.replace('_', ' ')} {others[key].get(name)}" for name in differing)
 
     return [(title(key) or str(others[key]["base_model"]), groups[key]) for key in sorted(drawn, key=order)]
+
+
+def source_language(arms: Iterable[Arm]) -> str:
+    """Return the code of the language that all prompts were trained on; English if that is not one."""
+    sources: set[str] = set()
+    for training in (training for arm in arms for training in arm.training):
+        recorded = map(language_code, training.get("source_languages") or ())
+        told = [task.language for task in task_languages(training.get("tasks") or ()).values()]
+        sources |= {code for code in recorded if code} or {*told}
+    return sources.pop() if len(sources) == 1 else ENGLISH
+
+
+def common_metrics(arms: Sequence[Arm]) -> list[str]:
+    """Return the metrics that all runs have, in the order in which the task reports them; the first is the default."""
+    runs = [run for arm in arms for run in arm.runs]
+    return [metric for metric in runs[0].scores if all(metric in run.scores for run in runs)]
 
 
 def partial_data(arms: Iterable[Arm]) -> list[str]:

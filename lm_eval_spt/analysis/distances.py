@@ -99,8 +99,8 @@ def distances(source: str, targets: Iterable[str], formula: str = "angular", lib
         measured = _precomputed(languages, stand_ins)
         method = "precomputed by"
     else:
-        tables = _urielplus() if library == "urielplus" else _lang2vec()
-        measured = {kind: _measure(tables[KINDS[kind][0]], kind, languages, formula, stand_ins) for kind in KINDS}
+        table = (lambda name: _urielplus()[name]) if library == "urielplus" else _lang2vec
+        measured = {kind: _measure(table(KINDS[kind][0]), kind, languages, formula, stand_ins) for kind in KINDS}
         method = f"of {FEATURE_SETS[library]} in"
     method = f"{formula}, {FORMULAS[formula]}, {method} {library} {importlib.metadata.version(library)}"
     values = {
@@ -123,8 +123,8 @@ def family_nodes(languages: Iterable[str]) -> dict[str, list[str]]:
         languages: ISO 639-3 codes. A code that the tree lacks has the nodes of its stand-in (:data:`NEAR_CODES`), or
             none.
     """
-    table = _lang2vec()["family"]
-    members = (table.values == 1).sum(axis=0)
+    table = _lang2vec("family")
+    members = _members()
     nodes = {}
     for language in languages:
         code = table.code(language)
@@ -132,6 +132,29 @@ def family_nodes(languages: Iterable[str]) -> dict[str, list[str]]:
         above.sort(key=lambda node: -members[node])  # a node further up holds more languages
         nodes[language] = [table.names[node].removeprefix("F_") for node in above]
     return nodes
+
+
+def coordinates(languages: Iterable[str]) -> dict[str, tuple[float, float]]:
+    """Return where languages are spoken, as one point each: latitude and longitude in degrees.
+
+    A vector of ``geo`` holds the distances (as shares of half the globe's girth) from 299 points, which the names of
+    the features give. The cosine of a distance is the product of two vectors of length 1 from the globe's centre, so
+    that the language's follows by least squares.
+
+    Args:
+        languages: ISO 639-3 codes. A language whose place is not known is absent.
+    """
+    table = _lang2vec("geography")
+    latitude, longitude = np.radians([list(map(float, name.split("_")[1:])) for name in table.names]).T
+    points = np.stack([np.cos(latitude) * np.cos(longitude), np.cos(latitude) * np.sin(longitude), np.sin(latitude)], 1)
+    codes = {language: code for language in languages if (code := table.code(language))}
+    angles = np.pi * table.values[[table.rows[code] for code in codes.values()]].astype(np.float64)
+    places = np.linalg.lstsq(points, np.cos(angles).T, rcond=None)[0].T
+    return {
+        language: (round(math.degrees(math.atan2(z, math.hypot(x, y))), 2), round(math.degrees(math.atan2(y, x)), 2))
+        for language, (x, y, z) in zip(codes, places, strict=True)
+        if abs(math.hypot(x, y, z) - 1) < 0.05  # or the vector holds no distances
+    }
 
 
 @dataclass(frozen=True)
@@ -200,14 +223,17 @@ FEATURE_SETS = {
 
 
 @functools.cache
-def _lang2vec() -> dict[str, _Table]:
-    """lang2vec's tables. The typology is its knn set: values without a source are predicted from other languages."""
-    tables = {}
+def _lang2vec(name: str) -> _Table:
+    """A table of lang2vec. The typology is its knn set: values without a source are predicted from other languages."""
     files = {"typology": "feature_predictions", "family": "family_features", "geography": "geocoord_features"}
-    for name, file in files.items():
-        with (_data() / f"{file}.npz").open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
-            tables[name] = _table(arrays["langs"], arrays["feats"], arrays["data"])
-    return tables
+    with (_data() / f"{files[name]}.npz").open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
+        return _table(arrays["langs"], arrays["feats"], arrays["data"])
+
+
+@functools.cache
+def _members() -> np.ndarray:
+    """How many languages are below each node of the family tree `[nodes]`."""
+    return (_lang2vec("family").values == 1).sum(axis=0)
 
 
 @functools.cache

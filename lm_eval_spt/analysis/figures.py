@@ -7,6 +7,7 @@ without colours.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,9 @@ import numpy as np
 
 from lm_eval_spt.analysis.arms import Arm, curves
 from lm_eval_spt.analysis.comparison import Row
-from lm_eval_spt.analysis.distances import KINDS
+from lm_eval_spt.analysis.distances import KINDS, coordinates
 from lm_eval_spt.analysis.transfer import MEAN, Analysis, group_of
+from lm_eval_spt.analysis.world_map import draw_land, equal_earth
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.common.files import write
 
@@ -42,6 +44,9 @@ STYLE: Any = {
 NAMED_LANGUAGES = 60
 """A heat map names its languages if it has no more than these, and else their families."""
 
+MAPS = 8
+"""The most maps in a figure: as many as there are colours for arms."""
+
 NAMED_FAMILIES = 12
 """Each family has a row if there are no more than these; else families of a single language share one."""
 
@@ -50,8 +55,8 @@ def draw(analysis: Analysis, arms: Sequence[Arm], folder: Path) -> list[Path]:
     """Draw all figures that the data allow, each as PNG and as PDF.
 
     They are ``distance`` (score over distance for each arm), ``families``, ``differences`` (from the reference, by
-    family) and ``heatmap``; and if arms differ in that setting alone, ``prompt_length`` and ``reparameterization`` (by
-    family).
+    family), ``heatmap`` and ``map`` (of the world: the reference's scores, and the gains of the others); and if arms
+    differ in that setting alone, ``prompt_length`` and ``reparameterization`` (by family).
 
     Args:
         analysis: the numbers.
@@ -89,6 +94,7 @@ def _figures(analysis: Analysis, arms: Sequence[Arm]) -> Iterator[tuple[str, Fig
         title = f"{analysis.metric}: difference from {analysis.reference}, in points"
         yield "differences", _family_differences(analysis, pairs, title)
     yield "heatmap", _heatmap(analysis)
+    yield "map", _map(analysis)
     lengths = curves(arms, "prompt_length")
     if lengths:
         yield "prompt_length", _prompt_length(analysis, arms, lengths)
@@ -185,6 +191,44 @@ def _heatmap(analysis: Analysis) -> Figure:
     for border in borders[1:-1]:
         panel.axvline(border - 0.5, color="white", linewidth=0.8)
     figure.colorbar(image, ax=panel, label=f"{analysis.metric} (%)")
+    return figure
+
+
+def _map(analysis: Analysis) -> Figure:
+    """A world map of the reference's scores, and one for each other arm of its gain: a point per target language."""
+    others = [arm for arm in analysis.arms if arm != analysis.reference][: MAPS - 1]
+    columns = 1 if len(others) < 3 else 2
+    rows = math.ceil((1 + len(others)) / columns)
+    figure, panels = _new(rows, columns, height=min(9.0, rows * (3.0 if columns == 1 else 1.7)), squeeze=False)
+    places = coordinates(language.partition("_")[0] for language in analysis.targets)
+    reference = _scores(analysis, analysis.reference)
+    gains = {
+        arm: {language: score - reference[language] for language, score in _scores(analysis, arm).items()}
+        for arm in others
+    }
+    largest = 100 * max((abs(gain) for by_language in gains.values() for gain in by_language.values()), default=0) or 1
+    symmetric = {"cmap": "RdBu", "vmin": -largest, "vmax": largest}
+    shown: list[tuple[str, Mapping[str, float], dict[str, Any]]] = [
+        (f"{analysis.reference}: {analysis.metric} (%)", reference, {"cmap": "viridis"}),
+        *((f"{arm}: gain in {analysis.metric}, points", gain, symmetric) for arm, gain in gains.items()),
+    ]
+    for panel in panels.flat[len(shown) :]:
+        panel.axis("off")
+    for panel, (title, values, colours) in zip(panels.flat, shown, strict=False):
+        draw_land(panel)
+        known = [language for language in analysis.targets if language.partition("_")[0] in places]
+        latitude, longitude = np.array([places[language.partition("_")[0]] for language in known]).reshape(-1, 2).T
+        points = panel.scatter(
+            *equal_earth(latitude, longitude),
+            c=[100 * values[language] for language in known],
+            s=18 if columns == 1 else 9,
+            edgecolors="0.25",
+            linewidths=0.3,
+            zorder=3,
+            **colours,
+        )
+        panel.set_title(title, fontsize=8)
+        figure.colorbar(points, ax=panel, shrink=0.8, aspect=30, pad=0.01)
     return figure
 
 

@@ -11,8 +11,8 @@ from lm_eval_spt.analysis.arms import Arm, left_out_languages, partial_data
 from lm_eval_spt.analysis.statistics import LEVEL, resample
 from lm_eval_spt.common.errors import UserError
 
-METRICS = ("acc", "macro_f1", "acc_norm", "f1", "exact_match")
-"""The metrics that arms can be ranked by: shares of 1, more is better."""
+METRICS = ("acc", "macro_f1", "acc_norm", "f1", "exact_match", "mcc")
+"""The metrics that are ranked by in any case, if all arms have them: more is better."""
 
 RESAMPLES = 5000
 METHOD = (
@@ -72,9 +72,11 @@ def rank(arms: Sequence[Arm], source: str, metric: str = "acc", notices: Iterabl
         UserError: an arm lacks the metric, or the arms have no target language in common.
     """
     for arm in arms:
-        if metric not in METRICS or not arm.scores(metric):
+        own = arm.scores(metric).values()
+        if not own or any(abs(score.value) > 1 for score in own):
             raise UserError(
-                f"{arm.name!r} has no {metric!r} to rank by: expected one of {', '.join(METRICS)} that all runs have"
+                f"{arm.name!r} has no {metric!r} to rank by: expected a share of 1 that all runs have, such as "
+                f"{', '.join(name for name in METRICS if arm.scores(name)) or METRICS[0]}"
             )
     metrics = [metric, *(name for name in METRICS if name != metric and all(arm.scores(name) for arm in arms))]
     languages = [set.intersection(*(set(arm.scores(name)) for name in metrics)) - {source} for arm in arms]

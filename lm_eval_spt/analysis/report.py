@@ -173,7 +173,7 @@ def show(analysis: Analysis, console: Console, majority: float | None = None, ev
         console.print(shown)
         console.print()
     if not short:
-        console.print(Text(f"{targets} target languages: --languages shows them all", style="dim"))
+        console.print(Text(f"{targets} target languages: --all-languages shows them all", style="dim"))
     for line in _closing(analysis):
         console.print(Text(line, style="dim"))
 

@@ -8,19 +8,20 @@ from __future__ import annotations
 import glob
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from lm_eval_spt.analysis.task_languages import TaskLanguage, task_languages
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.common.files import MAX_RESULTS_FILE, parse_json, read_text
 from lm_eval_spt.prompt.metadata import check_metadata
 
-# The family becomes part of file names: it must not hold a path.
-TASK = re.compile(r"(?P<family>[^/\\\x00-\x1f]{1,120})_(?P<language>[a-z]{3}_[A-Z][a-z]{3})")
-"""The name of a task in a language, such as ``sib200_instruct_swh_Latn``."""
+# It becomes part of file names: it must not hold a path.
+TASK = re.compile(r"[^/\\\x00-\x1f]{1,200}")
+"""The name of a task."""
 
 IN_GROUP = "::"
 """Since 0.5 the harness writes a group's task as ``<group>::<task>``."""
@@ -61,6 +62,7 @@ class EvaluationRun:
     Attributes:
         path: the results file.
         family: the tasks' common name without the language, such as ``sib200`` or ``sib200_instruct``.
+        tasks: language to the task's name. Languages are told from it (:mod:`lm_eval_spt.analysis.task_languages`).
         scores: metric (``acc``, ``macro_f1`` ...) to language to score.
         documents: language to the number of scored documents and the number of documents in its test set.
         task_version: the version of the tasks.
@@ -72,10 +74,12 @@ class EvaluationRun:
         harness_version: the version of lm-eval.
         date: when it ran (UTC).
         config: the harness's whole configuration of the run.
+        left_out: the tasks of the file whose language can not be told.
     """
 
     path: Path
     family: str
+    tasks: Mapping[str, str]
     scores: Mapping[str, Mapping[str, Score]]
     documents: Mapping[str, tuple[int, int]]
     task_version: str | None
@@ -87,6 +91,7 @@ class EvaluationRun:
     harness_version: str | None
     date: datetime | None
     config: Mapping[str, Any]
+    left_out: Sequence[str]
 
     @property
     def model_args(self) -> dict[str, Any]:
@@ -137,7 +142,8 @@ class EvaluationRun:
 
     def samples_file(self, language: str) -> Path:
         """The path at which ``--log_samples`` puts the answers in `language`; the file need not exist."""
-        name = f"{self.family}_{language}_{self.path.stem.removeprefix('results_')}.jsonl"
+        task = self.tasks.get(language, f"{self.family}_{language}")
+        name = f"{task}_{self.path.stem.removeprefix('results_')}.jsonl"
         in_group = self.path.parent.glob(f"samples_*{IN_GROUP}{glob.escape(name)}")
         return next(in_group, self.path.with_name(f"samples_{name}"))
 
@@ -154,17 +160,20 @@ def results_files(place: Path) -> list[Path]:
     return files
 
 
-def read_runs(path: Path) -> list[EvaluationRun]:
+def read_runs(path: Path, given: Mapping[str, str] | None = None) -> list[EvaluationRun]:
     """Read one results file: a run for each task family in it, sorted by the family's name.
+
+    A group of tasks in one language, such as ``mmlu_prox_sw``, counts as a task, and its tasks do not.
 
     Args:
         path: a ``results_<date>.json`` of the harness.
+        given: the languages of tasks, see :func:`lm_eval_spt.analysis.task_languages.read_languages`.
 
     Raises:
-        UserError: the file can not be read, is no results file, or holds no task whose name ends in a language.
+        UserError: the file can not be read, is no results file, or holds no task whose language can be told.
     """
     try:
-        return _runs(path, parse_json(read_text(path, MAX_RESULTS_FILE)))
+        return _runs(path, parse_json(read_text(path, MAX_RESULTS_FILE)), given)
     except UserError:
         raise
     except OSError as error:
@@ -187,30 +196,39 @@ def read_run(path: Path) -> EvaluationRun:
     return runs[0]
 
 
-def read_all(places: Iterable[Path]) -> tuple[list[EvaluationRun], list[str]]:
+def read_all(places: Iterable[Path], given: Mapping[str, str] | None = None) -> tuple[list[EvaluationRun], list[str]]:
     """Read all results files in `places`, files or folders; those that can not be used are left out.
+
+    Args:
+        places: files or folders.
+        given: the languages of tasks, as in :func:`read_runs`.
 
     Returns:
         The runs, in the order of the files; and one line for each file or run that is left out, because it can not be
-        read or repeats another one (of runs with the same model, prompt, seeds, tasks and documents the latest counts).
+        read or repeats another one (of runs with the same model, prompt, seeds, tasks and documents the latest counts),
+        and one for tasks whose language can not be told.
 
     Raises:
         UserError: one of `places` holds no results file.
     """
     runs: dict[tuple[Any, ...], EvaluationRun] = {}
     left_out = []
+    untold: dict[str, None] = {}
     for path in {path.resolve(): path for place in places for path in results_files(place)}.values():
         try:
-            file_runs = read_runs(path)
+            file_runs = read_runs(path, given)
         except UserError as error:
             left_out.append(f"left out: {error}")
             continue
+        untold |= dict.fromkeys(task for run in file_runs for task in run.left_out)
         for run in file_runs:
             other = runs.get(run.identity)
             kept, dropped = (run, other) if other is None or _age(run) > _age(other) else (other, run)
             runs[run.identity] = kept
             if dropped is not None:
                 left_out.append(f"left out: {dropped.path} ({dropped.family}) repeats {kept.path}")
+    if untold:
+        left_out.append(f"left out: {_cannot_be_told(list(untold))}")
     return list(runs.values()), left_out
 
 
@@ -231,31 +249,39 @@ def mean_over_runs(runs: Iterable[EvaluationRun], metric: str = "acc") -> dict[s
     return means
 
 
-def _runs(path: Path, content: dict[str, Any]) -> list[EvaluationRun]:
+def _runs(path: Path, content: dict[str, Any], given: Mapping[str, str] | None) -> list[EvaluationRun]:
     """The runs of a parsed results file."""
     per_task = ("results", "n-samples", "versions", "n-shot")
     content = content | {key: _without_group(content[key]) for key in per_task if key in content}
     results, config = content["results"], content["config"]
     _check_record(path, content)
-    families: dict[str, dict[str, dict[str, Any]]] = {}
-    for task, values in results.items():
-        if (match := TASK.fullmatch(task)) and any("," in key for key in values):
-            families.setdefault(match["family"], {})[match["language"]] = values
-    if not families:
-        if results and not any("," in key for values in results.values() for key in values):
-            raise UserError(f"{path} was written by a version of lm-eval before 0.4, which is not read: score it again")
-        raise UserError(f"{path} has no task whose name ends in a language code, such as sib200_eng_Latn")
+    scored = [name for name, values in results.items() if any("," in key for key in values)]
+    if not scored:
+        if not results:
+            raise UserError(f"{path} has no scores of any task: score it again")
+        raise UserError(f"{path} was written by a version of lm-eval before 0.4, which is not read: score it again")
+    members = {name: _members(name, content.get("group_subtasks") or {}) for name in scored}
+    told = _told([name for name in scored if TASK.fullmatch(name)], members, given)
+    own_documents = {*scored} & {*(content.get("n-samples") or scored)}  # a group has none
+    left_out = sorted(own_documents.difference(told, *(members[name] for name in told)))
+    if not told:
+        raise UserError(f"{path}: {_cannot_be_told(left_out)}")
+    families: dict[str, dict[str, str]] = {}
+    for name, (family, language) in told.items():
+        other = families.setdefault(family, {}).setdefault(language, name)
+        if other != name:
+            raise UserError(f"{path}: {other} and {name} seem to be both in {language}: say it with --languages FILE")
 
     date = datetime.fromtimestamp(content["date"], timezone.utc) if "date" in content else None
     runs = []
-    for family, languages in sorted(families.items()):
-        tasks = {language: f"{family}_{language}" for language in languages}
+    for family, tasks in sorted(families.items()):
         samples = content.get("n-samples", {})
         runs.append(
             EvaluationRun(
                 path=path,
                 family=family,
-                scores=_scores(languages),
+                tasks=tasks,
+                scores=_scores({language: results[task] for language, task in tasks.items()}),
                 documents={
                     language: (int(samples[task]["effective"]), int(samples[task]["original"]))
                     for language, task in tasks.items()
@@ -270,9 +296,35 @@ def _runs(path: Path, content: dict[str, Any]) -> list[EvaluationRun]:
                 harness_version=content.get("lm_eval_version"),
                 date=date,
                 config=config,
+                left_out=left_out,
             )
         )
     return runs
+
+
+def _members(group: str, subtasks: Mapping[str, Sequence[str]]) -> set[str]:
+    """All tasks and groups in a group; none for a task."""
+    direct = {name.rpartition(IN_GROUP)[2] for name in subtasks.get(group, ())} - {group}
+    return direct.union(*(_members(name, {key: subtasks[key] for key in subtasks if key != group}) for name in direct))
+
+
+def _told(
+    names: Sequence[str], members: Mapping[str, set[str]], given: Mapping[str, str] | None
+) -> dict[str, TaskLanguage]:
+    """The languages of tasks, and of groups whose tasks are all in one language and give way to their group."""
+    told = task_languages(names, given)
+    for group in [name for name in told if members[name]]:
+        if {told[name].language for name in members[group] if name in told} - {told[group].language}:
+            del told[group]  # such as afrixnli_tt_tasks: what looks like Tatar is not
+    for group in [name for name in told if members[name]]:
+        for name in members[group]:
+            told.pop(name, None)
+    return told
+
+
+def _cannot_be_told(tasks: Sequence[str]) -> str:
+    named = ", ".join(tasks[:3]) + (", ..." if len(tasks) > 3 else "")
+    return f"the language of {named or 'its tasks'} can not be told from the name: say it with --languages FILE"
 
 
 def _without_group(tasks: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import numpy as np
 from lm_eval_spt.analysis.arms import Arm, left_out_languages, partial_data
 from lm_eval_spt.analysis.comparison import Comparison, Row, compare
 from lm_eval_spt.analysis.distances import KINDS, Distances
-from lm_eval_spt.analysis.languages import languages as known_languages
+from lm_eval_spt.analysis.languages import language as facts_of
 from lm_eval_spt.analysis.languages import seen_by
 from lm_eval_spt.analysis.results import EvaluationRun, Score, mean_over_runs
 from lm_eval_spt.analysis.statistics import METHODS, correlate, halves, holm
@@ -155,10 +155,8 @@ def analyse(
 
 def group_of(language: str, grouping: str) -> str | None:
     """Return the ``family``, ``branch``, ``script`` or ``macro_area`` of a language's code; None if it is unknown."""
-    known = known_languages().get(language)
-    if known is None:
-        return None
-    return known.script_name if grouping == "script" else str(getattr(known, grouping))
+    known = facts_of(language)
+    return (known.script_name if grouping == "script" else getattr(known, grouping)) or None
 
 
 def _language_rows(series: _Series, distances: Distances) -> list[Row]:
@@ -166,15 +164,14 @@ def _language_rows(series: _Series, distances: Distances) -> list[Row]:
     seen = seen_by(series.arm.base_model)
     rows = []
     for language in sorted({language for by_language in series.scores.values() for language in by_language}):
-        known = known_languages().get(language)
         row = series.label | {
             "language": language,
-            "name": known.name if known else None,
+            "name": facts_of(language).name,
             "family": group_of(language, "family"),
             "branch": group_of(language, "branch"),
             "script": group_of(language, "script"),
             "macro_area": group_of(language, "macro_area"),
-            "seen": None if seen is None or known is None else language in seen,
+            "seen": None if seen is None else language in seen,
         }
         for metric, by_language in series.scores.items():
             score, at_source = by_language.get(language), by_language.get(distances.source)

@@ -7,6 +7,10 @@ import math
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lm_eval_spt.analysis.arms import Arm
 
 RESULTS = "results_*.json of the harness, or folders that hold some: of this prompt, and of what to compare it with"
 
@@ -37,6 +41,43 @@ def named_places(given: Iterable[str]) -> list[tuple[str | None, Path]]:
         name, _, place = ("", "", text) if Path(text).exists() else text.rpartition("=")
         places.append((name or None, Path(place)))
     return places
+
+
+def add_source_and_metric(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of what is analysed."""
+    parser.add_argument(
+        "--source",
+        metavar="LANGUAGE",
+        help="source language, such as eng_Latn, en or English (default: the one that the prompts were trained on, or "
+        "English)",
+    )
+    parser.add_argument("--metric", help="such as macro_f1 (default: the first that the task reports)")
+
+
+def source_and_metric(arguments: argparse.Namespace, arms: Sequence[Arm]) -> tuple[str, str]:
+    """Return the source language's code and the metric: what the user said, or what the results say."""
+    from lm_eval_spt.analysis.arms import common_metrics, source_language
+    from lm_eval_spt.analysis.languages import source_code
+
+    source = source_code(arguments.source) if arguments.source else source_language(arms)
+    return source, arguments.metric or next(iter(common_metrics(arms)), "acc")
+
+
+def add_languages(parser: argparse.ArgumentParser) -> None:
+    """Add the flag with which the user says the languages of tasks."""
+    parser.add_argument(
+        "--languages",
+        metavar="FILE",
+        help="YAML or CSV that says the languages of tasks whose names do not, or not clearly: a task's name, or a "
+        "pattern such as 'pisa_{ch}*', and its language",
+    )
+
+
+def languages(arguments: argparse.Namespace) -> dict[str, str]:
+    """Return what the flag of :func:`add_languages` gives: patterns of tasks' names with their languages."""
+    from lm_eval_spt.analysis.task_languages import read_languages
+
+    return read_languages(Path(arguments.languages)) if arguments.languages else {}
 
 
 def print_notices(notices: Sequence[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from lm_eval_spt.cli.arguments import RESULTS, named_places, print_notices
+from lm_eval_spt.cli.arguments import RESULTS, add_languages, languages, named_places, print_notices
 
 
 def parser(prog: str) -> argparse.ArgumentParser:
@@ -18,6 +18,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("prompt", metavar="FILE", help="a .safetensors file or a PEFT adapter folder")
     parser.add_argument("--results", metavar="[NAME=]PATH", nargs="+", default=[], help=RESULTS)
+    add_languages(parser)
     parser.add_argument("--repository", metavar="OWNER/NAME", help="where it will be on the Hub, for the card's text")
     parser.add_argument("--output", metavar="CARD", help="default: FILE with the ending .md, or README.md in a folder")
     return parser
@@ -31,7 +32,8 @@ def run(arguments: argparse.Namespace) -> None:
     from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 
     prompt, place = SoftPrompt.load(arguments.prompt), Path(arguments.prompt)
-    arms, left_out = read_arms(named_places(arguments.results)) if arguments.results else ([], [])
+    places = named_places(arguments.results)
+    arms, left_out = read_arms(places, languages(arguments)) if places else ([], [])
     output = Path(arguments.output or (place / CARD if place.is_dir() else place.with_suffix(".md")))
     existing = read_card(output) if output.exists() else ""
     write(output, model_card(prompt, arguments.repository or arguments.prompt, arms, existing).encode())

@@ -36,7 +36,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> None:
     """Make several prompts of one base model into one."""
     from lm_eval_spt.prompt.compose import compose
-    from lm_eval_spt.prompt.soft_prompt import SoftPrompt
+    from lm_eval_spt.prompt.soft_prompt import SoftPrompt, size_in_words
 
     output = Path(arguments.output)
     if output.suffix != ".safetensors":
@@ -45,4 +45,4 @@ def run(arguments: argparse.Namespace) -> None:
     if output.exists() and not arguments.force:
         raise UserError(f"{output} already exists: choose another name, or give --force to overwrite it")
     prompt.save(output)
-    print(f"{output}: {prompt.length} virtual tokens of size {prompt.hidden_size}, placement {prompt.placement}")
+    print(f"{output}: {prompt.length} virtual tokens, {size_in_words(prompt.size)}, placement {prompt.placement}")

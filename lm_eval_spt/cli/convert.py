@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Turn a prompt file into a PEFT folder with a model card, or a PEFT folder into a prompt file."""
     from lm_eval_spt.common.files import write
     from lm_eval_spt.hub.model_card import CARD, model_card
-    from lm_eval_spt.prompt.soft_prompt import SoftPrompt
+    from lm_eval_spt.prompt.soft_prompt import SoftPrompt, size_in_words
 
     source, target = Path(arguments.source), Path(arguments.target)
     to_file = source.is_dir()
@@ -49,4 +49,4 @@ def run(arguments: argparse.Namespace) -> None:
         prompt.to_peft(target, arguments.task_type)
         if not written_by_hand:
             write(card, model_card(prompt, str(target)).encode())
-    print(f"{target}: {prompt.length} virtual tokens of size {prompt.hidden_size}, placement {prompt.placement}")
+    print(f"{target}: {prompt.length} virtual tokens, {size_in_words(prompt.size)}, placement {prompt.placement}")

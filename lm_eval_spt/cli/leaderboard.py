@@ -5,7 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from lm_eval_spt.cli.arguments import named_places, print_notices
+from lm_eval_spt.cli.arguments import (
+    add_languages,
+    add_source_and_metric,
+    languages,
+    named_places,
+    print_notices,
+    source_and_metric,
+)
 
 
 def parser(prog: str) -> argparse.ArgumentParser:
@@ -20,8 +27,8 @@ def parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "results", metavar="[NAME=]PATH", nargs="+", help="a results_*.json of the harness, or a folder that holds some"
     )
-    parser.add_argument("--source", metavar="LANGUAGE", default="eng_Latn", help="source language (default: eng_Latn)")
-    parser.add_argument("--metric", default="acc", help="metric to rank by, such as macro_f1 (default: acc)")
+    add_source_and_metric(parser)
+    add_languages(parser)
     parser.add_argument(
         "--output", metavar="FILE", default="leaderboard.html", help="the page (default: leaderboard.html)"
     )
@@ -35,8 +42,8 @@ def run(arguments: argparse.Namespace) -> None:
     from lm_eval_spt.analysis.leaderboard import rank, ranking_lines
     from lm_eval_spt.common.files import write
 
-    arms, left_out = read_arms(named_places(arguments.results))
-    board = rank(arms, arguments.source, arguments.metric, left_out)
+    arms, left_out = read_arms(named_places(arguments.results), languages(arguments))
+    board = rank(arms, *source_and_metric(arguments, arms), left_out)
     write(Path(arguments.output), page(board).encode())
     print_notices(board.notices)
     print("\n".join(ranking_lines(board)))

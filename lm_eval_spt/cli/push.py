@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from lm_eval_spt.cli.arguments import RESULTS, named_places, print_notices
+from lm_eval_spt.cli.arguments import RESULTS, add_languages, languages, named_places, print_notices
 
 
 def parser(prog: str) -> argparse.ArgumentParser:
@@ -19,6 +19,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument("prompt", metavar="FILE", help="a .safetensors file or a PEFT adapter folder")
     parser.add_argument("repository", metavar="OWNER/NAME", help="the repository")
     parser.add_argument("--results", metavar="[NAME=]PATH", nargs="+", default=[], help=RESULTS)
+    add_languages(parser)
     parser.add_argument("--private", action="store_true", help="a repository that is created is private")
     return parser
 
@@ -30,7 +31,8 @@ def run(arguments: argparse.Namespace) -> None:
     from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 
     prompt = SoftPrompt.load(arguments.prompt)
-    arms, left_out = read_arms(named_places(arguments.results)) if arguments.results else ([], [])
+    places = named_places(arguments.results)
+    arms, left_out = read_arms(places, languages(arguments)) if places else ([], [])
     print_notices(left_out)
     print(push(prompt, arguments.repository, arms, arguments.private))
     print(f"lm_eval --model spt --model_args prompt={arguments.repository} loads it")

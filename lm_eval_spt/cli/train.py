@@ -21,8 +21,8 @@ from lm_eval_spt.train.config import TrainingConfig
 from lm_eval_spt.train.run_name import run_name
 
 AXES = (
-    "seed", "prompt_length", "lr", "shots", "shots_seed", "epochs", "batch_size", "placement", "init", "loss", "tune",
-    "model_lr", "reparameterization", "label_smoothing", "mixture",
+    "seed", "prompt_kind", "prompt_length", "lr", "shots", "shots_seed", "epochs", "batch_size", "placement", "init",
+    "loss", "tune", "model_lr", "reparameterization", "label_smoothing", "mixture",
 )  # fmt: skip
 """Settings that may have several values."""
 

@@ -7,7 +7,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from lm_eval_spt.cli.arguments import named_places
+from lm_eval_spt.cli.arguments import add_languages, add_source_and_metric, languages, named_places, source_and_metric
 
 
 def parser(prog: str) -> argparse.ArgumentParser:
@@ -23,8 +23,8 @@ def parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "results", metavar="[NAME=]PATH", nargs="+", help="a results_*.json of the harness, or a folder that holds some"
     )
-    parser.add_argument("--source", metavar="LANGUAGE", default="eng_Latn", help="source language (default: eng_Latn)")
-    parser.add_argument("--metric", default="acc", help="metric to analyse, such as macro_f1 (default: acc)")
+    add_source_and_metric(parser)
+    add_languages(parser)
     parser.add_argument(
         "--reference", metavar="NAME", help="arm that the others are compared with (default: the first)"
     )
@@ -47,7 +47,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--majority", type=float, metavar="SHARE", help="show the score of the largest class, such as 0.25"
     )
-    parser.add_argument("--languages", action="store_true", help="show more than 60 languages in the terminal, too")
+    parser.add_argument("--all-languages", action="store_true", help="show more than 60 languages in the terminal, too")
     parser.add_argument("--latex", action="store_true", help="print LaTeX tables instead")
     parser.add_argument(
         "--methods", action="store_true", help="print a paragraph for a paper instead: what was done, in LaTeX"
@@ -71,12 +71,13 @@ def run(arguments: argparse.Namespace) -> None:
     from lm_eval_spt.analysis.distances import distances
     from lm_eval_spt.analysis.transfer import analyse
 
-    arms, left_out = read_arms(named_places(arguments.results))
-    languages = sorted({language for arm in arms for run in arm.runs for language in run.languages(arguments.metric)})
+    arms, left_out = read_arms(named_places(arguments.results), languages(arguments))
+    source, metric = source_and_metric(arguments, arms)
+    scored = sorted({language for arm in arms for run in arm.runs for language in run.languages(metric)})
     analysis = analyse(
         arms,
-        distances(arguments.source, languages, arguments.formula, arguments.distances),
-        arguments.metric,
+        distances(source, scored, arguments.formula, arguments.distances),
+        metric,
         arguments.reference,
         arguments.bootstrap == "documents",
         left_out,
@@ -95,7 +96,7 @@ def run(arguments: argparse.Namespace) -> None:
     elif sys.stdout.isatty():
         from rich.console import Console
 
-        report.show(analysis, Console(), arguments.majority, arguments.languages)
+        report.show(analysis, Console(), arguments.majority, arguments.all_languages)
     else:
         print(report.as_markdown(analysis, arguments.majority), end="")
     for folder, count in Counter(path.parent for path in written).items():

@@ -32,12 +32,14 @@ from lm_eval_spt.harness.encoding import PairEncoder, whole_characters
 from lm_eval_spt.inference import encoder_decoder, probe, scoring, transformers_internals
 from lm_eval_spt.inference.base_model import bitsandbytes_config, cannot_load, ensure_available
 from lm_eval_spt.inference.capabilities import Capabilities
+from lm_eval_spt.inference.deep_prefix import check_deep_prefix, deep_prefix_size
 from lm_eval_spt.inference.fingerprint import model_fingerprint, tokenizer_fingerprint
 from lm_eval_spt.inference.generation import generate
 from lm_eval_spt.inference.gguf import GGUFFile, find_gguf, gguf_options
 from lm_eval_spt.inference.virtual_tokens import model_inputs, place
 from lm_eval_spt.prompt.ensemble import Ensemble
 from lm_eval_spt.prompt.fingerprint import embedding_fingerprint
+from lm_eval_spt.prompt.metadata import PromptKind
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 
 if TYPE_CHECKING:
@@ -239,7 +241,7 @@ class PromptedLM(HFLM):
 
     @property
     def vectors(self) -> Tensor | None:
-        """The prompt's vectors `[P, d]`, fp32, or None."""
+        """The prompt's vectors `[P, d]`, fp32, or a deep prefix (:mod:`lm_eval_spt.inference.deep_prefix`); or None."""
         return self.prompt.vectors if self.prompt else None
 
     @property
@@ -256,6 +258,16 @@ class PromptedLM(HFLM):
         self._check_prompt(prompt)
         self.prompt, self._room_taken = prompt, prompt.length
 
+    def size_of_a_virtual_token(self, kind: PromptKind) -> tuple[int, ...]:
+        """Return what the model takes for a virtual token: see :attr:`SoftPrompt.size`.
+
+        Raises:
+            UserError: it takes no deep prefix.
+        """
+        if kind == "kv":
+            return deep_prefix_size(self.model)
+        return (self.model.get_input_embeddings().weight.shape[1],)
+
     def _check_prompt(self, prompt: SoftPrompt) -> None:
         if self.backend != "causal" and prompt.placement != "prefix":
             raise UserError(
@@ -268,7 +280,9 @@ class PromptedLM(HFLM):
                 f"{self.base_model_name!r} keeps its input embeddings packed, and a prompt belongs to them: leave "
                 "dequantize=False out"
             )
-        prompt.check_fits(embedding.weight.shape[1], self.fingerprint, self.base_model_name)
+        prompt.check_fits(self.size_of_a_virtual_token(prompt.kind), self.fingerprint, self.base_model_name)
+        if prompt.kind == "kv":
+            check_deep_prefix(self.model, prompt.length)
         if prompt.metadata.get("embedding_fingerprint") is None:
             logger.warning("the prompt %r does not say which base model it was trained on: not checked", prompt.name)
         if self.gguf is not None and prompt.metadata.get("gguf_sha256") not in (None, self.gguf.sha256):
@@ -405,7 +419,7 @@ class PromptedLM(HFLM):
 
     def with_prompt(self, context: list[int]) -> list[int]:
         """Return a context's token ids with the marks of this model's prompt, if it has one."""
-        if self.prompt is None:
+        if self.prompt is None or self.prompt.kind == "kv":
             return context
         before = self.prompt.num_prefix_tokens
         return place(context, before, self.prompt.length - before)

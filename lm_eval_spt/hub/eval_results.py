@@ -41,7 +41,7 @@ def eval_results(own: Sequence[Arm], repository: str) -> dict[str, str]:
                     "url": f"https://huggingface.co/{repository}/tree/main/results",
                     "name": "lm-evaluation-harness",
                 },
-                "notes": f"{run.family}_{language}, accuracy, {run.num_fewshot or 0} examples in the context, soft "
+                "notes": f"{run.tasks[language]}, accuracy, {run.num_fewshot or 0} examples in the context, soft "
                 f"prompt {arm.name}@{str(run.prompt_digest)[:8]} on {run.base_model}",
             }
             for language, score in sorted(arm.scores("acc").items())

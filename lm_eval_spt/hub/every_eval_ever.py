@@ -124,7 +124,7 @@ def _record(
 
 def _result(run: EvaluationRun, content: Mapping[str, Any], metric: str, language: str) -> dict[str, Any]:
     """The score of one metric in one language."""
-    task, score = f"{run.family}_{language}", run.scores[metric][language]
+    task, score = run.tasks[language], run.scores[metric][language]
     documents, available = run.documents.get(language, (None, None))
     uncertainty: dict[str, Any] = {} if documents is None else {"num_samples": documents}
     if score.stderr is not None:
@@ -202,8 +202,8 @@ def _samples(
                 "schema_version": SCHEMA_VERSION,
                 "evaluation_id": record["evaluation_id"],
                 "model_id": record["model_info"]["id"],
-                "evaluation_name": f"{run.family}_{language}",
-                "evaluation_result_id": f"{run.family}_{language}:{metric}",
+                "evaluation_name": run.tasks[language],
+                "evaluation_result_id": f"{run.tasks[language]}:{metric}",
                 "sample_id": str(sample["doc_id"]),
                 "sample_hash": hashlib.sha256(f"{context}{target}".encode()).hexdigest(),
                 "interaction_type": "single_turn",

@@ -14,14 +14,15 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
-from lm_eval_spt.analysis.arms import Arm, data_set
+from lm_eval_spt.analysis.arms import Arm, common_metrics, data_set, source_language
 from lm_eval_spt.analysis.report import transfer_table
 from lm_eval_spt.analysis.results import Score
 from lm_eval_spt.analysis.tables import mean_score
+from lm_eval_spt.analysis.task_languages import task_languages
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.common.files import parse_yaml, read_text
 from lm_eval_spt.prompt.hub_download import REPOSITORY_ID
-from lm_eval_spt.prompt.soft_prompt import SoftPrompt
+from lm_eval_spt.prompt.soft_prompt import SoftPrompt, size_in_words
 
 CARD = "README.md"
 MAX_CARD = 2**20
@@ -31,7 +32,14 @@ BEGIN, END = "<!-- written by lm-eval-spt card -->", "<!-- end of what lm-eval-s
 FRONT_MATTER = re.compile(r"---\r?\n(.*?)\r?\n?---\r?\n", re.DOTALL)
 
 DATASETS = {"sib200": "Davlan/sib200"}  # on the Hub; other data sets are not there
-METRICS = {"acc": "accuracy", "macro_f1": "f1"}  # the harness's name, and the Hub's
+METRICS = {  # the harness's name, and the Hub's
+    "acc": "accuracy",
+    "macro_f1": "f1",
+    "acc_norm": "accuracy",
+    "f1": "f1",
+    "exact_match": "exact_match",
+    "mcc": "matthews_correlation",
+}
 
 
 def model_card(prompt: SoftPrompt, place: str, arms: Sequence[Arm] = (), existing: str = "") -> str:
@@ -53,7 +61,7 @@ def model_card(prompt: SoftPrompt, place: str, arms: Sequence[Arm] = (), existin
             f"none of the results are of the prompt {prompt.name!r} (digest {prompt.digest[:8]}): score it with "
             "lm_eval --model spt --model_args prompt=<file>, and give what that wrote"
         )
-    source = next(iter(prompt.metadata.get("source_languages") or ()), "eng_Latn")
+    source = source_language([Arm(prompt.name, (), [prompt.metadata])])
     match = FRONT_MATTER.match(existing)
     front_matter = _parse_front_matter(match[1] if match else "") | _front_matter(prompt, own, source)
     text = existing[match.end() :] if match else existing
@@ -112,17 +120,16 @@ def _front_matter(prompt: SoftPrompt, own: Sequence[Arm], source: str) -> dict[s
     """The entries that the Hub reads."""
     metadata = prompt.metadata
     base_model = str(metadata.get("base_model") or "")
-    families = {task.removesuffix(f"_{source}") for task in metadata.get("tasks") or ()} | {
-        arm.runs[0].family for arm in own
-    }
-    languages = {source, *(language for arm in own for language in arm.scores("acc"))}
+    families = {task.family for task in task_languages(metadata.get("tasks") or ()).values()}
+    families |= {arm.runs[0].family for arm in own}
+    languages = {source, *(language for arm in own for language in arm.runs[0].tasks)}
     data = ModelCardData(
         base_model=base_model if REPOSITORY_ID.fullmatch(base_model) else None,
         library_name="peft" if prompt.placement == "prefix" else "lm_eval_spt",
         tags=["soft-prompt", "prompt-tuning", "cross-lingual-transfer"],
         datasets=sorted({DATASETS[name] for family in families if (name := data_set(family)) in DATASETS}) or None,
         language=sorted({language.partition("_")[0] for language in languages}),
-        metrics=sorted({METRICS[name] for arm in own for name in METRICS if arm.scores(name)}) or None,
+        metrics=sorted({METRICS.get(name, name) for arm in own for name in _metrics(arm)}) or None,
         model_name=prompt.name,
         eval_results=[result for arm in own for result in _eval_results(arm, source)] or None,
     )
@@ -134,7 +141,7 @@ def _eval_results(arm: Arm, source: str) -> list[EvalResult]:
     family = arm.runs[0].family
     data_set_name = data_set(family)
     results = []
-    for metric, hub_metric in METRICS.items():
+    for metric in _metrics(arm):
         scores = arm.scores(metric)
         targets = [score for language, score in scores.items() if language != source]
         for where, score in (
@@ -149,7 +156,7 @@ def _eval_results(arm: Arm, source: str) -> list[EvalResult]:
                         dataset_name=f"{family}, {where}",
                         dataset_config=where,
                         dataset_split="test",
-                        metric_type=hub_metric,
+                        metric_type=METRICS.get(metric, metric),
                         metric_name=metric,
                         metric_value=round(score.value, 4),
                     )
@@ -167,11 +174,17 @@ def _description(prompt: SoftPrompt) -> str:
         model += f", which was tuned from `{tuned_from}` together with it"
     if adapter:
         model += f" with the LoRA adapter `{adapter}`, which was learned together with it"
-    return (
-        f"# {prompt.name}\n\nA soft prompt: {prompt.length} learned vectors of size {prompt.hidden_size}, placed "
-        f"{where[prompt.placement]} the text in the input-embedding space of {model}.\n\n"
-        f"Digest of vectors and placement: `{prompt.digest}`."
-    )
+    if prompt.kind == "kv":
+        what = (
+            f"A deep prefix (prefix tuning): {size_in_words(prompt.size)}, learned for each of {prompt.length} "
+            f"positions before the text, of {model}."
+        )
+    else:
+        what = (
+            f"A soft prompt: {prompt.length} learned {size_in_words(prompt.size)}, placed "
+            f"{where[prompt.placement]} the text in the input-embedding space of {model}."
+        )
+    return f"# {prompt.name}\n\n{what}\n\nDigest of vectors and placement: `{prompt.digest}`."
 
 
 def _usage(prompt: SoftPrompt, place: str, scored: Sequence[str]) -> str:
@@ -229,20 +242,27 @@ def _training(prompt: SoftPrompt) -> str:
 
 
 def _results(own: Sequence[Arm], others: Sequence[Arm], source: str) -> str:
-    """A table of this prompt's scores in every language, beside the accuracy of the other results."""
+    """A table of this prompt's scores in every language, beside the other results by its first metric."""
     if not own:
         return ""
     columns: dict[str, dict[str, Score]] = {}
     for arm in own:
         name = arm.name if len(own) == 1 else f"{arm.name} ({arm.runs[0].family})"
-        columns |= {f"{_cell(name)}, {metric}": arm.scores(metric) for metric in METRICS if arm.scores(metric)}
+        columns |= {f"{_cell(name)}, {metric}": arm.scores(metric) for metric in _metrics(arm)}
+    first = _metrics(own[0])[:1]
     for arm in others:
         name = arm.name if len(arm.runs) == 1 else f"{arm.name} (mean of {len(arm.runs)} runs)"
-        columns[f"{_cell(name)}, acc"] = arm.scores("acc")
+        columns |= {f"{_cell(name)}, {metric}": arm.scores(metric) for metric in first if arm.scores(metric)}
     return (
         f"## Results\n\nIn percent, with standard errors over the test documents; learned on {source} alone.\n\n"
         f"{transfer_table(columns, source)}"
     ).rstrip()
+
+
+def _metrics(arm: Arm) -> list[str]:
+    """The metrics that are shown: those that the Hub knows, or else the first that the task reports."""
+    reported = common_metrics([arm])
+    return [metric for metric in METRICS if metric in reported] or reported[:1]
 
 
 def _cell(value: Any) -> str:

@@ -20,6 +20,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from lm_eval_spt.inference import lm_head, transformers_internals
 from lm_eval_spt.inference.capabilities import capabilities
+from lm_eval_spt.inference.deep_prefix import deep_prefix_cache, is_deep
 from lm_eval_spt.inference.kv_cache import KVCache
 from lm_eval_spt.inference.token_tree import (
     ScoringRequest,
@@ -70,6 +71,7 @@ def prefill(
         vectors: the soft prompt, as for :func:`forward_tree`, needed where `ids` holds virtual tokens.
         past: what the same rows have read before; it is used up.
     """
+    vectors, past = _deep_prefix_read(model, len(ids), vectors, past)
     step = _Step(model, mask, None, past)
     cache = past.cache if past is not None else DynamicCache()
     step.hidden_states(model_inputs(model, ids, vectors), cache)
@@ -88,12 +90,13 @@ def forward_tree(
     Args:
         model: a causal LM.
         requests: contexts with their continuations.
-        vectors: the soft prompt, `[P, d]`, or one for each request, `[requests, P, d]`.
+        vectors: the soft prompt, `[P, d]`, or one for each request, `[requests, P, d]`, or a deep prefix.
         past: what has been read before the contexts, one row for each request; it is used up. Only for models that
             read on from a cache, and texts that they read fast.
     """
     known = capabilities(model)
-    slow = [number for number, request in enumerate(requests) if known.reads_plainly(text_length(request))]
+    more = vectors.shape[3] if is_deep(vectors) else 0
+    slow = [number for number, request in enumerate(requests) if known.reads_plainly(text_length(request) + more)]
     if slow and past is None:
         fast = [number for number in range(len(requests)) if number not in set(slow)]
         groups = [(fast, forward_tree), (slow, _forward_equal)]
@@ -102,7 +105,16 @@ def forward_tree(
         requests, vectors, past = _chains(model, requests, vectors, past)
     if known.layout == "rows" and past is None:
         return _forward_rows(model, requests, vectors)
-    return _forward_padded(model, requests, vectors, past)
+    return _forward_padded(model, requests, *_deep_prefix_read(model, len(requests), vectors, past))
+
+
+def _deep_prefix_read(
+    model: PreTrainedModel, batch: int, vectors: Tensor | None, past: KVCache | None
+) -> tuple[Tensor | None, KVCache | None]:
+    """Return a deep prefix as what has been read before the texts, unless something has; other prompts as they are."""
+    if not is_deep(vectors):
+        return vectors, past
+    return None, past or deep_prefix_cache(model, vectors, batch)
 
 
 def _chains(

@@ -24,6 +24,7 @@ from transformers.generation.logits_process import EncoderRepetitionPenaltyLogit
 
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.inference import probe, transformers_internals
+from lm_eval_spt.inference.deep_prefix import is_deep
 from lm_eval_spt.inference.encoder_decoder import reads_padded
 from lm_eval_spt.inference.transformers_internals import (
     device_of,
@@ -76,7 +77,7 @@ def generate(
     Args:
         model: a causal LM or an encoder-decoder LM, in evaluation mode.
         contexts: token ids, the prompt's virtual tokens marked.
-        vectors: `[P, d]`, the soft prompt, if any.
+        vectors: `[P, d]`, the soft prompt, if any; or a deep prefix.
         max_new_tokens: how many tokens at most, in each row.
         pad_token_id: what stands behind the end of a row that is done before the others of its batch.
         stopping: makes the stopping criteria.
@@ -133,8 +134,13 @@ def _call(
         inputs = {"input_ids": text, "attention_mask": torch.ones_like(text)}
         steps = generation_from_scratch(model, whole)
     else:
-        inputs = {**model_inputs(model, ids, vectors), "attention_mask": mask}
-        inputs |= {"input_ids": text} if causal else {}
+        if is_deep(vectors):  # what has been read before the padding; `generate` makes no room in it for several beams
+            beams = max(int(_setting(model, settings, name) or 1) for name in ("num_beams", "num_return_sequences"))
+            inputs = model_inputs(model, ids.repeat(beams, 1), vectors)
+            mask = torch.nn.functional.pad(mask, (vectors.shape[3], 0), value=1)
+        else:
+            inputs = model_inputs(model, ids, vectors)
+        inputs |= {"attention_mask": mask, **({"input_ids": text} if causal else {})}
         steps = generation_from_embeddings(model)
     transformers_internals.forget_longer_texts(model)
     generate_tokens: Any = model.generate
@@ -212,16 +218,17 @@ def _layout(
 ) -> Layout:
     """Return the fastest layout in which ``generate`` goes on from a context as a plain pass over all tokens does.
 
-    It is tried at a model's first contexts with a prompt, and at its first without: two steps for two rows. It is
-    tried again beyond the length at which RoPE changes, and with guidance, whose passes some recurrent models mix up
+    It is tried at a model's first contexts with each kind of prompt, and without: two steps for two rows. It is tried
+    again beyond the length at which RoPE changes, and with guidance, whose passes some recurrent models mix up
     with the text's.
     """
     if model.config.is_encoder_decoder:
         # The encoder is given the mask, and the decoder's rows all begin with one token.
         return "padded" if reads_padded(model) else "equal"
     shortest, longest = min(contexts, key=len), max(contexts, key=len)
-    known: dict[tuple[bool, bool, bool], Layout] = vars(model).setdefault(_KEY, {})
-    key = (vectors is not None, switch is not None and len(longest) > switch, guidance != 1)
+    known: dict[tuple[str, bool, bool], Layout] = vars(model).setdefault(_KEY, {})
+    kind = "none" if vectors is None else "deep" if is_deep(vectors) else "embeddings"
+    key = (kind, switch is not None and len(longest) > switch, guidance != 1)
     if key not in known:
         shorter = shortest if len(shortest) < len(longest) else longest[1:] or longest
         trials: dict[Layout, list[Sequence[int]]] = {"padded": [shorter, longest], "equal": [longest, longest[::-1]]}

@@ -22,6 +22,7 @@ from transformers import LogitsProcessor, PreTrainedModel
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.inference import transformers_internals
 from lm_eval_spt.inference.capabilities import Capabilities, Layout, capabilities, evaluation_mode, set_capabilities
+from lm_eval_spt.inference.deep_prefix import is_deep
 from lm_eval_spt.inference.forward import forward_tree, loglikelihoods, prefill
 from lm_eval_spt.inference.scoring import TokenPair, free_memory, score
 from lm_eval_spt.inference.token_tree import ScoringRequest
@@ -79,7 +80,7 @@ def probe(
     Args:
         model: a causal LM in evaluation mode.
         requests: the run's (context, continuation) as token ids, the prompt's virtual tokens marked.
-        vectors: `[P, d]`, the soft prompt, if any.
+        vectors: `[P, d]`, the soft prompt, if any; or a deep prefix.
         gradient: whether gradients of the vectors are wanted.
 
     Raises:
@@ -212,7 +213,7 @@ class _Probe:
         self._model, self._samples = model, samples
         self._vectors = None if vectors is None else vectors.detach().to(device_of(model))
         self._has_virtual = any(is_virtual(token) for context, _ in samples for token in context)
-        self._gradient = gradient and self._has_virtual
+        self._gradient = gradient and (self._has_virtual or is_deep(vectors))
         self._problems: list[str] = []
         self._by_context: dict[tuple[int, ...], list[list[int]]] = {}
         for context, continuation in samples:
@@ -265,6 +266,7 @@ class _Probe:
         except FAILURES as error:
             name, reason = type(self._model).__name__, (str(error).strip() or type(error).__name__).splitlines()[0]
             needed = " with a soft prompt, which it has to take as inputs_embeds," if self._has_virtual else ""
+            needed += " behind a deep prefix" if is_deep(self._vectors) else ""
             raise UserError(f"{name} can not be run{needed} on a text ({reason}): use another base model") from error
         if not values.isfinite().all():
             raise not_finite(self._model)
@@ -288,19 +290,16 @@ class _Probe:
         for number in {0, len(self._samples) - 1}:
             (context, continuation), expected = self._samples[number], self._expected[number]
             ids = torch.tensor([context + continuation[:-1]], device=device)
-            inputs = model_inputs(model, ids, self._vectors)
-            embeds = inputs.get("inputs_embeds")
-            if embeds is None:
-                embeds = model.get_input_embeddings()(ids)
-                inputs = {"inputs_embeds": embeds, **transformers_internals.per_layer_inputs(model, ids, embeds)}
-            signs = torch.randint(0, 2, (times, *embeds.shape[1:]), generator=generator).to(device) * 2 - 1
+            inputs = model_inputs(model, ids.expand(times, -1), self._vectors)
+            if (tokens := inputs.pop("input_ids", None)) is not None:
+                embeds = model.get_input_embeddings()(tokens)
+                inputs |= {"inputs_embeds": embeds, **transformers_internals.per_layer_inputs(model, tokens, embeds)}
+            embeds = inputs["inputs_embeds"]
+            signs = torch.randint(0, 2, embeds.shape, generator=generator).to(device) * 2 - 1
             step = torch.finfo(embeds.dtype).eps / 2
-            shifted = (embeds.float() * (1 + step * signs)).to(embeds.dtype)
-            others = {name: value.expand(times, *value.shape[1:]) for name, value in inputs.items()}
+            inputs["inputs_embeds"] = (embeds.float() * (1 + step * signs)).to(embeds.dtype)
             try:
-                logits = transformers_internals.last_logits(
-                    model, {**others, "inputs_embeds": shifted}, len(continuation)
-                )
+                logits = transformers_internals.last_logits(model, inputs, len(continuation))
             except FAILURES:
                 return 0.0125 * float(self._expected.abs().max())
             logprobs = logits.float().log_softmax(dim=-1)

@@ -63,7 +63,7 @@ def score(
     Args:
         model: a causal LM in evaluation mode.
         requests: (context, continuation) as token ids, virtual tokens marked; already truncated.
-        vectors: `[P, d]`, the soft prompt, if any.
+        vectors: `[P, d]`, the soft prompt, if any; or a deep prefix.
         max_batch_tokens: how many tokens, padding included, the model reads at once; halved when memory runs out.
     """
     before = _virtual_tokens_before(requests) if capabilities(model).cache else 0

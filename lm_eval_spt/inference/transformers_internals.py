@@ -132,6 +132,13 @@ def plain_hidden_states(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Te
     return output
 
 
+def plain_cache(model: PreTrainedModel, inputs: dict[str, Tensor]) -> DynamicCache:
+    """Return the keys and values of tokens, with nothing given to the decoder but them and an empty cache."""
+    cache, decoder = DynamicCache(), decoder_of(model)
+    decoder(**inputs, **{cache_argument(decoder): cache}, use_cache=True, return_dict=True)
+    return cache
+
+
 def plain_logits(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
     """Return the logits `[batch, time, vocabulary]` of the model's own `forward`, given nothing but the tokens."""
     output: Tensor = model(**inputs, use_cache=False, return_dict=True).logits

@@ -1,7 +1,9 @@
-"""Where the vectors of a soft prompt go: from token ids to what the model receives.
+"""Where a soft prompt goes: from token ids to what the model receives.
 
 A virtual token is written into a list of token ids as a negative mark, so that a prompted text stays an ordinary list
 that can be sorted, truncated, padded and batched. Only at the model's door are the marks replaced by vectors.
+
+A deep prefix has no marks: it is a KV cache, from which the model reads on (:func:`deep_prefix_cache`).
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lm_eval_spt.inference.transformers_internals import per_layer_inputs
+from lm_eval_spt.inference.deep_prefix import deep_prefix_cache, is_deep
+from lm_eval_spt.inference.transformers_internals import cache_argument, decoder_of, per_layer_inputs
 
 
 def is_virtual(token: int) -> bool:
@@ -61,16 +64,18 @@ def model_inputs(model: PreTrainedModel, ids: Tensor, vectors: Tensor | None) ->
     Args:
         model: a causal LM; its input embedding is called as a module, because some (XGLM, Gemma) scale inside it.
         ids: `[batch, time]`, virtual tokens marked: mark -1 is the prompt's first vector, -2 its second, and so on.
-        vectors: the soft prompt, `[P, d]`, or one for each row, `[batch, P, d]`; cast to the embedding's dtype.
-            Gradients flow back to it.
+        vectors: the soft prompt, `[P, d]`, or one for each row, `[batch, P, d]`, or a deep prefix; cast to the
+            embedding's dtype. Gradients flow back to it.
 
     Returns:
         `input_ids` where no virtual token occurs, else `inputs_embeds` `[batch, time, d]`, and what else a model makes
-        of ids.
+        of ids. With a deep prefix its cache, which can be used once.
 
     Raises:
         ValueError: a virtual token that `vectors` does not have.
     """
+    if is_deep(vectors):
+        return {"input_ids": ids, cache_argument(decoder_of(model)): deep_prefix_cache(model, vectors, len(ids)).cache}
     virtual = ids < 0
     if not virtual.any():
         return {"input_ids": ids}

@@ -25,7 +25,8 @@ def compose(prompts: Sequence[SoftPrompt], mode: Mode, weight: float | None = No
 
     Args:
         prompts: two or more, of one base model and one placement. With the placement ``both`` the vectors before the
-            text and those after it are composed separately.
+            text and those after it are composed separately. Deep prefixes, whose keys belong to a position, are not
+            put one after the other.
         mode: ``concat``: all vectors, in the order given; ``mean``: the mean of prompts of one length;
             ``interpolate``: (1 - weight) * first + weight * second.
         weight: of the second prompt, 0.5 by default; any number, beyond 0 and 1 it extrapolates. Only for
@@ -44,6 +45,11 @@ def compose(prompts: Sequence[SoftPrompt], mode: Mode, weight: float | None = No
     if weight is not None and mode != "interpolate":
         raise UserError(f"a weight was given ({weight:g}), but the mode {mode!r} takes none: use 'interpolate'")
     _check_together(prompts)
+    if mode == "concat" and prompts[0].kind == "kv":
+        raise UserError(
+            "the mode 'concat' does not go with deep prefixes, whose keys belong to a position: use 'mean' or "
+            "'interpolate'"
+        )
     if mode != "concat":
         _check_same(prompts, "virtual tokens", [prompt.length for prompt in prompts], "use the mode 'concat'")
         _check_same(prompts, "virtual tokens before the text", [prompt.num_prefix_tokens for prompt in prompts])
@@ -87,7 +93,9 @@ def _weighted_sum(parts: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
 
 def _check_together(prompts: Sequence[SoftPrompt]) -> None:
     """Raise UserError unless the prompts have one placement and, where they record it, one base model."""
-    _check_same(prompts, "vector size", [prompt.hidden_size for prompt in prompts], "they have different base models")
+    _check_same(prompts, "the kind", [prompt.kind for prompt in prompts], "embeddings and deep prefixes do not mix")
+    sizes = [prompt.size if len(prompt.size) > 1 else prompt.size[0] for prompt in prompts]
+    _check_same(prompts, "vector size", sizes, "they have different base models")
     identities = ["embedding_fingerprint", "base_model"]
     for first, other in ((prompts[0], other) for other in prompts[1:]):
         # A base model can have several names; its fingerprint decides where both prompts record one.

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lm_eval_spt.common.errors import UserError
-from lm_eval_spt.prompt.soft_prompt import SoftPrompt
+from lm_eval_spt.prompt.soft_prompt import SoftPrompt, size_in_words
 
 Average = Literal["probability", "log_probability"]
 """What is averaged: the probabilities of a document's choices, or the log-likelihoods of their tokens."""
@@ -55,9 +55,9 @@ class Ensemble:
             if len(known) > 1:
                 shown = ", ".join(sorted(str(value)[:60] for value in known))
                 raise UserError(f"the prompts of an ensemble have different entries of {key} ({shown}): expected one")
-        sizes = sorted({member.hidden_size for member in self.members})
+        sizes = sorted({size_in_words(member.size) for member in self.members})
         if len(sizes) > 1:
-            raise UserError(f"the prompts of an ensemble have vectors of different sizes ({sizes}): expected one")
+            raise UserError(f"the prompts of an ensemble have {' and '.join(sizes)}: expected one kind and size")
 
     @property
     def name(self) -> str:

@@ -1,9 +1,11 @@
 """The prompt file: vectors and their record to bytes, and back.
 
-A prompt file is one safetensors file with one tensor, ``prompt_embeddings`` `[P, d]` in float32: exactly the vectors
-that the base model receives as ``inputs_embeds``, every embedding scale already applied. The tensor's name is PEFT's:
-an adapter's weights are such a file, too. The record (:mod:`lm_eval_spt.prompt.metadata`) is a JSON text under the key
-``lm_eval_spt`` of the file's metadata. Nothing is ever unpickled.
+A prompt file is one safetensors file with one tensor in float32: ``prompt_embeddings`` `[P, d]`, exactly the vectors
+that the base model receives as ``inputs_embeds``, every embedding scale already applied; or, of a deep prefix,
+``key_values`` `[layers, 2, kv_heads, P, head_dim]`, each layer's keys and values before the text, positions (RoPE)
+already applied. The first name is PEFT's: an adapter's weights are such a file, too. The record
+(:mod:`lm_eval_spt.prompt.metadata`) is a JSON text under the key ``lm_eval_spt`` of the file's metadata. Nothing is
+ever unpickled.
 """
 
 from __future__ import annotations
@@ -19,9 +21,9 @@ from torch import Tensor
 
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.common.files import parse_json
-from lm_eval_spt.prompt.metadata import FORMAT_VERSION
+from lm_eval_spt.prompt.metadata import FORMAT_VERSION, PromptKind
 
-TENSOR_NAME = "prompt_embeddings"
+TENSOR_NAMES: dict[PromptKind, str] = {"embeddings": "prompt_embeddings", "kv": "key_values"}
 METADATA_KEY = "lm_eval_spt"
 ACCEPTED_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -36,23 +38,21 @@ def to_bytes(vectors: Tensor, metadata: dict[str, Any]) -> bytes:
     """Return the content of a prompt file; the same prompt is always the same bytes.
 
     Args:
-        vectors: `[P, d]`, float32, contiguous, on the CPU.
+        vectors: `[P, d]` or `[layers, 2, kv_heads, P, head_dim]`, float32, contiguous, on the CPU.
         metadata: the record; the entries that describe the vectors are filled in.
     """
-    length, hidden_size = vectors.shape
     record = metadata | {
         "format_version": FORMAT_VERSION,
-        "hidden_size": hidden_size,
-        "num_virtual_tokens": length,
+        **sizes(vectors),
         "placement": metadata.get("placement", "prefix"),
     }
     # safetensors takes strings only here, and "format" is what PEFT and transformers look for.
     strings = {"format": "pt", METADATA_KEY: json.dumps(record)}
-    return _with_sorted_header(safetensors.torch.save({TENSOR_NAME: vectors}, metadata=strings))
+    return _with_sorted_header(safetensors.torch.save({TENSOR_NAMES[kind_of(vectors)]: vectors}, metadata=strings))
 
 
 def read(path: Path) -> tuple[Tensor, dict[str, Any]]:
-    """Return the vectors `[P, d]` of a prompt file as they are stored, and its record, empty where it holds none.
+    """Return the vectors of a prompt file as they are stored, and its record, empty where it holds none.
 
     Raises:
         UserError: this is not a prompt file. The message does not name the file: the caller does.
@@ -64,14 +64,19 @@ def read(path: Path) -> tuple[Tensor, dict[str, Any]]:
         _check_size(path)
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())
-            if names != [TENSOR_NAME]:
+            if len(names) != 1 or names[0] not in TENSOR_NAMES.values():
                 listing = ", ".join(repr(name) for name in names[:5]) + (", ..." if len(names) > 5 else "")
-                raise UserError(f"expected one tensor, {TENSOR_NAME!r}, found {listing or 'none'}: not a soft prompt")
-            dtype = file.get_slice(TENSOR_NAME).get_dtype()
+                expected = " or ".join(map(repr, TENSOR_NAMES.values()))
+                raise UserError(f"expected one tensor, {expected}, found {listing or 'none'}: not a soft prompt")
+            (name,) = names
+            dtype = file.get_slice(name).get_dtype()
             if dtype not in ACCEPTED_DTYPES:
                 expected = ", ".join(ACCEPTED_DTYPES.values())
-                raise UserError(f"{TENSOR_NAME} has dtype {dtype}, expected one of {expected}: convert it first")
-            return file.get_tensor(TENSOR_NAME), _parse_record((file.metadata() or {}).get(METADATA_KEY, "{}"))
+                raise UserError(f"{name} has dtype {dtype}, expected one of {expected}: convert it first")
+            vectors = file.get_tensor(name)
+            if TENSOR_NAMES[kind_of(vectors)] != name:
+                raise _wrong_shape(name, vectors)
+            return vectors, _parse_record((file.metadata() or {}).get(METADATA_KEY, "{}"))
     except OSError as error:
         raise UserError(f"can not be read ({error.strerror or error}): check the file and its permissions") from None
     except SafetensorError as error:
@@ -79,18 +84,45 @@ def read(path: Path) -> tuple[Tensor, dict[str, Any]]:
 
 
 def check_vectors(vectors: Tensor) -> None:
-    """Raise UserError unless `vectors` is `[P, d]` with P, d >= 1 and finite."""
-    if vectors.ndim != 2 or 0 in vectors.shape:
-        raise UserError(
-            f"{TENSOR_NAME} has shape {list(vectors.shape)}, expected [virtual tokens, hidden size] with at least one "
-            "of each: this is not a soft prompt"
-        )
-    broken = (~vectors.isfinite().all(dim=1)).nonzero().flatten().tolist()
+    """Raise UserError unless `vectors` has the shape of a prompt, with no size of 0, and is finite."""
+    kind = kind_of(vectors)
+    if 0 in vectors.shape or vectors.ndim != (5 if kind == "kv" else 2) or (kind == "kv" and vectors.shape[1] != 2):
+        raise _wrong_shape(TENSOR_NAMES[kind], vectors)
+    by_position = vectors.movedim(-2, 0).flatten(1)
+    broken = (~by_position.isfinite().all(dim=1)).nonzero().flatten().tolist()
     if broken:
         raise UserError(
-            f"vector {broken[0]} (counted from 0) holds NaN or infinity, as do {len(broken)} of {len(vectors)} in all: "
-            "the training diverged or the file is damaged, use another prompt"
+            f"vector {broken[0]} (counted from 0) holds NaN or infinity, as do {len(broken)} of {len(by_position)} in "
+            "all: the training diverged or the file is damaged, use another prompt"
         )
+
+
+def kind_of(vectors: Tensor) -> PromptKind:
+    """Tell from their shape what kind of prompt vectors are."""
+    return "kv" if vectors.ndim == 5 else "embeddings"
+
+
+def sizes(vectors: Tensor) -> dict[str, Any]:
+    """Return the entries of the record that the vectors themselves give."""
+    kind = kind_of(vectors)
+    if kind == "kv":
+        layers, _, heads, length, width = vectors.shape
+        own = {"num_layers": layers, "num_kv_heads": heads, "head_dim": width}
+    else:
+        length, hidden_size = vectors.shape
+        own = {"hidden_size": hidden_size}
+    return {"prompt_kind": kind, "num_virtual_tokens": length, **own}
+
+
+def _wrong_shape(name: str, vectors: Tensor) -> UserError:
+    shapes = {
+        "prompt_embeddings": "[virtual tokens, hidden size]",
+        "key_values": "[layers, 2, key-value heads, virtual tokens, size of a head]",
+    }
+    return UserError(
+        f"{name} has shape {list(vectors.shape)}, expected {shapes[name]} with at least one of each: this is not a "
+        "soft prompt"
+    )
 
 
 def _with_sorted_header(data: bytes) -> bytes:

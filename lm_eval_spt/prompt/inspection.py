@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.functional import normalize
 
+from lm_eval_spt.common.errors import UserError
+from lm_eval_spt.prompt import file_format
 from lm_eval_spt.prompt.fingerprint import embedding_fingerprint
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 
@@ -20,14 +22,19 @@ VOCABULARY_CHUNK = 16384  # embedding rows held in float32 at a time
 
 def report(prompt: SoftPrompt) -> dict[str, Any]:
     """Return a prompt's identity, record and norms as a JSON object."""
-    norms = prompt.vectors.norm(dim=1).tolist()
+    norms = prompt.vectors.movedim(-2, 0).flatten(1).norm(dim=1).tolist()
+    by_layer = {}
+    if prompt.kind == "kv":
+        keys, values = prompt.vectors.norm(dim=-1).flatten(2).mean(dim=-1).unbind(dim=1)
+        by_layer = {"norms_by_layer": {"keys": keys.tolist(), "values": values.tolist()}}
     return {
         "name": prompt.name,
         "digest": prompt.digest,
         "length": prompt.length,
-        "hidden_size": prompt.hidden_size,
+        **{key: value for key, value in file_format.sizes(prompt.vectors).items() if key != "num_virtual_tokens"},
         "placement": prompt.placement,
         "metadata": prompt.metadata,
+        **by_layer,
         "norms": {"min": min(norms), "mean": statistics.fmean(norms), "max": max(norms), "per_vector": norms},
     }
 
@@ -49,9 +56,11 @@ def nearest_vocabulary(
         count: how many tokens per vector.
 
     Raises:
-        UserError: the prompt was trained for another model.
+        UserError: the prompt was trained for another model, or is a deep prefix.
     """
-    prompt.check_fits(embedding.weight.shape[1], embedding_fingerprint(embedding), base_model)
+    if prompt.kind == "kv":
+        raise UserError(f"the prompt {prompt.name!r} is a deep prefix: no token of the vocabulary is near to it")
+    prompt.check_fits((embedding.weight.shape[1],), embedding_fingerprint(embedding), base_model)
     ids, cosines, norms = nearest_tokens(prompt.vectors, embedding, count)
     return {
         "vocabulary_norms": {"mean": norms.mean().item(), "median": norms.median().item()},
@@ -103,7 +112,8 @@ def _token_text(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
 def as_text(report: dict[str, Any]) -> Iterator[str]:
     """The report as lines in aligned columns."""
     norms = report["norms"]
-    facts = {key: report[key] for key in ("name", "digest", "length", "hidden_size", "placement")} | {
+    listed = ("metadata", "norms", "norms_by_layer", "vocabulary_norms", "nearest_tokens")
+    facts = {key: value for key, value in report.items() if key not in listed} | {
         key: value for key, value in _flattened(report["metadata"]) if key not in report
     }
     facts["norms"] = "  ".join(f"{key} {norms[key]:.4g}" for key in ("min", "mean", "max"))
@@ -120,6 +130,11 @@ def as_text(report: dict[str, Any]) -> Iterator[str]:
     for index, (norm, tokens) in enumerate(zip(norms["per_vector"], nearest, strict=True)):
         listing = "".join(f"  {token['token']!r} {token['cosine']:.2f}" for token in tokens)
         yield f"{index:6d}  {norm:8.4g}{listing}"
+    if by_layer := report.get("norms_by_layer"):
+        yield ""
+        yield " layer  keys, mean norm  values"
+        for layer, pair in enumerate(zip(by_layer["keys"], by_layer["values"], strict=True)):
+            yield f"{layer:6d}  {pair[0]:15.4g}  {pair[1]:6.4g}"
 
 
 def _flattened(metadata: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -4,8 +4,12 @@ The metadata is one JSON object:
 
 =========================  ===========================================================================
 ``format_version``         1; a file of a newer version is refused
-``hidden_size``            d
+``prompt_kind``            ``"embeddings"``, or ``"kv"`` for a deep prefix
 ``num_virtual_tokens``     P
+``hidden_size``            d, of embeddings
+``num_layers``,            of a deep prefix
+``num_kv_heads``,
+``head_dim``
 ``placement``              ``"prefix"`` (before the text), ``"suffix"`` (after it) or ``"both"``
 ``num_prefix_tokens``      with ``"both"``: how many of the vectors, the first ones, stand before the text
 ``base_model``             name of the model that the prompt was trained for
@@ -24,9 +28,9 @@ The metadata is one JSON object:
 ``created``                time of writing, ISO 8601, UTC
 =========================  ===========================================================================
 
-The first five describe the vectors and are filled in on writing. The rest is optional. Entries that are not listed here
-are kept as they are and only ever shown. Prompt files and results files both hold such a record, and both may come from
-anywhere. This module imports no torch: the analysis of results reads records, too.
+The first rows, to ``placement``, describe the vectors and are filled in on writing. The rest is optional. Entries that
+are not listed here are kept as they are and only ever shown. Prompt files and results files both hold such a record,
+and both may come from anywhere. This module imports no torch: the analysis of results reads records, too.
 """
 
 from __future__ import annotations
@@ -36,12 +40,15 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
-from lm_eval_spt.common.errors import UserError
+from lm_eval_spt.common.errors import UserError, shown
 from lm_eval_spt.common.files import parse_json
 
 FORMAT_VERSION = 1
 Placement = Literal["prefix", "suffix", "both"]
 PLACEMENTS: tuple[Placement, ...] = get_args(Placement)
+
+PromptKind = Literal["embeddings", "kv"]
+"""Virtual tokens among the text's embeddings, or a deep prefix: keys and values of every layer before the text."""
 
 TaskType = Literal["CAUSAL_LM", "SEQ_2_SEQ_LM"]
 TASK_TYPES: tuple[TaskType, ...] = get_args(TaskType)
@@ -56,13 +63,12 @@ _OBJECTS = ("num_fewshot", "hyperparameters", "validation", "versions")
 _NUMBERS = ("shots", "training_documents", "tuned_parameters")
 
 
-def checked_metadata(metadata: dict[str, Any], length: int, hidden_size: int) -> dict[str, Any]:
+def checked_metadata(metadata: dict[str, Any], sizes: Mapping[str, Any]) -> dict[str, Any]:
     """Return a copy of a record as JSON gives it back, once it agrees with the vectors that it belongs to.
 
     Args:
         metadata: the record, as the module's docstring describes it.
-        length: number of vectors, P.
-        hidden_size: size of each, d.
+        sizes: the entries that the vectors themselves give: see :func:`lm_eval_spt.prompt.file_format.sizes`.
 
     Raises:
         UserError: the record is not JSON, contradicts the vectors, names an unknown placement, is of a newer format
@@ -85,12 +91,14 @@ def checked_metadata(metadata: dict[str, Any], length: int, hidden_size: int) ->
     if metadata.get("placement", "prefix") not in PLACEMENTS:
         expected = " or ".join(map(repr, PLACEMENTS))
         raise UserError(f"placement is {metadata['placement']!r}, expected {expected}: write the file again")
-    _check_num_prefix_tokens(metadata, length)
-    for key, actual in (("num_virtual_tokens", length), ("hidden_size", hidden_size)):
+    _check_num_prefix_tokens(metadata, sizes["num_virtual_tokens"])
+    if sizes["prompt_kind"] == "kv" and metadata.get("placement", "prefix") != "prefix":
+        raise UserError(f"placement is {metadata['placement']!r}, a deep prefix stands before the text: write it again")
+    for key, actual in sizes.items():
         if metadata.get(key, actual) != actual:
             raise UserError(
-                f"metadata says {key} {metadata[key]!r}, but the tensor has {actual}: the file was altered, get it "
-                "again"
+                f"metadata says {key} {shown(metadata[key])}, but the tensor has {actual}: the file was altered, get "
+                "it again"
             )
     check_metadata(metadata)
     return metadata

@@ -22,25 +22,29 @@ from lm_eval_spt.common.offloading import input_device
 from lm_eval_spt.prompt import file_format, peft
 from lm_eval_spt.prompt.fingerprint import embedding_fingerprint
 from lm_eval_spt.prompt.hub_download import REPOSITORY_ID, download
-from lm_eval_spt.prompt.metadata import TASK_TYPES, Placement, TaskType, checked_metadata
+from lm_eval_spt.prompt.metadata import TASK_TYPES, Placement, PromptKind, TaskType, checked_metadata
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import DynamicCache, PreTrainedModel
 
 
 @dataclass(frozen=True, eq=False)
 class SoftPrompt:
-    """P trained vectors in the input-embedding space of a base model, and their record.
+    """P trained virtual tokens of a base model, and their record.
+
+    Most prompts are vectors in the model's input-embedding space. A deep prefix (prefix tuning, Li and Liang 2021,
+    arXiv 2101.00190; P-tuning v2) is keys and values of every layer before the text: a KV cache that was learned.
 
     Vectors and metadata are copied and checked on construction: a soft prompt that exists is one that can be written.
 
     Attributes:
-        vectors: `[P, d]`, stored as float32, contiguous, on the CPU.
+        vectors: `[P, d]`, or of a deep prefix `[layers, 2, kv_heads, P, head_dim]` (keys, then values); stored as
+            float32, contiguous, on the CPU.
         metadata: the record, see :mod:`lm_eval_spt.prompt.metadata`; empty for a file of another tool.
         name: stem of the file, or name of the folder or Hub repository it was read from; empty when new.
 
     Raises:
-        UserError: vectors that are not `[P, d]` with P, d >= 1 or hold NaN or infinity; metadata that is not JSON,
+        UserError: vectors of another shape, or that hold NaN or infinity; metadata that is not JSON,
             contradicts the vectors, names an unknown placement or is of a newer format version.
     """
 
@@ -53,17 +57,27 @@ class SoftPrompt:
         vectors = self.vectors.detach().to("cpu", torch.float32).contiguous().clone()
         file_format.check_vectors(vectors)
         object.__setattr__(self, "vectors", vectors)
-        object.__setattr__(self, "metadata", checked_metadata(self.metadata, *vectors.shape))
+        object.__setattr__(self, "metadata", checked_metadata(self.metadata, file_format.sizes(vectors)))
 
     @property
     def length(self) -> int:
         """Number of virtual tokens, P."""
-        return self.vectors.shape[0]
+        return self.vectors.shape[-2]
 
     @property
     def hidden_size(self) -> int:
-        """Size of each vector, d: the width of the base model's input embeddings."""
-        return self.vectors.shape[1]
+        """Size of each vector: d, the width of the base model's input embeddings; of a deep prefix that of a head."""
+        return self.vectors.shape[-1]
+
+    @property
+    def kind(self) -> PromptKind:
+        """``"embeddings"``, or ``"kv"`` for a deep prefix."""
+        return file_format.kind_of(self.vectors)
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """What belongs to a virtual token: `(d,)`, or `(layers, 2, kv_heads, head_dim)` of a deep prefix."""
+        return (*self.vectors.shape[:-2], self.vectors.shape[-1])
 
     @property
     def placement(self) -> Placement:
@@ -97,7 +111,7 @@ class SoftPrompt:
     def digest(self) -> str:
         """SHA-256, in hex, of all that can change a score: vectors, shape and placement, not the rest of the record."""
         before = [self.num_prefix_tokens] if self.placement == "both" else []
-        kind = json.dumps([self.placement, self.length, self.hidden_size, *before])
+        kind = json.dumps([self.placement, *self.vectors.shape, *before])
         return hashlib.sha256(kind.encode() + self.vectors.numpy().tobytes()).hexdigest()
 
     @property
@@ -111,25 +125,25 @@ class SoftPrompt:
         }
         return {name: value for name, value in known.items() if value is not None}
 
-    def check_fits(self, hidden_size: int, fingerprint: str, base_model: str) -> None:
+    def check_fits(self, size: tuple[int, ...], fingerprint: str, base_model: str) -> None:
         """Make sure that this prompt was trained for the model that is about to receive it.
 
         A prompt that records no fingerprint is only checked for its size; the caller decides whether to warn.
 
         Args:
-            hidden_size: width of the model's input embeddings, d.
+            size: what the model takes for a virtual token of this kind, as :attr:`size` has it.
             fingerprint: :func:`~lm_eval_spt.prompt.fingerprint.embedding_fingerprint` of them.
             base_model: the model's name, for the message.
 
         Raises:
-            UserError: another hidden size or another fingerprint.
+            UserError: another size or another fingerprint.
         """
         trained_for = self.metadata.get("base_model")
         advice = f"use {trained_for!r}" if trained_for else "use the base model it was trained for"
-        if self.hidden_size != hidden_size:
+        if self.size != size:
             raise UserError(
-                f"prompt {self.name!r} has vectors of size {self.hidden_size}, but {base_model!r} takes vectors of "
-                f"size {hidden_size}: {advice}, or train a prompt for this model"
+                f"prompt {self.name!r} has {size_in_words(self.size)}, but {base_model!r} takes "
+                f"{size_in_words(size)}: {advice}, or train a prompt for this model"
             )
         recorded = self.metadata.get("embedding_fingerprint")
         if recorded is not None and recorded != fingerprint:
@@ -161,7 +175,12 @@ class SoftPrompt:
         """
         embedding: Any = model.get_input_embeddings()
         base_model = getattr(model, "name_or_path", "") or type(model).__name__
-        self.check_fits(embedding.weight.shape[1], embedding_fingerprint(embedding), base_model)
+        if self.kind == "kv":
+            raise UserError(
+                f"prompt {self.name!r} is a deep prefix, which is no embeddings: give the model what its method "
+                "past_key_values returns"
+            )
+        self.check_fits((embedding.weight.shape[1],), embedding_fingerprint(embedding), base_model)
         if ids.dim() != 2:
             raise UserError(f"ids have shape {list(ids.shape)}, expected [batch, time]: give one row for each text")
         padding = [0] * len(ids)
@@ -181,19 +200,43 @@ class SoftPrompt:
         )
 
     def attention_mask(self, attention_mask: Tensor) -> Tensor:
-        """Return the mask of what :meth:`inputs_embeds` returns: the texts' mask, and a one for each virtual token.
+        """Return the mask of a prompted text: the texts' mask, and a one for each virtual token.
 
         Args:
             attention_mask: `[batch, time]`, of texts that are padded on the left or not at all.
 
         Returns:
-            `[batch, time + P]`. The placement does not matter: prompt and text are one run of ones after the padding.
+            `[batch, time + P]`. The placement of embeddings does not matter: prompt and text are one run of ones after
+            the padding. A deep prefix stands before the padding.
 
         Raises:
             UserError: padding that is not on the left.
         """
         _check_padded_on_the_left(attention_mask)
-        return torch.nn.functional.pad(attention_mask, (0, self.length), value=1)
+        sides = (self.length, 0) if self.kind == "kv" else (0, self.length)
+        return torch.nn.functional.pad(attention_mask, sides, value=1)
+
+    def past_key_values(self, model: PreTrainedModel, batch: int = 1) -> DynamicCache:
+        """Return this deep prefix as the cache that ``model.generate(past_key_values=...)`` and ``forward`` take.
+
+        The mask that goes with it is :meth:`attention_mask`'s.
+
+        Args:
+            model: the base model.
+            batch: number of texts.
+
+        Raises:
+            UserError: this is no deep prefix.
+        """
+        from transformers import DynamicCache  # takes seconds, which most readers of prompts need not wait
+
+        if self.kind != "kv":
+            raise UserError(f"prompt {self.name!r} is embeddings, no deep prefix: give inputs_embeds to the model")
+        cache = DynamicCache()
+        states = self.vectors.to(model.device, model.dtype)[:, :, None].expand(-1, -1, batch, -1, -1, -1)
+        for layer, (keys, values) in enumerate(states):
+            cache.update(keys, values, layer)
+        return cache
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | os.PathLike[str], revision: str | None = None) -> SoftPrompt:
@@ -246,7 +289,7 @@ class SoftPrompt:
 
     @classmethod
     def from_peft(cls, folder: str | os.PathLike[str]) -> SoftPrompt:
-        """Read a PEFT adapter folder of type ``PROMPT_TUNING`` or ``P_TUNING``.
+        """Read a PEFT adapter folder of type ``PROMPT_TUNING``, ``P_TUNING``, ``PREFIX_TUNING`` or ``CARTRIDGE``.
 
         Args:
             folder: holds ``adapter_config.json`` and ``adapter_model.safetensors``. The base model and its revision are
@@ -296,6 +339,14 @@ def _check_padded_on_the_left(attention_mask: Tensor) -> None:
             "the attention mask has zeros after ones, expected padding on the left of every text: tokenize with "
             "padding_side='left'"
         )
+
+
+def size_in_words(size: tuple[int, ...]) -> str:
+    """Say what a virtual token is, from :attr:`SoftPrompt.size`."""
+    if len(size) == 1:
+        return f"vectors of size {size[0]}"
+    layers, _, heads, width = size
+    return f"keys and values of {layers} layers with {heads} heads of size {width}"
 
 
 def _folder_name(folder: Path) -> str:

@@ -279,11 +279,15 @@ def run_work(run: SweepRun, sizes: TextSizes, read: set[Hashable] | None) -> flo
         known.add(key)
         return 2 * texts.documents * model.body * texts.tokens
 
+    if run.combination == "ensemble":
+        return 0  # its members' answers are there
     test = sizes.test(config, run.targets)
     if not run.prompted:
         return 2 * passes(test, 0, True, test.answer_tokens)
     work = 2 * passes(test, config.prompt_length, not keeps, test.answer_tokens)
     work += reading(test, (run.base, run.targets)) if keeps else 0
+    if run.combination == "average":
+        return work
 
     training, validation = sizes.training(config)
     drawn = config.documents_seed if config.shots is not None or config.validation_shots is not None else None

@@ -20,6 +20,8 @@ from typing import Any
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.harness.evaluate import evaluate_model, evaluate_prompts
 from lm_eval_spt.harness.lm import SPTLM
+from lm_eval_spt.prompt.compose import compose
+from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from lm_eval_spt.sweep.plan import Plan, SweepRun
 from lm_eval_spt.sweep.records import record_of, save_record
 from lm_eval_spt.train.base import Base, base_of, load_base, loading
@@ -129,12 +131,16 @@ class Worker:
 
     def _train(self, base: Base | None, runs: Sequence[SweepRun]) -> None:
         started = time.perf_counter()
-        train_grid([replace(run.config, resume=True) for run in runs], base)
-        seconds = (time.perf_counter() - started) / len(runs)
+        trained = [run for run in runs if not run.members]
+        if trained:
+            train_grid([replace(run.config, resume=True) for run in trained], base)
+        seconds = (time.perf_counter() - started) / max(1, len(trained))
         for run in runs:
-            save_record(
-                self.plan, run, replace(record_of(self.plan, run), settings=run.settings(), training_seconds=seconds)
-            )
+            members = [SoftPrompt.load(member.config.output) for member in run.members]
+            if run.combination == "average":
+                compose(members, "mean").save(run.config.output)
+            record = replace(record_of(self.plan, run), settings=run.settings())
+            save_record(self.plan, run, replace(record, training_seconds=0.0 if members else seconds))
 
     def _score_prompts(self, lm: SPTLM | None, runs: Sequence[SweepRun], **model_arguments: str) -> None:
         """Score prompts together.
@@ -150,7 +156,7 @@ class Worker:
         if lm is not None:  # it is where it is
             given = {name: value for name, value in given.items() if name not in ("parallelize", "device_map")}
         paths = evaluate_prompts(
-            [run.config.output for run in runs],
+            [run.prompt for run in runs],
             runs[0].targets,
             str(self._scoring_folder),
             model_args=",".join(f"{name}={value}" for name, value in given.items()),

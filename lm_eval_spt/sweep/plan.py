@@ -13,6 +13,8 @@
       prefix: {placement: prefix, lr: [1e-3, 5e-3]}    # a list is an axis of this arm, one value replaces an axis
     baselines:                                 # optional: the plain base model on these tasks
       none: [mini_topics]
+    ensemble_over: seed                        # optional: also the ensemble of runs that differ in this axis alone
+    average_over: seed                         # optional: also the mean of their vectors
     evaluate: {limit: 100}                     # optional: options of `lm-eval-spt evaluate`
     include_path: my_tasks                     # optional: folder with further tasks
     shard_size: 16                             # optional: how many runs share the texts that they read
@@ -26,18 +28,21 @@ An arm of a sweep file is a named set of settings. Its runs that differ in their
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import product
 from math import prod
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 from lm_eval_spt.common.errors import UserError, shown
 from lm_eval_spt.common.files import is_text, read_yaml_mapping
 from lm_eval_spt.harness.options import EvaluationOptions
-from lm_eval_spt.train.config import MAX_YAML, PRESETS, TrainingConfig, as_kind
+from lm_eval_spt.train.config import MAX_YAML, TrainingConfig, as_kind
 from lm_eval_spt.train.run_name import run_name
+
+Combination = Literal["ensemble", "average"]
 
 MAX_RUNS = 500
 SHARD_SIZE = 16
@@ -69,7 +74,7 @@ EVALUATE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class SweepRun:
-    """One prompt to train and score, or a baseline: the plain base model to score.
+    """One prompt to train and score, a combination of several, or a baseline: the plain base model to score.
 
     Attributes:
         name: readable and stable: the arm and the values of the axes, in the order of the sweep file.
@@ -77,6 +82,9 @@ class SweepRun:
         targets: the tasks and groups to score it on.
         arm: the name of its arm in the sweep file, or of the baseline.
         prompted: False for a baseline.
+        combination: how the prompts of `members` become the run's own, if it is made of others: their answers are
+            averaged (``ensemble``), or their vectors (``average``).
+        members: those runs; the settings in `config` are the first one's.
     """
 
     name: str
@@ -84,11 +92,25 @@ class SweepRun:
     targets: tuple[str, ...]
     arm: str = ""
     prompted: bool = True
+    combination: Combination | None = None
+    members: tuple[SweepRun, ...] = ()
 
     @property
     def base(self) -> tuple[Any, ...]:
         """The values of :data:`BASE`: runs in which they are equal can share a loaded base model."""
         return tuple(getattr(self.config, name) for name in BASE)
+
+    @property
+    def prompt(self) -> str:
+        """The prompt that is scored, as ``prompt=`` names it."""
+        return "+".join(self.files) if self.combination == "ensemble" else self.config.output
+
+    @property
+    def files(self) -> list[str]:
+        """The prompt files that training leaves, or that an ensemble is made of."""
+        if self.combination == "ensemble":
+            return [member.config.output for member in self.members]
+        return [self.config.output] if self.prompted and self.config.prompt_length else []
 
     @property
     def frozen(self) -> bool:
@@ -100,7 +122,8 @@ class SweepRun:
         base = {name: getattr(self.config, name) for name in ("model", "revision", "gguf_file", "dtype")}
         if not self.prompted:
             return base | {"add_bos_token": self.config.add_bos_token, "quantization": self.config.quantization}
-        return base | {"task": self.config.task} | self.config.hyperparameters()
+        made_of = {self.combination: [member.name for member in self.members]} if self.combination else {}
+        return base | {"task": self.config.task} | self.config.hyperparameters() | made_of
 
 
 @dataclass(frozen=True)
@@ -146,7 +169,7 @@ def read_plan(
     content = read_yaml_mapping(path, MAX_YAML, "'settings:', 'axes:' and 'targets:'")
     kinds = {
         "output": str, "targets": list, "settings": dict, "axes": dict, "arms": dict, "baselines": dict,
-        "evaluate": dict, "include_path": str, "shard_size": int,
+        "ensemble_over": str, "average_over": str, "evaluate": dict, "include_path": str, "shard_size": int,
     }  # fmt: skip
     for name, value in content.items():
         if name not in kinds:
@@ -181,6 +204,9 @@ def read_plan(
             runs.append(SweepRun(name, _config(common | settings, place, f"{path}: {name}"), wanted, arm))
     if not runs:
         raise UserError(f"{path} asks for no runs: an axis is empty")
+    for combination in get_args(Combination):
+        if (axis := content.get(f"{combination}_over")) is not None:
+            runs += _combined(runs, combination, _key(axis), f"{path}: {combination}_over")
     runs += _baselines(content.get("baselines", {}), runs, path)
     _check_names(runs, path)
     return Plan(path.stem, folder, tuple(_shards(runs, size)), evaluate, content.get("include_path"))
@@ -269,13 +295,33 @@ def _combinations(grid: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]
 
 def _config(settings: Mapping[str, Any], output: Path, where: str) -> TrainingConfig:
     """Return a run's configuration: its settings override those of its preset."""
-    preset = settings.get("preset")
-    if preset is not None and preset not in PRESETS:
-        raise UserError(f"{where}: preset is {preset!r}, expected one of {', '.join(PRESETS)}")
     try:
-        return TrainingConfig(**{**PRESETS.get(preset or "", {}), **settings, "output": str(output)})
+        return TrainingConfig.from_settings({**settings, "output": str(output)})
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
+
+
+def _combined(runs: Sequence[SweepRun], combination: Combination, axis: str, where: str) -> list[SweepRun]:
+    """Return a run for each set of runs with a frozen model that differ in one setting alone."""
+    groups: dict[str, list[SweepRun]] = {}
+    for run in runs:
+        if run.frozen and not run.members and run.config.prompt_length:
+            others = {name: value for name, value in asdict(run.config).items() if name not in (axis, "output")}
+            groups.setdefault(json.dumps([run.arm, others], sort_keys=True), []).append(run)
+    combined = []
+    for members in groups.values():
+        if len(members) < 2:
+            continue
+        own = run_name("", {axis: getattr(members[0].config, axis)})
+        name = f"-{members[0].name}-".replace(f"-{own}-", "-", 1) + combination
+        name = name.removeprefix("-")
+        config = replace(members[0].config, output=str(Path(members[0].config.output).with_name(f"{name}.safetensors")))
+        combined.append(SweepRun(name, config, members[0].targets, members[0].arm, True, combination, tuple(members)))
+    if not combined:
+        raise UserError(
+            f"{where} is {shown(axis)}, expected an axis with two values or more of runs that leave the model frozen"
+        )
+    return combined
 
 
 def _baselines(given: Mapping[Any, Any], runs: Sequence[SweepRun], path: Path) -> list[SweepRun]:
@@ -321,11 +367,28 @@ def _check_names(runs: Sequence[SweepRun], path: Path) -> None:
 def _shards(runs: Sequence[SweepRun], size: int) -> Iterator[tuple[SweepRun, ...]]:
     """Group the runs by base model in their order, at most `size` in a group; baselines come first.
 
-    Runs that tune the model have shards of their own.
+    Runs that tune the model have shards of their own. What is combined stays together, also if it is more than `size`.
     """
     groups: dict[tuple[Any, ...], list[SweepRun]] = {}
     for run in sorted(runs, key=lambda run: run.prompted):
         groups.setdefault((*run.base, run.frozen), []).append(run)
     for group in groups.values():
-        for start in range(0, len(group), size):
-            yield tuple(group[start : start + size])
+        shard: list[SweepRun] = []
+        for block in _blocks(group):
+            if shard and len(shard) + len(block) > size:
+                yield tuple(shard)
+                shard = []
+            shard += block
+        yield tuple(shard)
+
+
+def _blocks(runs: Sequence[SweepRun]) -> Iterator[list[SweepRun]]:
+    """Group runs that are combined, which one worker has to do, and what is made of them."""
+    done: set[str] = set()
+    for run in runs:
+        if run.name in done:
+            continue
+        made = [other for other in runs if run.name in {member.name for member in other.members}]
+        block = [*(made[0].members if made else [run]), *made]
+        done |= {member.name for member in block}
+        yield block

@@ -74,8 +74,8 @@ def record_of(plan: Plan, run: SweepRun) -> Record:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path} is no record of a run ({error}): delete it to have the run done again") from error
-    kept = [run.config.model_folder, Path(run.config.output) if run.config.prompt_length else None]
-    if record.trained and not all(map(os.path.exists, filter(None, kept))):
+    kept = [*run.files, run.config.model_folder]
+    if record.trained and not all(os.path.exists(place) for place in kept if place is not None):
         return fresh
     same = record.scoring == fresh.scoring and not differences(record.settings, fresh.settings)
     if same and _has_results(plan, record):

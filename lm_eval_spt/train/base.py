@@ -42,13 +42,12 @@ class Base:
         Args:
             config: the run's settings.
             examples: the run's.
-            vectors: the prompt to start from, `[P, d]`; None without one.
+            vectors: the prompt to start from; None without one.
         """
         if self.lm.backend != "causal":
             return
-        before = config.vectors_before
         pairs = [
-            (place(context, before, config.prompt_length - before), list(answer))
+            (place(context, config.vectors_before, config.vectors_after), list(answer))
             for context, answer in _pairs(examples)
         ]
         self.lm.try_out(pairs, vectors, gradient=True)

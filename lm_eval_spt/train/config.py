@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from lm_eval_spt.common.errors import UserError, shown
 from lm_eval_spt.common.files import is_text, read_yaml_mapping
 from lm_eval_spt.harness.options import ContextOptions
-from lm_eval_spt.prompt.metadata import Placement
+from lm_eval_spt.prompt.metadata import Placement, PromptKind
 
 INITIALIZATIONS = ("uniform", "vocab", "text", "labels")
 Mixture = Literal["proportional", "balanced"]
@@ -90,17 +90,29 @@ class TrainingConfig:
         "prompt; 'lora': a LoRA adapter (PEFT) and the prompt, or without one where --prompt-length is 0. A model or "
         "adapter is saved in a folder that is named as the prompt file without its ending",
     )
+    prompt_kind: PromptKind = _setting(
+        "embeddings",
+        "'embeddings': vectors among those of the text; 'kv', a deep prefix: keys and values of every layer before the "
+        "text (prefix tuning)",
+    )
     prompt_length: int = _setting(16, "number of virtual tokens")
-    placement: Placement = _setting("suffix", "the prompt comes before or after the text, or on both sides")
+    placement: Placement = _setting(
+        "suffix", "the prompt comes before or after the text, or on both sides; prefix with --prompt-kind kv"
+    )
     num_prefix_tokens: int | None = _setting(
         None, "how many of the virtual tokens come before the text with --placement both; default: half of them"
+    )
+    num_frozen_tokens: int = _setting(
+        0,
+        "so many of the first virtual tokens stay as they are; 1 keeps what attention falls back on, if that is there",
     )
     init: str = _setting(
         "text",
         "vectors to start from: 'uniform' in (-0.5, 0.5) before the embedding's scale, 'vocab' for the embeddings of "
         "tokens sampled from the training texts, 'text' for those of --init-text, 'labels' for those of the choices; "
         "what text or labels do not fill is sampled as in 'vocab' and comes first. Or a trained prompt: FILE, a PEFT "
-        "folder or a Hub repository, repeated or cut at its beginning where its length is another",
+        "folder or a Hub repository, repeated or cut at its beginning where its length is another. With --prompt-kind "
+        "kv what the model makes of these vectors; 'uniform' draws keys and values themselves",
     )
     init_text: str = _setting(
         "\nTopic:", "text for --init text, best what would stand before the answer; \\n is a line break"
@@ -155,6 +167,14 @@ class TrainingConfig:
 
     epochs: int = _setting(
         20, "passes over the training documents; the best by validation loss is kept; 0 writes the initial prompt"
+    )
+    average_checkpoints: int | None = _setting(
+        None,
+        "also try the mean of the last so many epochs' vectors, and keep what has the lowest validation loss; with "
+        "--tune prompt",
+    )
+    keep: Literal["best", "average"] = _setting(
+        "best", "'average' keeps that mean whatever its validation loss; 'best' what has the lowest"
     )
     patience: int | None = _setting(
         None, "stop after so many epochs in a row without a lower validation loss; default: never"
@@ -215,9 +235,12 @@ class TrainingConfig:
             _expect("prompt_length", self.prompt_length, self.prompt_length >= 1, expected)
         _expect("epochs", self.epochs, self.epochs >= 0, "a whole number from 0 on (0 writes the initial prompt)")
         optional_counts = ("shots", "validation_shots", "max_length", "patience", "reparameterization_hidden_size")
-        for name in (*optional_counts, "checkpoint_steps"):
+        for name in (*optional_counts, "checkpoint_steps", "average_checkpoints"):
             value = getattr(self, name)
             _expect(name, value, value is None or value >= 1, "a whole number from 1 on, or nothing")
+        frozen = self.num_frozen_tokens
+        expected = "a number from 0 to below --prompt-length"
+        _expect("num_frozen_tokens", frozen, frozen == 0 or 0 < frozen < self.prompt_length, expected)
         for name in ("seed", "shots_seed"):
             value = getattr(self, name)
             _expect(name, value, value is None or -(2**63) <= value < 2**63, "a whole number of 64 bits")
@@ -240,7 +263,7 @@ class TrainingConfig:
             self.prompt_length = 0
         if self.prompt_length == 0:
             without = f"--tune {self.tune}" + (" --prompt-length 0" if self.tune == "lora" else "")
-            for name in ("reparameterization", "init_text", "num_prefix_tokens"):
+            for name in ("prompt_kind", "reparameterization", "init_text", "num_prefix_tokens"):
                 _expect(name, getattr(self, name), self._is_default(name), f"nothing: {without} has no prompt")
             _expect("init", self.init, self.init in INITIALIZATIONS, f"no file: {without} has no prompt")
         if self.tune == "prompt":
@@ -264,6 +287,20 @@ class TrainingConfig:
         else:
             expected = "2 or more: a dual prompt has a vector from the encoder and a free one at least"
             _expect("prompt_length", self.prompt_length, self.prompt_length >= 2, expected)
+        if self.average_checkpoints is not None:
+            expected = "nothing: copies of a tuned model are not kept; use --tune prompt"
+            _expect("average_checkpoints", self.average_checkpoints, self.tune == "prompt", expected)
+        elif self.keep == "average":
+            _expect("keep", self.keep, False, "it together with --average-checkpoints")
+        if self.num_frozen_tokens:
+            expected = "none: a network makes all vectors, and --num-frozen-tokens keeps some"
+            _expect("reparameterization", self.reparameterization, self.reparameterization == "none", expected)
+        if self.prompt_kind == "kv":
+            _expect("placement", self.placement, self.placement == "prefix", "prefix: a deep prefix is before the text")
+            expected = "no: a deep prefix is a cache, which computing activations again would extend twice"
+            _expect(
+                "activation_checkpointing", self.activation_checkpointing, not self.activation_checkpointing, expected
+            )
         before = self.num_prefix_tokens
         if self.placement != "both":
             _expect("num_prefix_tokens", before, before is None, "it together with --placement both")
@@ -294,10 +331,15 @@ class TrainingConfig:
 
     @property
     def vectors_before(self) -> int:
-        """How many of the virtual tokens stand before the text."""
+        """How many virtual tokens stand among the embeddings before the text; none of a deep prefix."""
         if self.placement == "both":
             return self.num_prefix_tokens or self.prompt_length // 2
-        return self.prompt_length if self.placement == "prefix" else 0
+        return self.prompt_length if self.placement == "prefix" and self.prompt_kind == "embeddings" else 0
+
+    @property
+    def vectors_after(self) -> int:
+        """How many stand after the text."""
+        return 0 if self.placement == "prefix" else self.prompt_length - self.vectors_before
 
     @property
     def model_folder(self) -> Path | None:
@@ -337,8 +379,11 @@ class TrainingConfig:
         preset = given.get("preset") or from_file.get("preset")
         if preset is not None:
             _expect_choice("preset", preset, tuple(PRESETS))
+        settings = {**PRESETS.get(preset or "", {}), **from_file, **given}
+        if settings.get("prompt_kind") == "kv":
+            settings.setdefault("placement", "prefix")
         try:
-            return cls(**{**PRESETS.get(preset or "", {}), **from_file, **given})
+            return cls(**settings)
         except TypeError as error:  # a YAML value of a wrong type met a comparison
             raise UserError(f"a value in {given.get('config')} has the wrong type: {error}") from error
 

@@ -1,4 +1,4 @@
-"""The initial vectors of a prompt, before the embedding's scale."""
+"""What a prompt is before training: vectors, before the embedding's scale, or a deep prefix."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.common.offloading import input_device, loaded
 from lm_eval_spt.harness.lm import SPTLM
+from lm_eval_spt.inference.deep_prefix import deep_prefix_size, key_values_in
+from lm_eval_spt.inference.transformers_internals import plain_cache
+from lm_eval_spt.inference.virtual_tokens import model_inputs, virtual_tokens
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from lm_eval_spt.train.config import INITIALIZATIONS, TrainingConfig
 from lm_eval_spt.train.examples import Example
@@ -47,7 +50,15 @@ def starting_prompt(lm: SPTLM, config: TrainingConfig) -> SoftPrompt | None:
         return None
     try:
         prompt = SoftPrompt.from_pretrained(config.init)
-        prompt.check_fits(lm.model.get_input_embeddings().weight.shape[1], lm.fingerprint, lm.base_model_name)
+        if prompt.kind == "kv" and config.prompt_kind != "kv":
+            raise UserError("it is a deep prefix, from which only --prompt-kind kv starts")
+        if prompt.kind != "kv" and prompt.placement != "prefix" and config.prompt_kind == "kv":
+            raise UserError(f"its placement is {prompt.placement}, and a deep prefix stands before the text")
+        if prompt.kind == "kv" and prompt.length != config.prompt_length:
+            raise UserError(
+                f"it has {prompt.length} positions, give --prompt-length {prompt.length}: its keys belong to them"
+            )
+        prompt.check_fits(lm.size_of_a_virtual_token(prompt.kind), lm.fingerprint, lm.base_model_name)
     except UserError as error:
         expected = f"expected {', '.join(INITIALIZATIONS)} or a trained prompt"
         raise UserError(f"--init {config.init}: {error} ({expected})") from None
@@ -87,6 +98,35 @@ def initial_vectors(
     else:
         chosen = weight[:0]
     return torch.cat([weight[_sampled_tokens(examples, length - len(chosen), config.seed)], chosen])
+
+
+def initial_deep_prefix(
+    lm: SPTLM, config: TrainingConfig, examples: Sequence[Example], start: SoftPrompt | None = None
+) -> Tensor:
+    """Return the initial deep prefix `[layers, 2, kv_heads, P, head_dim]`, fp32, on the CPU.
+
+    It is what the model makes of the vectors of :func:`initial_vectors`; where texts begin with the BOS token, so do
+    these. With ``uniform`` the keys and values themselves are drawn.
+
+    Args:
+        lm: the base model, which reads the vectors.
+        config, examples, start: as for :func:`initial_vectors`; a `start` that is a deep prefix is taken as it is.
+    """
+    length = config.prompt_length
+    if start is not None and start.kind == "kv":
+        return start.vectors
+    if config.init == "uniform":
+        *layers, width = deep_prefix_size(lm.model)
+        return torch.rand(*layers, length, width, generator=torch.Generator().manual_seed(config.seed)) - 0.5
+    embedding = lm.model.get_input_embeddings()
+    vectors = initial_vectors(lm, config, examples, start)
+    first = examples[0].pairs[0][0][:1]
+    if start is None and first == (lm.prefix_token_id,):
+        vectors[0] = _rows(embedding)[lm.prefix_token_id].float().cpu()
+    ids = torch.tensor([virtual_tokens(length)], device=input_device(embedding))
+    with torch.no_grad():
+        inputs = model_inputs(lm.model, ids, vectors * embedding_scale(embedding))
+        return key_values_in(plain_cache(lm.model, inputs)).float().cpu()
 
 
 def _sampled_tokens(examples: Sequence[Example], number: int, seed: int) -> list[int]:

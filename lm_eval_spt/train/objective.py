@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lm_eval_spt.inference import encoder_decoder
+from lm_eval_spt.inference.deep_prefix import is_deep
 from lm_eval_spt.inference.forward import forward_tree, loglikelihoods_with_mean
 from lm_eval_spt.inference.token_tree import ScoringRequest
 from lm_eval_spt.inference.virtual_tokens import place
@@ -42,8 +43,8 @@ class LossRequest:
 
     Attributes:
         examples: the batch.
-        vectors: the prompt `[P, d]`, as the model receives it; None without a prompt.
-        before: how many of the vectors stand before the text; the others stand after it.
+        vectors: the prompt `[P, d]`, or a deep prefix, as the model receives it; None without a prompt.
+        before: how many of the vectors stand before the text; the others stand after it. No matter with a deep prefix.
         loss: `choices`, cross-entropy over the log-likelihoods of an example's choices; or `target`, cross-entropy of
             the right answer's tokens over the vocabulary. Examples without choices always have the latter.
         label_smoothing: share of the target that is spread evenly over the choices, or over the vocabulary.
@@ -57,8 +58,8 @@ class LossRequest:
 
     @property
     def length(self) -> int:
-        """Number of virtual tokens, P."""
-        return 0 if self.vectors is None else len(self.vectors)
+        """Number of virtual tokens among the embeddings."""
+        return 0 if self.vectors is None or is_deep(self.vectors) else len(self.vectors)
 
     @property
     def over_vocabulary(self) -> bool:

@@ -10,9 +10,16 @@ from torch import Tensor, nn
 
 from lm_eval_spt.common.offloading import input_device
 from lm_eval_spt.harness.lm import SPTLM
+from lm_eval_spt.inference.deep_prefix import check_deep_prefix, deep_prefix_size
 from lm_eval_spt.train.config import TrainingConfig
 from lm_eval_spt.train.examples import Example
-from lm_eval_spt.train.initialization import embedding_scale, initial_vectors, record_of, starting_prompt
+from lm_eval_spt.train.initialization import (
+    embedding_scale,
+    initial_deep_prefix,
+    initial_vectors,
+    record_of,
+    starting_prompt,
+)
 from lm_eval_spt.train.reparameterization import Reparameterization, reparameterize
 from lm_eval_spt.train.tuning import TunableModel
 
@@ -22,7 +29,7 @@ class Snapshot:
     """A copy of what a run had learned at one moment, on the CPU.
 
     Attributes:
-        vectors: the prompt as the model receives it, `[P, d]`; None without a prompt.
+        vectors: the prompt as the model receives it; None without a prompt.
         model: tuned parameters of the base model, by name.
     """
 
@@ -35,7 +42,8 @@ class TrainableParameters:
 
     Attributes:
         model: the base model, of which something may be tuned.
-        prompt: makes the prompt's vectors, before the embedding's scale; None without a prompt.
+        prompt: makes the prompt's vectors, before the embedding's scale, or a row of all keys and values for each
+            position of a deep prefix; None without a prompt.
         started_from: which trained prompt the vectors start from; None where they start from none.
 
     Args:
@@ -53,22 +61,36 @@ class TrainableParameters:
         self.started_from: dict[str, Any] | None = None
         self.prompt: Reparameterization | None = None
         self._scale = 1.0
+        self._size: tuple[int, ...] = ()  # of a deep prefix
         if config.prompt_length:
             embedding = lm.model.get_input_embeddings()
             start = starting_prompt(lm, config)
             self.started_from = record_of(start, config.prompt_length) if start else None
-            self._scale = embedding_scale(embedding)
+            if config.prompt_kind == "kv":
+                check_deep_prefix(lm.model, config.prompt_length)
+                self._size = deep_prefix_size(lm.model)
+                initial = initial_deep_prefix(lm, config, examples, start).movedim(-2, 0).flatten(1)
+            else:
+                self._scale = embedding_scale(embedding)
+                initial = initial_vectors(lm, config, examples, start)
             self.prompt = reparameterize(
-                initial_vectors(lm, config, examples, start),
+                initial,
                 config.reparameterization,
                 hidden_size=config.reparameterization_hidden_size,
                 share=config.dual_share,
                 seed=config.seed,
+                num_frozen=config.num_frozen_tokens,
             ).to(input_device(embedding))
 
     def vectors(self) -> Tensor | None:
-        """Return the prompt as the model receives it, `[P, d]`, differentiable; None without a prompt."""
-        return None if self.prompt is None else self.prompt() * self._scale
+        """Return the prompt as the model receives it, differentiable; None without a prompt.
+
+        It is `[P, d]`, or of a deep prefix `[layers, 2, kv_heads, P, head_dim]`.
+        """
+        if self.prompt is None:
+            return None
+        rows: Tensor = self.prompt()
+        return rows.unflatten(1, self._size).movedim(0, -2) if self._size else rows * self._scale
 
     def parameters(self) -> list[nn.Parameter]:
         """Return everything that is learned."""

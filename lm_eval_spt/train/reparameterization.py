@@ -41,13 +41,24 @@ class Reparameterization(nn.Module):
     """Raw vectors, the last `encoded` of which go through a network.
 
     Attributes:
-        raw: the parameter `[P, d]`.
+        raw: the parameter `[P - frozen, d]`.
         network: maps `[encoded, d]` to `[encoded, d]`, row by row; None where the raw vectors are the prompt.
+        frozen: the first vectors, which stay as they are, `[frozen, d]`.
     """
 
-    def __init__(self, initial: Tensor, network: nn.Module | None = None, encoded: int = 0, residual: bool = False):
+    frozen: Tensor
+
+    def __init__(
+        self,
+        initial: Tensor,
+        network: nn.Module | None = None,
+        encoded: int = 0,
+        residual: bool = False,
+        num_frozen: int = 0,
+    ):
         super().__init__()
-        self.raw = nn.Parameter(initial.clone())
+        self.raw = nn.Parameter(initial[num_frozen:].clone())
+        self.register_buffer("frozen", initial[:num_frozen].clone(), persistent=False)
         self.network = network
         self._free = len(initial) - encoded
         self._residual = residual
@@ -55,7 +66,7 @@ class Reparameterization(nn.Module):
     def forward(self) -> Tensor:
         """Return the prompt `[P, d]`, before the embedding's scale."""
         if self.network is None:
-            return self.raw
+            return torch.cat([self.frozen, self.raw]) if len(self.frozen) else self.raw
         free, inputs = self.raw[: self._free], self.raw[self._free :]
         outputs: Tensor = self.network(inputs)
         return torch.cat([free, inputs + outputs if self._residual else outputs])
@@ -69,7 +80,13 @@ class Reparameterization(nn.Module):
 
 
 def reparameterize(
-    initial: Tensor, kind: ReparameterizationKind, *, hidden_size: int | None = None, share: float = 0.3, seed: int = 0
+    initial: Tensor,
+    kind: ReparameterizationKind,
+    *,
+    hidden_size: int | None = None,
+    share: float = 0.3,
+    seed: int = 0,
+    num_frozen: int = 0,
 ) -> Reparameterization:
     """Return a module that computes a prompt of as many vectors as `initial`.
 
@@ -79,13 +96,14 @@ def reparameterize(
         hidden_size: of the network; default: :data:`HIDDEN_SIZES`.
         share: the share of the vectors that the encoder of ``dual`` computes, 0 < share < 1.
         seed: decides the network's initial weights and its dropout; the global random state is left as it is.
+        num_frozen: so many of the first vectors stay as they are; only with the kind ``none``.
 
     Raises:
         ValueError: ``dual`` with fewer than two vectors.
     """
     length, width = initial.shape
     if kind == "none":
-        return Reparameterization(initial)
+        return Reparameterization(initial, num_frozen=num_frozen)
     hidden = hidden_size or HIDDEN_SIZES[kind]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

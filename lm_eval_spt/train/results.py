@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import platform
-import re
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from lm_eval_spt.analysis.task_languages import task_languages
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from lm_eval_spt.train import checkpoint
 from lm_eval_spt.train.config import TrainingConfig, differences
 from lm_eval_spt.train.run import TrainingRun
 from lm_eval_spt.train.tuning import record_in
-
-LANGUAGE = re.compile(r"[a-z]{3}_[A-Z][a-z]{3}$")
-"""The language at the end of a task's name."""
 
 
 def save_results(run: TrainingRun, *, interrupted: bool = False) -> SoftPrompt | None:
@@ -60,7 +57,7 @@ def _metadata(run: TrainingRun, interrupted: bool) -> dict[str, Any]:
         "embedding_fingerprint": run.lm.fingerprint,
         "task_type": "SEQ_2_SEQ_LM" if run.lm.model.config.is_encoder_decoder else "CAUSAL_LM",
         "tasks": config.tasks,
-        "source_languages": [match[0] for name in config.tasks if (match := LANGUAGE.search(name))],
+        "source_languages": list(dict.fromkeys(told.language for told in task_languages(config.tasks).values())),
         "shots": config.shots,
         "num_fewshot": run.examples.num_fewshot,
         "seed": config.seed,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from lm_eval_spt.train.base import Base
@@ -67,6 +68,7 @@ class TrainingRun:
         steps: of the epoch that is under way.
         best: epoch and validation scores of the best epoch so far.
         snapshot: what had been learned then.
+        recent: the vectors after each of the last epochs, as many as are averaged.
         diverged: why the run can not go on, once a loss was not finite.
     """
 
@@ -82,6 +84,7 @@ class TrainingRun:
         self.steps = Steps()
         self.best: dict[str, Any] = {"epoch": 0}
         self.snapshot = self.parameters.snapshot()
+        self.recent: list[Tensor] = []
         self.diverged: str | None = None
 
     @property

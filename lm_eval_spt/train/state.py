@@ -49,6 +49,7 @@ def state_of(run: TrainingRun) -> State:
         "epoch": vars(run.steps),
         "best": run.best,
         "learned": vars(run.snapshot),
+        "recent": run.recent,
     }
 
 
@@ -74,6 +75,7 @@ def resume(run: TrainingRun, state: State) -> None:
             torch.cuda.set_rng_state_all(state["random"]["cuda"])
         run.rows, run.best = state["rows"], state["best"]
         run.steps, run.snapshot = Steps(**state["epoch"]), Snapshot(**state["learned"])
+        run.recent = state["recent"]
     except (KeyError, TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
         raise UserError(f"{path} does not hold this run's state ({error!r}): delete it to start anew") from None
 
@@ -105,6 +107,7 @@ def _misfit(run: TrainingRun, state: State) -> str | None:
             "rows": [row, *(later for _ in rows[1:])] if isinstance(rows, list) else [row],
             "epoch": {"losses": Many(float), "weights": Many(int), "correct": Many(int)},
             "best": {"epoch": int, **scores, "documents": int},
+            "recent": [own["learned"]["vectors"]] * min(run.config.average_checkpoints or 0, max(0, len(rows) - 1)),
         }
     )
     for name, form in forms.items():

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
-from lm_eval_spt.analysis.arms import Arm, comparable, curves, read_arms
+from lm_eval_spt.analysis.arms import Arm, common_metrics, comparable, curves, read_arms, source_language
 from lm_eval_spt.analysis.results import read_run
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from tests.helpers.results import write_prompt, write_results
@@ -83,3 +84,37 @@ def test_curves_join_arms_that_differ_in_nothing_else(tmp_path: Path) -> None:
         ("prompt length 4", [2, 5]),
         ("prompt length 16", [1, 4]),
     ]
+
+
+@pytest.mark.parametrize(
+    ("records", "source"),
+    [
+        ([{}], "eng_Latn"),
+        ([{"tasks": ["sib200_deu_Latn"], "source_languages": ["deu_Latn"]}], "deu_Latn"),
+        ([{"tasks": ["xnli_sw"]}, {}], "swh_Latn"),  # a record of before this was told
+        ([{"tasks": ["xnli_sw"], "source_languages": []}], "swh_Latn"),
+        ([{"tasks": ["odd"], "source_languages": ["fr"]}], "fra_Latn"),
+        ([{"source_languages": ["deu_Latn"]}, {"source_languages": ["fra_Latn"]}], "eng_Latn"),
+        ([{"tasks": ["sib200_deu_Latn", "sib200_fra_Latn"]}], "eng_Latn"),
+        ([{"tasks": ["sst2"], "source_languages": ["not a language"]}], "eng_Latn"),
+    ],
+)
+def test_the_source_language_is_that_of_all_prompts_or_english(records: list[dict], source: str) -> None:
+    assert source_language([Arm("a", [], [record]) for record in records]) == source
+
+
+def test_the_first_metric_of_the_task_is_the_default(tmp_path: Path) -> None:
+    write_results(tmp_path / "a", {"en": 0.5, "de": 0.5}, family="xnli")
+    arms, _ = read_arms([(None, tmp_path)])
+    assert common_metrics(arms) == ["acc", "macro_f1"]
+
+
+def test_prompts_of_a_task_are_arms_on_the_same_documents(tmp_path: Path) -> None:
+    for number in (1, 2):
+        write_results(tmp_path / str(number), {"eng_Latn": 0.8, "swh_Latn": 0.4}, family=f"p_prompt_{number}")
+    # As AfroBench names them: the language stands before the prompt.
+    for file in tmp_path.glob("**/*.json"):
+        file.write_text(re.sub(r"p_(prompt_\d)_(\w{8})", r"p_\2_\1", file.read_text()))
+    arms, left_out = read_arms([(None, tmp_path)])
+    assert [arm.name for arm in arms] == ["bloom-560m (p_prompt_1)", "bloom-560m (p_prompt_2)"]
+    assert left_out == []

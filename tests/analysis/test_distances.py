@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lm_eval_spt.analysis import distances as module
-from lm_eval_spt.analysis.distances import KINDS, distances
+from lm_eval_spt.analysis.distances import KINDS, coordinates, distances
 from lm_eval_spt.analysis.languages import languages
 from lm_eval_spt.common.errors import UserError
 
@@ -136,3 +136,44 @@ def test_urielplus_agrees():
             else:
                 assert with_it.values[kind][target] == pytest.approx(expected, abs=1e-4)
     assert "urielplus" in with_it.method
+
+
+@pytest.mark.parametrize(
+    ("source", "sums"),  # over the 205 languages, by version 0.1
+    [
+        ("eng_Latn", (112.1816, 80.4803, 100.8994, 104.5198, 194.0572, 43.9244)),
+        ("swh_Latn", (120.3670, 93.8877, 87.7346, 104.1784, 193.2791, 46.8645)),
+        ("zho_Hans", (123.1226, 96.3060, 111.3977, 114.9906, 201.7396, 52.8708)),
+    ],
+)
+def test_those_of_sib200_are_those_of_the_first_results(source, sums):
+    measured = distances(source, languages()).values
+    assert [sum(measured[kind].values()) for kind in KINDS] == pytest.approx(sums, abs=1e-4)
+
+
+def test_any_language_of_uriel_has_distances():
+    measured = distances("eng_Latn", ["vai_Vaii", "brh_Arab", "yrl_Latn", "pcm_Latn"])
+    assert not any(measured.missing.values())
+    assert not measured.stand_ins
+
+
+def test_coordinates_follow_from_the_distances_to_known_points():
+    # Glottolog's: Standard English 53.0 -1.0, German 48.649 12.4676, Zulu -25.3305 31.3512, Maori -38.29 176.54.
+    found = coordinates(["eng", "deu", "zul", "mri", "qqq"])
+    expected = {"eng": (53.0, -1.0), "deu": (48.65, 12.47), "zul": (-25.33, 31.35), "mri": (-38.29, 176.54)}
+    assert found.keys() == expected.keys()
+    for code, place in expected.items():
+        assert found[code] == pytest.approx(place, abs=0.3)
+    assert len(coordinates(code[:3] for code in languages())) == 197
+
+
+def test_coordinates_give_back_the_vectors_that_they_are_made_of():
+    table = module._lang2vec("geography")
+    points = np.radians([[float(part) for part in name.split("_")[1:]] for name in table.names])
+    for code, place in coordinates(["eng", "quy", "mri", "hau"]).items():
+        latitude, longitude = np.radians(place)
+        # The haversine formula; a vector holds shares of half the girth, rounded.
+        half = np.sin((points[:, 0] - latitude) / 2) ** 2
+        half += np.cos(points[:, 0]) * np.cos(latitude) * np.sin((points[:, 1] - longitude) / 2) ** 2
+        angles = 2 * np.arcsin(np.sqrt(half)) / np.pi
+        assert np.abs(angles - table.values[table.rows[code]]).max() < 0.01

@@ -10,10 +10,11 @@ import pytest
 
 from lm_eval_spt.analysis import figures
 from lm_eval_spt.analysis.arms import Arm, training_record
-from lm_eval_spt.analysis.distances import KINDS, distances
+from lm_eval_spt.analysis.distances import KINDS, coordinates, distances
 from lm_eval_spt.analysis.languages import languages
 from lm_eval_spt.analysis.results import read_run
 from lm_eval_spt.analysis.transfer import analyse
+from lm_eval_spt.analysis.world_map import equal_earth
 from lm_eval_spt.cli import main
 from tests.helpers.results import some_scores, write_prompt, write_results
 
@@ -45,7 +46,7 @@ def arms(tmp_path: Path) -> list[Arm]:
 def test_all_figures_are_drawn_as_png_and_pdf(tmp_path, arms):
     analysis = analyse(arms, distances("eng_Latn", languages()))
     written = figures.draw(analysis, arms, tmp_path / "figures")
-    names = {"distance", "families", "differences", "heatmap", "prompt_length", "reparameterization"}
+    names = {"distance", "families", "differences", "heatmap", "map", "prompt_length", "reparameterization"}
     assert {path.name for path in written} == {f"{name}.{ending}" for name in names for ending in ("png", "pdf")}
     for path in written:
         if path.suffix == ".png":
@@ -70,6 +71,29 @@ def test_the_points_are_the_data(arms):
             np.testing.assert_allclose(collection.get_offsets(), expected)
 
 
+def test_the_map_has_the_scores_of_the_reference_and_the_gains_of_the_others(arms):
+    figure = drawn(arms)["map"]
+    panels = [panel for panel in figure.axes if panel.get_title()]
+    assert [panel.get_title() for panel in panels] == [
+        "none: acc (%)",
+        "length 4: gain in acc, points",
+        "length 16: gain in acc, points",
+        "mlp 16: gain in acc, points",
+    ]
+    reference = arms[0].scores("acc")
+    codes = sorted(code for code in reference if code != "eng_Latn")
+    places = np.array([coordinates([code[:3]])[code[:3]] for code in codes])
+    for panel, shown in zip(panels, arms, strict=True):
+        (points,) = panel.collections
+        np.testing.assert_allclose(points.get_offsets(), np.stack(equal_earth(*places.T), 1))
+        scores = shown.scores("acc")
+        values = [100 * (scores[code].value - (shown is not arms[0]) * reference[code].value) for code in codes]
+        np.testing.assert_allclose(points.get_array(), values)
+    assert panels[1].collections[0].get_clim() == panels[3].collections[0].get_clim()
+    low, high = panels[1].collections[0].get_clim()
+    assert low == -high  # no gain is white
+
+
 def test_lengths_and_reparameterizations(arms):
     both = drawn(arms)
     (panel,) = both["prompt_length"].axes
@@ -85,7 +109,7 @@ def test_lengths_and_reparameterizations(arms):
 
 
 def test_figures_without_their_data_are_left_out(tmp_path):
-    assert set(drawn([arm(tmp_path, "a", 0.3, count=30)])) == {"distance", "families", "heatmap"}
+    assert set(drawn([arm(tmp_path, "a", 0.3, count=30)])) == {"distance", "families", "heatmap", "map"}
 
 
 def test_arms_differ_in_more_than_colour():
@@ -105,7 +129,7 @@ def test_the_command_draws(tmp_path, capsys):
     write_results(tmp_path / "a", some_scores(0.5, 12))
     for place in (tmp_path / "first", tmp_path / "second"):
         assert main(["transfer", f"$a_${'{'}={tmp_path / 'a'}", "--figures", str(place)]) == 0
-        assert f"wrote 6 files to {place}" in capsys.readouterr().err
+        assert f"wrote 8 files to {place}" in capsys.readouterr().err
     names = sorted(path.name for path in place.iterdir())
     assert names[:2] == ["distance.pdf", "distance.png"]
     for name in names:

@@ -17,6 +17,7 @@ from lm_eval_spt.analysis.arms import read_arms
 from lm_eval_spt.analysis.html.page import contents, page
 from lm_eval_spt.analysis.languages import languages
 from lm_eval_spt.analysis.leaderboard import Leaderboard, rank
+from lm_eval_spt.analysis.world_map import equal_earth
 from tests.helpers.chromium import Browser, chromium
 from tests.helpers.results import some_scores, write_prompt, write_results
 
@@ -113,6 +114,8 @@ def test_nothing_in_the_page_points_elsewhere_but_the_links_of_its_footer(file: 
         "data:,",
         "https://github.com/d3/d3",
         "https://github.com/observablehq/plot",
+        "https://www.naturalearthdata.com",
+        "https://glottolog.org",
     ]
 
 
@@ -238,6 +241,32 @@ def test_two_arms_are_compared(browser: Browser, board: Leaderboard) -> None:
     assert float(mean) == pytest.approx(100 * differences.mean(), abs=0.06)
     assert float(error) == pytest.approx(100 * differences.std(ddof=1) / np.sqrt(205), abs=0.06)
     assert (int(higher), int(lower)) == ((differences > 0).sum(), (differences < 0).sum())
+
+
+def test_the_map_shows_scores_and_gains_of_the_languages_shown(browser: Browser, board: Leaderboard) -> None:
+    dots = "[...document.querySelectorAll('#map [aria-label=\"dot\"] circle')]"
+    assert browser.evaluate(f"{dots}.length") == len(languages())
+    choose(browser, "family", "Turkic")
+    turkic = sorted(code for code, language in languages().items() if language.family == "Turkic")
+    assert browser.evaluate(f"{dots}.length") == len(turkic)
+    assert "accuracy, %" in browser.evaluate("document.getElementById('map-legend').textContent")
+    choose(browser, "map-arm", "mlp 4")
+    choose(browser, "map-minus", "none 4")
+    assert "difference in accuracy, points" in browser.evaluate("document.getElementById('map-legend').textContent")
+    by_name = {arm.name: arm.scores("acc") for arm in board.arms}
+    gains = [by_name["mlp 4"][code].value - by_name["none 4"][code].value for code in turkic]
+    reds_and_blues = browser.evaluate(
+        f"{dots}.map(dot => d3.rgb(dot.getAttribute('fill'))).map(color => Math.sign(color.b - color.r))"
+    )
+    assert sorted(reds_and_blues) == sorted(np.sign(gains))
+    assert browser.evaluate("document.getElementById('map-note').textContent") == ""
+
+
+def test_maps_in_print_and_on_the_page_have_one_projection(browser: Browser) -> None:
+    places = [(0.0, 0.0), (52.0, 13.4), (-38.0, 176.5), (80.0, -170.0), (-58.0, -179.0)]
+    for latitude, longitude in places:
+        x, y = browser.evaluate(f"d3.geoEqualEarth().scale(1).translate([0, 0])([{longitude}, {latitude}])")
+        assert equal_earth(np.array(latitude), np.array(longitude)) == pytest.approx((x, -y), abs=1e-6)
 
 
 def test_every_score_can_be_downloaded(browser: Browser, board: Leaderboard, tmp_path: Path) -> None:

@@ -80,8 +80,8 @@ def test_the_command_prints_latex_and_reading_tables(tmp_path, capsys, monkeypat
     assert main(["transfer", f"a={tmp_path / 'a'}"]) == 0
     shown = capsys.readouterr().out
     assert "Scores in percent" in shown
-    assert "--languages shows them all" in shown
-    assert main(["transfer", f"a={tmp_path / 'a'}", "--languages"]) == 0
+    assert "--all-languages shows them all" in shown
+    assert main(["transfer", f"a={tmp_path / 'a'}", "--all-languages"]) == 0
     assert "(source)" in capsys.readouterr().out
 
 
@@ -92,7 +92,7 @@ def test_a_terminal_shows_every_table_of_many_arms(tmp_path):
     show(analysed(files), Console(file=terminal, width=250))
     shown = terminal.getvalue()
     assert shown.count("geographic") >= 3 * 12  # correlations, halves, differences
-    assert shown.count("--languages shows them all") == 1
+    assert shown.count("--all-languages shows them all") == 1
     assert "69 target languages" in shown and "(source)" not in shown
 
 
@@ -136,3 +136,47 @@ def test_200_runs_of_205_languages_take_seconds_and_little_memory(tmp_path):
     # 8 to 10 s of the processor were measured; twice that is left to machines that are slower or shared.
     assert seconds < 20
     assert memory < 2**20  # 1 GB, in kB
+
+
+@pytest.fixture
+def xnli(tmp_path):
+    """Results of a task of the harness in five languages, whose first metric is mcc, and of another without one."""
+    for name, shift in (("a", 0.0), ("b", 0.1)):
+        scores = {"xnli_en": 0.6, "xnli_de": 0.5, "xnli_fr": 0.3, "xnli_sw": 0.2, "xnli_zh": 0.4, "odd": 0.35}
+        results = {task: {"mcc,none": score + shift, "acc,none": 0.9} for task, score in scores.items()}
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results_x.json").write_text(json.dumps({"results": results, "config": {}}))
+    return tmp_path
+
+
+def test_any_code_is_a_source_and_the_first_metric_is_named_everywhere(xnli, capsys):
+    places = [f"a={xnli / 'a'}", f"b={xnli / 'b'}"]
+    for source in ("de", "deu", "deu_Latn", "German"):
+        assert main(["transfer", *places, "--source", source, f"--output={xnli / source}"]) == 0
+        printed = capsys.readouterr().out
+        assert printed.startswith("# Transfer from deu_Latn\n")
+        assert "| a | 1 | mcc | 50.0 | 37.5" in printed  # the mean of 60, 30, 20 and 40
+        for title in ("mcc per family", "mcc per script", "Correlation of mcc", "mcc: difference from 'a'"):
+            assert f"## {title}" in printed
+        assert "odd can not be told from the name: say it with --languages FILE" in printed
+    assert main(["transfer", *places]) == 0
+    assert "# Transfer from eng_Latn" in capsys.readouterr().out
+    assert json.loads((xnli / "de" / "transfer.json").read_text())["metric"] == "mcc"
+    assert main(["transfer", *places, "--metric", "acc", "--figures", str(xnli / "figures")]) == 0
+    assert "| a | 1 | acc | 90.0" in capsys.readouterr().out
+
+
+def test_a_file_of_languages_holds_in_every_command(xnli, capsys):
+    places = [f"a={xnli / 'a'}", f"b={xnli / 'b'}"]
+    (xnli / "languages.csv").write_text("odd,yo\nxnli_{zh},yue\n")
+    assert main(["transfer", *places, "--languages", str(xnli / "languages.csv")]) == 0
+    printed = capsys.readouterr().out
+    assert "| yue_Hant | 40.0 | 50.0 |" in printed and "can not be told" not in printed
+    (xnli / "languages.csv").write_text("odd,klingonese\n")
+    for command in ("transfer", "leaderboard"):
+        assert main([command, *places, "--languages", str(xnli / "languages.csv")]) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("error: --languages") and error.count("\n") == 1
+        assert "'klingonese' of 'odd' is no language" in error
+        assert main([command, *places, "--source", "klingonese"]) == 1
+        assert "'klingonese' is no language: expected a code such as eng_Latn" in capsys.readouterr().err

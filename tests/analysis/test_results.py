@@ -81,7 +81,7 @@ def test_partial_data_are_known_as_such(tmp_path):
         ('{"results": {}}', "is not a results file"),
         ('{"results": {"a_eng_Latn": 1}, "config": {}}', "is not a results file"),
         ('{"results": {"a_eng_Latn": {"acc,none": 1}}, "config": {}, "date": 1e300}', "is not a results file"),
-        ('{"results": {}, "config": {}}', "has no task whose name ends in a language code"),
+        ('{"results": {}, "config": {}}', "has no scores of any task"),
         ('{"results": {"a_eng_Latn": {"acc": 1}}, "config": {}}', "a version of lm-eval before 0.4"),
         (
             '{"results": {"a_eng_Latn": {"acc,none": 1}, "a_deu_Latn": {"acc,none": 1}}, "config": {}, '
@@ -121,3 +121,49 @@ def test_the_mean_over_seeds_keeps_the_error_of_one(tmp_path):
     ]
     (score,) = mean_over_runs(runs).values()
     assert (score.value, score.stderr) == (pytest.approx(0.6), pytest.approx(0.03))
+
+
+def test_any_task_that_says_its_language_is_read(tmp_path):
+    scores = {"acc,none": 0.5, "acc_stderr,none": 0.02}
+    file = results_file(tmp_path, {}, xnli_de=scores, xnli_sw=scores, xnli_zh=scores, hellaswag=scores)
+    run = read_run(file)
+    assert run.tasks == {"deu_Latn": "xnli_de", "swh_Latn": "xnli_sw", "zho_Hans": "xnli_zh"}
+    assert (run.family, run.languages()) == ("xnli", ["deu_Latn", "swh_Latn", "zho_Hans"])
+    assert run.samples_file("swh_Latn").name == "samples_xnli_sw_a.jsonl"
+    _, left_out = read_all([file])
+    assert left_out == [
+        "left out: the language of hellaswag, sib200 can not be told from the name: say it with --languages FILE"
+    ]
+    with_english = read_runs(file, {"hellaswag": "eng_Latn"})
+    assert [(run.family, *run.tasks.values()) for run in with_english] == [
+        ("hellaswag", "hellaswag"),
+        ("xnli", "xnli_de", "xnli_sw", "xnli_zh"),
+    ]
+
+
+def test_a_group_in_one_language_stands_for_its_tasks(tmp_path):
+    groups = {f"mmlu_prox_{code}": [f"mmlu_prox_{code}_{topic}" for topic in ("law", "math")] for code in ("de", "sw")}
+    names = [*groups, *(task for tasks in groups.values() for task in tasks), "afrixnli_tt_tasks"]
+    content = {
+        "results": {name: {"exact_match,none": 0.1 * number} for number, name in enumerate(names, 1)},
+        "group_subtasks": groups | {"afrixnli_tt_tasks": ["mmlu_prox_de_law", "mmlu_prox_sw_law"]},
+        "n-samples": {name: {"original": 9, "effective": 9} for name in names if name.endswith(("law", "math"))},
+        "config": {},
+    }
+    (tmp_path / "results_x.json").write_text(json.dumps(content))
+    run = read_run(tmp_path / "results_x.json")
+    assert run.family == "mmlu_prox"
+    assert run.tasks == {"deu_Latn": "mmlu_prox_de", "swh_Latn": "mmlu_prox_sw"}
+    assert (run.scores, run.left_out) == (
+        {"exact_match": {"deu_Latn": Score(0.1, None), "swh_Latn": Score(pytest.approx(0.2), None)}},
+        [],
+    )
+
+
+def test_two_tasks_in_one_language_are_refused_in_one_line(tmp_path):
+    scores = {"acc,none": 0.5}
+    file = results_file(tmp_path, {}, qa_sw=scores, qa_swh=scores)
+    with pytest.raises(UserError, match=r"qa_sw\w* and qa_sw\w* seem to be both in swh_Latn") as caught:
+        read_runs(file)
+    assert "\n" not in str(caught.value)
+    assert len(read_runs(file, {"{qa_swh}": "swc_Latn", "qa_sw": "swh_Latn"})) == 2

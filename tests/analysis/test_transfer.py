@@ -53,15 +53,15 @@ def test_scores_that_fall_with_distance_are_found_to(tmp_path):
 
 def test_what_the_numbers_rest_on_is_noted(tmp_path):
     a = write_results(tmp_path / "a", {"eng_Latn": 0.9, "deu_Latn": 0.5, "fra_Latn": 0.5}, limit=10, base_model="gpt2")
-    b = write_results(tmp_path / "b", {"eng_Latn": 0.9, "deu_Latn": 0.6, "qqq_Latn": 0.1}, limit=10, base_model="gpt2")
+    b = write_results(tmp_path / "b", {"eng_Latn": 0.9, "deu_Latn": 0.6, "tlh_Latn": 0.1}, limit=10, base_model="gpt2")
     analysis = analysed({"a": [a], "b": [b]})
     notes = "\n".join(analysis.notes)
     assert "PARTIAL DATA: a: made with --limit 10" in notes
     assert "over the 1 target languages that all arms have, of 3: a lacks 1; b lacks 1" in notes
     assert "which languages these base models saw is not known: gpt2" in notes
-    assert analysis.rows("languages", language="qqq_Latn")[0]["family"] is None
+    assert analysis.rows("languages", language="tlh_Latn")[0]["family"] is None
     alone = analysed({"b": [b]})
-    assert any("no genetic distance for 1 target languages (qqq_Latn)" in note for note in alone.notes)
+    assert any("no genetic distance for 1 target languages (tlh_Latn)" in note for note in alone.notes)
     assert alone.rows("correlations", distance="genetic")[0]["languages_without_distance"] == 1
 
 

@@ -27,9 +27,11 @@ from lm_eval_spt.analysis.arms import read_arms
 from lm_eval_spt.analysis.documents import read_answers
 from lm_eval_spt.analysis.html import page
 from lm_eval_spt.analysis.html.page import as_json, contents
+from lm_eval_spt.analysis.languages import language
 from lm_eval_spt.analysis.leaderboard import rank, ranking_lines
 from lm_eval_spt.analysis.results import EvaluationRun, read_runs
 from lm_eval_spt.analysis.statistics import resample
+from lm_eval_spt.analysis.task_languages import read_languages, task_languages
 from lm_eval_spt.cli.sweep import _print_runs
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.harness.evaluate import _finished
@@ -85,9 +87,9 @@ METADATA = {
 }  # fmt: skip
 
 
-def _prompt_file(metadata: dict[str, str] | None, dtype: str = "F32", width: int = 4) -> bytes:
-    tensor = {"dtype": dtype, "shape": [3, 4], "data_offsets": [0, 12 * width]}
-    header: dict[str, object] = {"prompt_embeddings": tensor}
+def _prompt_file(metadata: dict[str, str] | None, dtype: str = "F32", width: int = 4, deep: bool = False) -> bytes:
+    name, shape = ("key_values", [1, 2, 1, 3, 2]) if deep else ("prompt_embeddings", [3, 4])
+    header: dict[str, object] = {name: {"dtype": dtype, "shape": shape, "data_offsets": [0, 12 * width]}}
     if metadata is not None:
         header["__metadata__"] = metadata
     text = json.dumps(header).encode()
@@ -163,7 +165,7 @@ SAMPLES = b"".join(
 
 def read_samples(path: Path) -> None:
     """Read the answers to single documents, and resample both kinds of metric."""
-    run = EvaluationRun(path, "sib200", {}, {}, None, None, None, None, None, None, None, None, {})
+    run = EvaluationRun(path, "sib200", {}, {}, {}, None, None, None, None, None, None, None, None, {}, [])
     beside = path.with_name("samples_sib200_eng_Latn_x.jsonl")
     path.replace(beside)
     run = EvaluationRun(
@@ -193,6 +195,18 @@ def export_samples(path: Path) -> None:
     path.replace(run.samples_file("eng_Latn"))
     for file in export(run, path.parent, "lab"):
         file.read_text(encoding="utf-8")
+
+
+def read_task_languages(path: Path) -> None:
+    """Read what a user says of the languages of tasks, and tell some by it."""
+    given = read_languages(path)
+    for task in task_languages(["xnli_de", "my_task", "hellaswag", *given], given).values():
+        assert language(task.language).name and task.family
+
+
+TASK_LANGUAGES = [
+    b"hellaswag: en\n'my_*_{german}': deu_Latn\nnorwegian: no\n\"pisa_{ch}?\": zh-TW\nx: Nigerian Pidgin\n",
+]
 
 
 def read_settings(path: Path) -> None:
@@ -358,6 +372,7 @@ READERS = {
                 _prompt_file({"lm_eval_spt": json.dumps({"placement": "prefix"})}, "BF16", 2),
                 _prompt_file({"lm_eval_spt": json.dumps({"placement": "both", "num_prefix_tokens": 1})}),
                 _prompt_file(None, "F16", 2),
+                _prompt_file({"lm_eval_spt": json.dumps({"prompt_kind": "kv", "num_layers": 1})}, deep=True),
             ],
             read_prompt,
         ),
@@ -370,13 +385,20 @@ READERS = {
                         "revision": "main", "num_virtual_tokens": 3, "token_dim": 4, "inference_mode": True,
                         "auto_mapping": None, "prompt_tuning_init": "RANDOM",
                     }
-                ).encode()
+                ).encode(),
+                json.dumps(
+                    {
+                        "peft_type": "PREFIX_TUNING", "num_virtual_tokens": 3, "num_layers": 1, "token_dim": 2,
+                        "num_attention_heads": 2, "num_transformer_submodules": 1,
+                    }
+                ).encode(),
             ],
             read_adapter,
         ),
         Reader("results", "json", "results_x.json", [json.dumps(RESULTS).encode()], read_results),
         Reader("samples", "jsonl", "given.jsonl", [SAMPLES], read_samples),
         Reader("exported samples", "jsonl", "given.jsonl", [LOGGED], export_samples),
+        Reader("task languages", "yaml", "languages.yaml", TASK_LANGUAGES, read_task_languages),
         Reader("settings", "yaml", "run.yaml", SETTINGS, read_settings),
         Reader(
             "topics", "text", "test.tsv",

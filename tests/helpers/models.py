@@ -8,6 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
 from lm_eval_spt.inference.capabilities import Capabilities, set_capabilities
+from lm_eval_spt.inference.deep_prefix import deep_prefix_size
 from lm_eval_spt.inference.transformers_internals import prepare
 from lm_eval_spt.prompt.fingerprint import embedding_fingerprint
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
@@ -86,6 +87,14 @@ def random_prompt(model: PreTrainedModel, length: int = 4, placement: str = "pre
     if placement == "both":
         metadata["num_prefix_tokens"] = (length + 1) // 2
     return SoftPrompt(vectors, metadata, name=f"random-{placement}-{length}")
+
+
+def random_deep_prefix(model: PreTrainedModel, length: int = 4, seed: int = 0) -> SoftPrompt:
+    """Return a random deep prefix that fits `model`."""
+    *size, width = deep_prefix_size(model)
+    key_values = torch.randn(*size, length, width, generator=torch.Generator().manual_seed(seed))
+    metadata = {"embedding_fingerprint": embedding_fingerprint(model.get_input_embeddings())}
+    return SoftPrompt(key_values, metadata, name=f"random-deep-{length}")
 
 
 def as_fast(model: PreTrainedModel, **capabilities: Any) -> PreTrainedModel:

@@ -65,6 +65,26 @@ def test_the_table_shows_this_prompt_and_what_it_is_compared_with(prompt_file: P
     assert "| swh_Latn | 30.0 ± 3.0 | 25.0 ± 3.1 | 25.0 ± 3.0 |" in lines
 
 
+def test_any_task_with_any_metric_has_a_card(tmp_path: Path) -> None:
+    vectors = SoftPrompt.load(write_prompt(tmp_path / "p.safetensors")).vectors
+    prompt = SoftPrompt(vectors, {"placement": "suffix", "tasks": ["xnli_sw"]}, name="p")
+    write_results(tmp_path / "results", {"sw": 0.8, "de": 0.5, "zh": 0.3}, family="xnli")
+    file = next((tmp_path / "results").glob("*.json"))
+    content = json.loads(file.read_text().replace("acc", "chrf").replace("macro_f1", "ter"))
+    content["config"] |= {"prompt_name": "p", "prompt_digest": prompt.digest, "prompt_metadata": prompt.metadata}
+    file.write_text(json.dumps(content))
+    arms, _ = read_arms([(None, file)])
+    text = model_card(prompt, "p.safetensors", arms)
+    assert "| language | p, chrf |" in text
+    assert "| **swh_Latn** (source) | 80.0 ± 3.0 |" in text  # what it was trained on
+    data = ModelCard(text).data
+    assert (data.language, data.metrics) == (["deu", "swh", "zho"], ["chrf"])
+    assert {(result.dataset_config, result.metric_value) for result in data.eval_results} == {
+        ("swh_Latn", 0.8),
+        ("mean of 2 target languages", 0.4),
+    }
+
+
 def test_only_this_prompt_counts_among_seeds_of_one_arm(tmp_path: Path, prompt_file: Path, results: Path) -> None:
     other = write_prompt(tmp_path / "seed1.safetensors", seed=1)
     write_results(tmp_path / "results" / "seed1", {code: value - 0.2 for code, value in SCORES.items()}, prompt=other)

@@ -28,7 +28,8 @@ through the model's own `forward`, the embeddings put together by hand, no cache
 - **no**: it can not be done; the number leads to the line that the user gets.
 
 Contexts have {lengths} tokens and four answers each, windows and chunks 16. *No prompt*, *prefix*, *suffix* and
-*both* are scored through the harness's model class; *evaluate* reads texts once for two suffix prompts; *train* is
+*both* are scored through the harness's model class; *deep prefix* scores and generates behind the cache of five
+tokens, and is held to the plain pass over these tokens and the context; *evaluate* reads texts once for two suffix prompts; *train* is
 the loss and gradient of a step with a suffix prompt, on cached contexts where the model reads on from a cache, and
 with a prefix prompt; *generate* is {new} tokens by greedy decoding after prompts in each place, two contexts of
 different length in one batch: all tokens are right.

@@ -28,6 +28,7 @@ SAMPLE = {
     "llama4_text": "attention in chunks, and a decoder that get_decoder does not name",
     "mamba2": "state",
     "mixtral": "experts",
+    "moshi": "a cache that is read on from behind a deep prefix, and not behind embeddings",
     "qwen3_next": "linear attention",
     "rwkv": "state that ignores padding",
     "xlm-roberta": "positions that begin behind that of padding",

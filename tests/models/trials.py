@@ -14,8 +14,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.inference.capabilities import capabilities
+from lm_eval_spt.inference.deep_prefix import deep_prefix_size, key_values_in
 from lm_eval_spt.inference.probe import forget
 from lm_eval_spt.inference.scoring import score_suffixes
+from lm_eval_spt.inference.transformers_internals import plain_cache
 from lm_eval_spt.inference.virtual_tokens import place
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from lm_eval_spt.train.context_cache import ContextCache
@@ -26,7 +28,7 @@ from tests.models.plain import Text, greedy, loglikelihood
 from tests.models.tiny import ARCHITECTURES, SPECIAL_TOKENS, VOCABULARY, NotBuilt, tiny_model
 
 EXACT, SLOWER = "exact", "exact, slower"
-COLUMNS = ("no prompt", "prefix", "suffix", "both", "evaluate", "train", "generate")
+COLUMNS = ("no prompt", "prefix", "suffix", "both", "deep prefix", "evaluate", "train", "generate")
 LENGTHS = (3, 17, 60)
 """Of the contexts: below, about and beyond the windows and chunks of the tiny models."""
 NEW_TOKENS = 4
@@ -114,7 +116,7 @@ class _Trial:
         forget(self.model)
         self.plain = copy.deepcopy(self._untouched)  # what it may remember of earlier texts plays no part
         actions: dict[str, Callable[[], str]] = {
-            "evaluate": self.evaluate, "train": self.train, "generate": self.generate
+            "deep prefix": self.deep_prefix, "evaluate": self.evaluate, "train": self.train, "generate": self.generate
         }  # fmt: skip
         return actions[column]() if column in actions else self.score(None if column == "no prompt" else column)
 
@@ -123,6 +125,22 @@ class _Trial:
         answers = self.lm._loglikelihood_tokens([(None, *pair) for pair in self.requests], disable_tqdm=True)
         self._check([value for value, _ in answers], self._expected(prompt))
         return self._speed()
+
+    def deep_prefix(self) -> str:
+        """The cache of a text as a deep prefix: what follows is read as behind the text itself, in one pass."""
+        text = [9, 30, 8, 41, 17]
+        deep_prefix_size(self.model)
+        with torch.no_grad():
+            key_values = key_values_in(plain_cache(self.model, {"input_ids": torch.tensor([text])}))
+        prompt = SoftPrompt(key_values, name="deep")
+        self.lm.use(prompt)
+        answers = self.lm._loglikelihood_tokens([(None, *pair) for pair in self.requests], disable_tqdm=True)
+        behind = [(text + context, answer) for context, answer in self.requests]
+        expected = [float(loglikelihood(self.plain, self._text(pair[0], None), pair[1])) for pair in behind]
+        self._check([value for value, _ in answers], expected)
+        speed = self._speed()
+        self._check_generated(lambda context: self._text(text + context, None), "deep prefix")
+        return speed
 
     def evaluate(self) -> str:
         """Two suffix prompts of different length, each text read once for both."""
@@ -175,19 +193,21 @@ class _Trial:
 
     def generate(self) -> str:
         """Greedy decoding behind contexts of different lengths in one batch."""
+        for placement in ("prefix", "suffix", "both"):
+            prompt = self._use(placement)
+            self._check_generated(lambda context, prompt=prompt: self._text(context, prompt), placement)
+        return EXACT
+
+    def _check_generated(self, text_of: Callable[[list[int]], Text], what: str) -> None:
         contexts = [self.requests[4][0], self.requests[0][0]]
         time = max(map(len, contexts))
         ids = torch.tensor([[0] * (time - len(context)) + context for context in contexts])
         mask = torch.tensor([[0] * (time - len(context)) + [1] * len(context) for context in contexts])
-        for placement in ("prefix", "suffix", "both"):
-            prompt = self._use(placement)
-            assert prompt is not None
-            rows = self.lm._model_generate(ids, time + NEW_TOKENS, [], attention_mask=mask, do_sample=False)
-            for row, context in zip(rows, contexts, strict=True):
-                expected = greedy(self.plain, self._text(context, prompt), NEW_TOKENS)
-                if row[time:].tolist() != expected:
-                    raise Wrong(f"{placement}: {row[time:].tolist()} was generated, and not {expected}")
-        return EXACT
+        rows = self.lm._model_generate(ids, time + NEW_TOKENS, [], attention_mask=mask, do_sample=False)
+        for row, context in zip(rows, contexts, strict=True):
+            expected = greedy(self.plain, text_of(context), NEW_TOKENS)
+            if row[time:].tolist() != expected:
+                raise Wrong(f"{what}: {row[time:].tolist()} was generated, and not {expected}")
 
     def _use(self, placement: str | None) -> SoftPrompt | None:
         self.lm.prompt, self.lm._room_taken = None, 0

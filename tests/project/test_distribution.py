@@ -25,7 +25,7 @@ DATA = {
     ".css": ("lm_eval_spt/analysis/html/",),
     ".html": ("lm_eval_spt/analysis/html/",),
     ".js": ("lm_eval_spt/analysis/html/",),
-    ".json": ("lm_eval_spt/mini/",),
+    ".json": ("lm_eval_spt/mini/", "lm_eval_spt/analysis/html/"),
     ".safetensors": ("lm_eval_spt/mini/",),
     ".md": ("lm_eval_spt/mini/", "lm_eval_spt/analysis/html/", "lm_eval_spt/tasks/"),
     ".txt": ("lm_eval_spt/tasks/",),

@@ -124,7 +124,7 @@ def test_the_command_writes_a_prompt_that_scores(tmp_path: Path, capsys):
     output = tmp_path / "joined.safetensors"
     arguments = ["compose", *shipped, "--output", str(output)]
     assert cli.main(arguments) == 0
-    assert "66 virtual tokens of size 256, placement suffix" in capsys.readouterr().out
+    assert "66 virtual tokens, vectors of size 256, placement suffix" in capsys.readouterr().out
     joined = SoftPrompt.load(output)
     assert [part["name"] for part in joined.metadata["composed"]["prompts"]] == [Path(name).stem for name in shipped]
     assert SPTLM(prompt=str(output), device="cpu").prompt.length == 66

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 
-BASICS = {"format_version", "hidden_size", "num_virtual_tokens", "placement"}
+BASICS = {"format_version", "prompt_kind", "hidden_size", "num_virtual_tokens", "placement"}
 
 
 def raw_file(tensors: dict[str, tuple[str, list[int], bytes]], metadata: dict[str, str] | None = None) -> bytes:
@@ -101,7 +101,8 @@ def test_file_is_what_the_format_says(tmp_path: Path) -> None:
     strings = header.pop("__metadata__")
     assert strings.keys() == {"format", "lm_eval_spt"} and strings["format"] == "pt"
     assert json.loads(strings["lm_eval_spt"]) == {
-        "format_version": 1, "hidden_size": 4, "num_virtual_tokens": 6, "placement": "suffix", "seed": 3,
+        "format_version": 1, "prompt_kind": "embeddings", "hidden_size": 4, "num_virtual_tokens": 6,
+        "placement": "suffix", "seed": 3,
     }  # fmt: skip
     assert header.keys() == {"prompt_embeddings"}
     assert header["prompt_embeddings"]["dtype"] == "F32" and header["prompt_embeddings"]["shape"] == [6, 4]
@@ -149,14 +150,38 @@ def test_how_many_vectors_stand_before_the_text() -> None:
         SoftPrompt(torch.zeros(1, 2), {"placement": "both", "num_prefix_tokens": 1})
 
 
+def test_the_file_of_a_deep_prefix_is_what_the_format_says(tmp_path: Path) -> None:
+    key_values = torch.randn(3, 2, 1, 5, 4)
+    SoftPrompt(key_values, {"seed": 3}).save(tmp_path / "p.safetensors")
+    data = (tmp_path / "p.safetensors").read_bytes()
+    size = struct.unpack("<Q", data[:8])[0]
+    header = json.loads(data[8 : 8 + size])
+    assert json.loads(header.pop("__metadata__")["lm_eval_spt"]) == {
+        "format_version": 1, "prompt_kind": "kv", "num_layers": 3, "num_kv_heads": 1, "head_dim": 4,
+        "num_virtual_tokens": 5, "placement": "prefix", "seed": 3,
+    }  # fmt: skip
+    assert header.keys() == {"key_values"} and header["key_values"]["shape"] == [3, 2, 1, 5, 4]
+    assert data[8 + size :] == key_values.numpy().tobytes()
+    again = SoftPrompt.load(tmp_path / "p.safetensors")
+    assert torch.equal(again.vectors, key_values) and (again.kind, again.length) == ("kv", 5)
+    assert again.digest != SoftPrompt(key_values.view(3, 2, 1, 4, 5)).digest
+    for name, shape in (("key_values", [2, 3]), ("prompt_embeddings", [1, 2, 1, 1, 3])):
+        content = raw_file({name: ("F32", shape, bytes(24))})
+        (tmp_path / "wrong.safetensors").write_bytes(content)
+        with pytest.raises(UserError, match=f"wrong.safetensors: {name} has shape .*not a soft prompt"):
+            SoftPrompt.load(tmp_path / "wrong.safetensors")
+
+
 def test_prompt_of_another_model_does_not_fit() -> None:
     prompt = SoftPrompt(torch.zeros(2, 8), {"base_model": "a/first", "embedding_fingerprint": "0" * 16}, name="eng")
-    prompt.check_fits(8, "0" * 16, "copy/of-first")
+    prompt.check_fits((8,), "0" * 16, "copy/of-first")
     with pytest.raises(UserError, match="'eng' has vectors of size 8, but 'b/second' takes vectors of size 16"):
-        prompt.check_fits(16, "0" * 16, "b/second")
+        prompt.check_fits((16,), "0" * 16, "b/second")
     with pytest.raises(UserError, match="trained for 'a/first' .* not for 'b/second'"):
-        prompt.check_fits(8, "f" * 16, "b/second")
-    SoftPrompt(torch.zeros(2, 8)).check_fits(8, "f" * 16, "b/second")  # says nothing of its model: nothing to compare
+        prompt.check_fits((8,), "f" * 16, "b/second")
+    SoftPrompt(torch.zeros(2, 8)).check_fits(
+        (8,), "f" * 16, "b/second"
+    )  # says nothing of its model: nothing to compare
 
 
 # -- a write happens whole or not at all -------------------------------------------------------------------------------

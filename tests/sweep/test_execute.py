@@ -48,6 +48,27 @@ def test_other_tools_read_the_results(done):
     assert not left_out and sorted(len(arm.runs) for arm in arms) == [1, 2, 2]
 
 
+def test_an_ensemble_and_an_average_of_runs_are_arms_of_their_own(tmp_path):
+    file = sweep_file(tmp_path, ensemble_over="seed", average_over="seed")
+    plan = read_plan(file)
+    sweep(str(file))
+    members = [str(plan.output / "prompts" / f"seed{seed}.safetensors") for seed in (0, 1)]
+    loaded = {"pretrained": "mini", "device": "cpu", "dtype": "float32", "batch_size": "auto"}
+    ensemble = SPTLM.create_from_arg_obj({**loaded, "prompt": "+".join(members)})
+    mean = sum(SoftPrompt.load(member).vectors for member in members) / 2
+    average = SPTLM(**loaded, prompt=SoftPrompt(mean, {"placement": "suffix"}))
+    for name, lm in (("ensemble", ensemble), ("average", average)):
+        expected, written = score(lm), scores(plan.output, name)
+        for task in TARGETS:
+            assert written[task]["acc,none"] == pytest.approx(expected[task]["acc,none"])
+        assert record(plan.output, name)["settings"][name] == ["seed0", "seed1"]
+    arms, _ = read_arms([(None, plan.output / "results")])
+    assert sorted(len(arm.runs) for arm in arms) == [1, 1, 2]
+    before = {path: path.stat().st_mtime_ns for path in (plan.output / "results").rglob("*.json")}
+    sweep(str(file))
+    assert {path: path.stat().st_mtime_ns for path in (plan.output / "results").rglob("*.json")} == before
+
+
 TUNED = {
     "all": ({"tune": "all"}, {"pretrained": "prompts/all", "prompt": "prompts/all.safetensors"}),
     "model": ({"tune": "model"}, {"pretrained": "prompts/model"}),

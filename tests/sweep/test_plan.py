@@ -118,7 +118,37 @@ def test_a_shard_has_one_base_model_and_is_not_too_large(tmp_path):
     assert {run.name for run in plan.runs} >= {"none-mini", "none-other", "mini-seed0", "other-seed2"}
 
 
+def test_runs_are_combined_over_an_axis(tmp_path):
+    file = sweep_file(
+        tmp_path,
+        axes={"prompt_length": [2, 4], "seed": [0, 1, 2]},
+        arms={"suffix": {}, "kv": {"prompt_kind": "kv"}, "tuned": {"tune": "all"}},
+        ensemble_over="seed", average_over="seed", shard_size=4,
+    )  # fmt: skip
+    plan = read_plan(file)
+    combined = {run.name: run for run in plan.runs if run.members}
+    assert sorted(combined) == sorted(
+        f"{arm}-prompt_length{length}-{how}"
+        for arm in ("suffix", "kv") for length in (2, 4) for how in ("ensemble", "average")
+    )  # fmt: skip
+    ensemble = combined["kv-prompt_length4-ensemble"]
+    assert [member.name for member in ensemble.members] == [f"kv-prompt_length4-seed{seed}" for seed in (0, 1, 2)]
+    assert ensemble.prompt == "+".join(member.config.output for member in ensemble.members)
+    assert combined["kv-prompt_length4-average"].prompt.endswith("prompts/kv-prompt_length4-average.safetensors")
+    assert {run.config.placement for run in plan.runs if run.arm == "kv"} == {"prefix"}
+    for shard in plan.shards:  # members come before what is made of them, in one shard
+        names = [run.name for run in shard]
+        for run in shard:
+            assert all(names.index(member.name) < names.index(run.name) for member in run.members)
+
+
 MISTAKES = {
+    "ensemble over no axis": ({"ensemble_over": "colour"}, "ensemble_over is 'colour', expected an axis with two"),
+    "average of one": ({"axes": {"seed": [0]}, "average_over": "seed"}, "average_over is 'seed', expected an axis"),
+    "ensemble of tuned models": (
+        {"arms": {"a": {"tune": "all"}}, "ensemble_over": "seed"},
+        "of runs that leave the model frozen",
+    ),
     "unknown axis": ({"axes": {"colour": [1]}}, "there is no axis 'colour'; known are model, task"),
     "unknown setting": ({"settings": {"color": 1}}, "there is no setting 'color'"),
     "unknown setting of an arm": ({"arms": {"a": {"color": 1}}}, "arm a: there is no setting 'color'"),
@@ -147,7 +177,7 @@ MISTAKES = {
     "range": ({"axes": {"lr": [-1]}}, "lr-1.0: --lr is -1.0: expected a number above 0"),
     "choice": ({"axes": {"placement": ["middle"]}}, "--placement is 'middle': expected one of prefix, suffix"),
     "missing": ({"settings": {"model": "mini"}}, "--task is missing"),
-    "preset": ({"settings": {"preset": "none"}}, "preset is 'none', expected one of paper"),
+    "preset": ({"settings": {"preset": "none"}}, "preset is 'none': expected one of paper"),
     "no list": ({"axes": {"seed": 3}}, "the axis seed is 3, expected a list"),
     "a list as setting": ({"settings": {"seed": [1, 2]}}, "the setting seed has several values: move it to 'axes'"),
     "axes no mapping": ({"axes": [1]}, "axes is a list, expected a mapping"),

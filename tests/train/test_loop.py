@@ -12,6 +12,7 @@ from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from lm_eval_spt.train import scheduler
 from lm_eval_spt.train.config import PRESETS
 from lm_eval_spt.train.loop import train
+from lm_eval_spt.train.parameters import TrainableParameters
 from tests.helpers.training import TASK, accuracy, run, settings_for
 
 
@@ -112,3 +113,41 @@ def test_ctrl_c_keeps_the_best_prompt(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         train(settings_for(tmp_path / "p.safetensors", epochs=50))
     assert SoftPrompt.load(tmp_path / "p.safetensors").metadata["validation"]["epoch"] >= 0
+
+
+def test_the_mean_of_the_last_epochs_is_tried_and_kept_where_it_is_better(tmp_path):
+    """Held to the vectors that the run itself had after each epoch."""
+    settings = {"epochs": 6, "lr": 0.05}
+    kept: list[torch.Tensor] = []
+
+    class Recorded(TrainableParameters):
+        def snapshot(self):
+            taken = super().snapshot()
+            kept.append(taken.vectors)
+            return taken
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lm_eval_spt.train.run.TrainableParameters", Recorded)
+        forced, rows = run(tmp_path / "forced.safetensors", **settings, average_checkpoints=3, keep="average")
+    after_epochs = [new for old, new in zip(kept, kept[1:], strict=False) if not torch.equal(old, new)]
+    assert len(after_epochs) == 6
+    torch.testing.assert_close(forced.vectors, torch.stack(after_epochs[-3:]).mean(dim=0))
+    assert forced.metadata["validation"]["averaged_epochs"] == 3
+    assert accuracy(prompt=str(tmp_path / "forced.safetensors")) == pytest.approx(
+        forced.metadata["validation"]["accuracy"]
+    )
+    chosen, _ = run(tmp_path / "chosen.safetensors", **settings, average_checkpoints=3)
+    best = min(row["validation"]["loss"] for row in rows)
+    mean = forced.metadata["validation"]["loss"]
+    assert chosen.metadata["validation"]["loss"] == min(best, mean)
+    assert torch.equal(chosen.vectors, forced.vectors) == (mean < best)
+
+
+def test_averaging_is_for_prompts_alone(tmp_path):
+    for changes, message in (
+        ({"average_checkpoints": 2, "tune": "all"}, "--average-checkpoints is 2: expected nothing"),
+        ({"keep": "average"}, "--keep is 'average': expected it together with --average-checkpoints"),
+        ({"average_checkpoints": 0}, "--average-checkpoints is 0: expected a whole number from 1 on"),
+    ):
+        with pytest.raises(UserError, match=message):
+            settings_for(tmp_path / "p.safetensors", **changes)

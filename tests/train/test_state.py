@@ -19,7 +19,13 @@ from tests.helpers.training import Stopped, settings_for, stopped_after
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"reparameterization": "xpe"}, {"tune": "all"}, {"tune": "all", "dtype": "bfloat16"}]
+    "changes",
+    [
+        {"average_checkpoints": 2, "keep": "average"},
+        {"reparameterization": "xpe"},
+        {"tune": "all"},
+        {"tune": "all", "dtype": "bfloat16"},
+    ],
 )
 def test_a_resumed_run_gives_the_same_bytes(base, tmp_path, monkeypatch, changes):
     """Stopped after any number of batches: validation, within an epoch, between epochs."""

@@ -68,6 +68,31 @@ function drawHeatMap(place, legend, arms, languages, metric, label) {
   legend.replaceChildren(data.length ? chart.legend("color", { width: Math.min(260, legend.clientWidth) }) : "");
 }
 
+const land = JSON.parse(document.getElementById("land").textContent);
+
+// `points` are {language, value}; `gain`: the values are differences, which have a colour for each sign.
+function drawMap(place, legend, points, gain, label) {
+  const width = widthOf(place);
+  const largest = d3.max(points, (d) => Math.abs(100 * d.value)) || 1;
+  const [longitude, latitude] = [(d) => d.language.place[1], (d) => d.language.place[0]];
+  const chart = drawChart(place, {
+    width,
+    height: 0.44 * width,
+    margin: 2,
+    marginBottom: 2,
+    projection: { type: "equal-earth", domain: { type: "MultiPoint", coordinates: [[-180, 0], [180, 0], [0, 84], [0, -56]] }, clip: "frame" },
+    color: gain ? { type: "diverging", scheme: "RdBu", domain: [-largest, largest], label } : { type: "linear", scheme: "viridis", label },
+    marks: [
+      Plot.geo(land, { fill: "currentColor", fillOpacity: 0.13 }),
+      Plot.dot(points, {
+        x: longitude, y: latitude, fill: (d) => 100 * d.value, stroke: "currentColor", strokeWidth: 0.6, r: width < 600 ? 3 : 5,
+        title: (d) => `${d.language.name} (${d.language.code})\n${d.language.family}\n${gain ? signed(d.value) : percent(d.value)}`, tip: true,
+      }),
+    ],
+  });
+  legend.replaceChildren(points.length ? chart.legend("color", { width: Math.min(260, legend.clientWidth) }) : "");
+}
+
 function drawScatter(place, arms, languages, metric, distance, labels) {
   const data = arms.flatMap((arm) => languages
     .map((language) => ({ arm: arm.name, language, score: arm.scores[metric].values[language.index], distance: language.distances[distance] }))

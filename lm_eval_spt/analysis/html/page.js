@@ -4,7 +4,7 @@
 
 const board = JSON.parse(document.getElementById("board").textContent);
 const element = (id) => document.getElementById(id);
-const METRIC_NAMES = { acc: "accuracy", macro_f1: "macro-F1", acc_norm: "normalised accuracy", exact_match: "exact match", f1: "F1" };
+const METRIC_NAMES = { acc: "accuracy", macro_f1: "macro-F1", acc_norm: "normalised accuracy", exact_match: "exact match", f1: "F1", mcc: "Matthews correlation" };
 const EVERY = "all";
 
 board.languages.forEach((language, index) => Object.assign(language, { index }));
@@ -135,6 +135,19 @@ function drawHeat(languages) {
   drawHeatMap(element("heat"), element("heat-legend"), ranked(), d3.sort(languages, order), metric(), scoreLabel());
 }
 
+function drawWorld(languages) {
+  const [arm, minus] = ["map-arm", "map-minus"].map((id) => board.arms.find((one) => one.name === element(id).value));
+  const valueOf = (one, language) => one.scores[metric()].values[language.index];
+  const known = languages.map((language) => {
+    const [a, b] = [valueOf(arm, language), minus ? valueOf(minus, language) : 0];
+    return { language, value: a === null || b === null ? null : a - b };
+  }).filter((d) => d.value !== null);
+  const label = minus ? `difference in ${METRIC_NAMES[metric()] ?? metric()}, points` : scoreLabel();
+  drawMap(element("map"), element("map-legend"), known.filter((d) => d.language.place), Boolean(minus), label);
+  const missing = known.filter((d) => !d.language.place).map((d) => d.language.name);
+  element("map-note").textContent = missing.length ? `Not drawn, as their place is not known: ${missing.join(", ")}.` : "";
+}
+
 function drawDistances(languages) {
   const distance = element("distance").value;
   const chosen = new Set([...document.querySelectorAll("#scatter-arms input:checked")].map((box) => box.value));
@@ -191,6 +204,7 @@ function drawShown() {
   const languages = shownLanguages();
   drawLanguages(languages);
   drawHeat(languages);
+  drawWorld(languages);
   drawDistances(languages);
   drawPair(languages);
 }
@@ -209,6 +223,8 @@ function fillControls() {
   }
   fillSelect("distance", board.distances.map((name) => [name, name]), "genetic");
   fillSelect("heat-order", Object.keys(HEAT_ORDERS).map((name) => [name, name]), "mean score");
+  fillSelect("map-arm", names, names[0][0]);
+  fillSelect("map-minus", [["", "nothing"], ...names], "");
   fillSelect("pair-first", names, names[0][0]);
   fillSelect("pair-second", names, names.at(-1)[0]);
   const boxes = d3.select("#scatter-arms").selectAll("label").data(names).join("label");
@@ -231,6 +247,7 @@ function listen() {
   element("filters").addEventListener("submit", (event) => event.preventDefault());
   element("heat-order").addEventListener("change", withLanguages(drawHeat));
   element("scatter-arms").addEventListener("change", withLanguages(drawDistances));
+  for (const id of ["map-arm", "map-minus"]) element(id).addEventListener("change", withLanguages(drawWorld));
   for (const id of ["pair-first", "pair-second"]) element(id).addEventListener("change", withLanguages(drawPair));
   let width = document.body.clientWidth;
   window.addEventListener("resize", () => {

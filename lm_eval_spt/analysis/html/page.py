@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval_spt.analysis.arms import Arm, curves, data_set
-from lm_eval_spt.analysis.distances import KINDS, distances
-from lm_eval_spt.analysis.languages import Language, languages, seen_by
+from lm_eval_spt.analysis.distances import KINDS, coordinates, distances
+from lm_eval_spt.analysis.languages import language, seen_by
 from lm_eval_spt.analysis.leaderboard import METHOD, Leaderboard, Standing
 from lm_eval_spt.analysis.results import Score
 
@@ -37,6 +37,7 @@ def page(board: Leaderboard) -> str:
         "title": html.escape(f"Leaderboard: {_data_set(board)}"),
         "style": _part("page.css"),
         "data": as_json(contents(board)),
+        "land": _part("land.json"),
         "scripts": "\n".join(f"<script>{script}</script>" for script in scripts),
         "script_hashes": " ".join(f"'sha256-{_digest(script)}'" for script in scripts),
     }
@@ -48,6 +49,7 @@ def contents(board: Leaderboard) -> dict[str, Any]:
     """Return the data that `page.js` shows. Scores are shares of 1."""
     codes = sorted({language for arm in board.arms for name in board.standings for language in arm.scores(name)})
     measured = distances(board.source, codes)
+    places = coordinates(code.partition("_")[0] for code in codes)
     return {
         "source": board.source,
         "summary": _summary(board),
@@ -60,6 +62,7 @@ def contents(board: Leaderboard) -> dict[str, Any]:
         "languages": [
             _language(code, [arm.base_model for arm in board.arms])
             | {"distances": {kind: _round(measured.values[kind].get(code)) for kind in KINDS}}
+            | {"place": places.get(code.partition("_")[0])}
             for code in codes
         ],
         "arms": [
@@ -115,29 +118,27 @@ def _values(scores: Mapping[str, Score], codes: list[str]) -> list[float | None]
 
 
 def _language(code: str, base_models: Iterable[str | None]) -> dict[str, Any]:
-    """A language's facts; of a language that the table lacks only the code is known."""
-    unknown = Language(code, code[:3], code, code[4:], code[4:], "unknown", "", "", None, None, ())
-    language = languages().get(code, unknown)
+    """A language's facts."""
+    facts = language(code)
     known = [seen for base_model in set(base_models) if (seen := seen_by(base_model)) is not None]
     words = {(): "unknown", (True,): "yes", (False,): "no", (False, True): "by some base models"}
     return {
         "code": code,
-        "name": language.name,
-        "family": language.family or "unknown",
-        "script": language.script_name,
+        "name": facts.name,
+        "family": facts.family or "unknown",
+        "script": facts.script_name,
         "seen": words[tuple(sorted({code in seen for seen in known}))],
     }
 
 
 def _summary(board: Leaderboard) -> str:
     run = board.arms[0].runs[0]
-    source = languages().get(board.source)
     runs = sum(len(arm.runs) for arm in board.arms)
     latest = max((run.date for arm in board.arms for run in arm.runs if run.date), default=None)
     facts = [
         f"{len(board.arms)} arms ({runs} runs) on {_data_set(board)}, task version {run.task_version or 'unknown'}",
         "few-shot number unknown" if run.num_fewshot is None else f"{run.num_fewshot}-shot",
-        f"source language {source.name if source else 'unknown'} ({board.source})",
+        f"source language {language(board.source).name} ({board.source})",
         f"{len(board.targets)} target languages",
         f"newest result of {latest:%Y-%m-%d}" if latest else "",
     ]
