@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lm_eval_spt.analysis.arms import Arm, data_set
-from lm_eval_spt.analysis.languages import languages
+from lm_eval_spt.analysis.languages import language
 from lm_eval_spt.analysis.report import LATEX
 from lm_eval_spt.analysis.transfer import Analysis
 
@@ -64,8 +64,7 @@ def methods(analysis: Analysis, arms: Sequence[Arm]) -> str:
     runs = [run for arm in arms for run in arm.runs]
     tasks = [_latex(family) + _cite(DATA_SETS.get(data_set(family))) for family in sorted({run.family for run in runs})]
     documents = {run.documents[code][0] for run in runs for code in analysis.targets if code in run.documents}
-    known = languages().get(analysis.source)
-    source = f"{known.name} ({analysis.source})" if known else analysis.source
+    source = f"{language(analysis.source).name} ({analysis.source})"
     sentences = [
         f"We scored {' and '.join(tasks)} (task version {_values(run.task_version for run in runs)}, "
         f"{_values(run.num_fewshot for run in runs)} examples in the context) with the Language Model Evaluation "
