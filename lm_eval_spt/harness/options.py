@@ -61,6 +61,7 @@ class EvaluationOptions(ContextOptions):
         use_cache: beginning of the path of a file that keeps the model's answers.
         cache_requests: ``true``: the tasks' requests are kept and used again; ``refresh``: they are made anew;
             ``delete``: what was kept is deleted.
+        data, columns: see :func:`lm_eval_spt.harness.local_data.metadata_of`.
 
     Raises:
         UserError: an option makes no sense.
@@ -70,6 +71,8 @@ class EvaluationOptions(ContextOptions):
     gen_kwargs: dict[str, Any] | None = None
     use_cache: str | None = None
     cache_requests: bool | str = False
+    data: str | None = None
+    columns: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -67,6 +67,28 @@ def add_installed_tasks(index: ModuleType) -> None:
     index.TaskIndex.build = staticmethod(build)
 
 
+def use_local_data(tasks: ModuleType) -> None:
+    """Have a task read the local copy of its data set, where its metadata names one.
+
+    Args:
+        tasks: ``lm_eval.api.task``.
+    """
+    download = tasks.ConfigurableTask.download
+
+    @functools.wraps(download)
+    def read_or_download(self: Any, *args: Any, **kwargs: Any) -> None:
+        from lm_eval_spt.harness.local_data import read_local_copy
+
+        copy = read_local_copy(self.config)
+        if copy is None:
+            download(self, *args, **kwargs)
+        else:
+            show_user_errors_in_one_line()
+            self.dataset = copy
+
+    tasks.ConfigurableTask.download = read_or_download
+
+
 def name_results_after_prompt(tracker: ModuleType) -> None:
     """Give every prompt a results folder of its own: ``<base model>+<prompt>@<first 8 digits of its digest>``.
 
@@ -157,8 +179,59 @@ def match_tasks(manager: TaskManager, patterns: Iterable[str]) -> list[str]:
     """
     matches = {pattern: fnmatch.filter(manager.all_tasks, pattern) for pattern in patterns}
     if unknown := [pattern for pattern, names in matches.items() if not names]:
-        raise UserError(f"there is no task {', '.join(map(repr, unknown))}: `lm_eval ls tasks` lists all")
+        near = [other for other in manager.all_subtasks if other.startswith(unknown[0][:6])][:3]
+        hint = f"did you mean {', '.join(near)}?" if near else "`lm_eval ls tasks` lists all"
+        raise UserError(
+            f"there is no task {', '.join(map(repr, unknown))}; {hint} (tasks of your own: --include-path FOLDER)"
+        )
     return sorted({name for names in matches.values() for name in names})
+
+
+def single_tasks(manager: TaskManager, names: Iterable[str]) -> list[str]:
+    """Return the tasks of these names and in the groups and tags of these names, without loading any of them.
+
+    Args:
+        manager: knows them.
+        names: of tasks, groups and tags, or patterns of them.
+
+    Raises:
+        UserError: there is no such task, or one comes twice.
+    """
+    owners: dict[str, str] = {}
+    for name in [each for name in names for each in match_tasks(manager, [name])]:
+        tasks, waiting = [], [name]
+        while waiting:
+            member = waiting.pop(0)
+            if member in manager.all_subtasks:
+                tasks.append(member)
+            else:
+                waiting = members(manager, member) + waiting
+        for task in dict.fromkeys(tasks):
+            if task in owners:
+                where = " and ".join(dict.fromkeys(repr(owner) for owner in (owners[task], name)))
+                raise UserError(f"the task {task!r} is named twice, by {where}: name each task once")
+            owners[task] = name
+    return list(owners)
+
+
+def load_tasks(manager: TaskManager, names: Iterable[str]) -> dict[str, Any]:
+    """Return what a task manager's ``load`` does.
+
+    Raises:
+        UserError: there is no such task, one comes twice, or one can not be loaded.
+    """
+    names = [each for name in names for each in match_tasks(manager, [name])]
+    single_tasks(manager, names)  # each once
+    try:
+        return manager.load(names)
+    except UserError:
+        raise
+    except Exception as error:  # of every kind: it may be a program's, the network's or that of a YAML file
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''} can not be loaded ({type(error).__name__}: "
+            f"{reason}): check the network, or give a local copy of the data with --data NAME=FOLDER"
+        ) from error
 
 
 def members(manager: TaskManager, name: str) -> list[str]:

@@ -53,14 +53,15 @@ def save_results(run: TrainingRun, *, interrupted: bool = False) -> SoftPrompt |
 def _metadata(run: TrainingRun, interrupted: bool) -> dict[str, Any]:
     config = run.config
     tuned = run.parameters.count()
+    tasks = [name.rpartition("::")[2] for name in run.examples.num_fewshot]  # since 0.5 a group's name may come first
     metadata: dict[str, Any] = {
         "placement": config.placement,
         "base_model": config.model,
         "base_model_revision": config.revision,
         "embedding_fingerprint": run.lm.fingerprint,
         "task_type": "SEQ_2_SEQ_LM" if run.lm.model.config.is_encoder_decoder else "CAUSAL_LM",
-        "tasks": config.tasks,
-        "source_languages": [match[0] for name in config.tasks if (match := LANGUAGE.search(name))],
+        "tasks": tasks,
+        "source_languages": [match[0] for name in tasks if (match := LANGUAGE.search(name))],
         "shots": config.shots,
         "num_fewshot": run.examples.num_fewshot,
         "seed": config.seed,
@@ -75,6 +76,8 @@ def _metadata(run: TrainingRun, interrupted: bool) -> dict[str, Any]:
         metadata |= {"gguf_file": config.gguf_file, "gguf_sha256": run.lm.gguf.sha256}
     if config.placement == "both":
         metadata["num_prefix_tokens"] = config.vectors_before
+    if any(run.examples.scored.values()):
+        metadata["scored_documents"] = dict(run.examples.scored)
     if run.diverged is not None:
         metadata["diverged"] = run.diverged
     if interrupted:

@@ -33,7 +33,7 @@ from lm_eval_spt.analysis.statistics import resample
 from lm_eval_spt.cli.sweep import _print_runs
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.harness.evaluate import _finished
-from lm_eval_spt.harness.topics import read_file
+from lm_eval_spt.harness.text_classification import read_file
 from lm_eval_spt.hub.model_card import model_card, read_card
 from lm_eval_spt.prompt.inspection import as_text, report
 from lm_eval_spt.prompt.peft import PEFT_CONFIG, PEFT_WEIGHTS
