@@ -24,9 +24,9 @@ from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.common.files import MAX_RESULTS_FILE, parse_json, read_text, written_together
 from lm_eval_spt.harness.contexts import selected_template
 from lm_eval_spt.harness.lm import SPTLM
+from lm_eval_spt.harness.local_data import local_copy, metadata_of
 from lm_eval_spt.harness.many_prompts import ManyPromptsLM
 from lm_eval_spt.harness.options import EvaluationOptions
-from lm_eval_spt.harness.local_data import local_copy, metadata_of
 from lm_eval_spt.harness.patches import MODEL_NAME, load_tasks, match_tasks, results_name, task_manager, with_loaded
 from lm_eval_spt.prompt.ensemble import Ensemble, matching_names, read_prompt, split_names
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt

@@ -1,7 +1,7 @@
 """Files of one's own in the place of a task's data: a local copy of its data set, and columns under other names.
 
-A task learns of both from its metadata, as ``lm_eval --metadata '{"data": {"nollysenti": "FOLDER"}}'`` and ``--data`` of
-this package's commands give it. The harness itself can not be told to read another place than ``dataset_path``.
+A task learns of both from its metadata, as ``lm_eval --metadata '{"data": {"nollysenti": "FOLDER"}}'`` and ``--data``
+of this package's commands give it. The harness itself can not be told to read another place than ``dataset_path``.
 """
 
 from __future__ import annotations

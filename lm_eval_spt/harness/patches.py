@@ -198,7 +198,7 @@ def single_tasks(manager: TaskManager, names: Iterable[str]) -> list[str]:
         UserError: there is no such task, or one comes twice.
     """
     owners: dict[str, str] = {}
-    for name in [each for name in names for each in match_tasks(manager, [name])]:
+    for name in [match for pattern in names for match in match_tasks(manager, [pattern])]:
         tasks, waiting = [], [name]
         while waiting:
             member = waiting.pop(0)
@@ -220,7 +220,7 @@ def load_tasks(manager: TaskManager, names: Iterable[str]) -> dict[str, Any]:
     Raises:
         UserError: there is no such task, one comes twice, or one can not be loaded.
     """
-    names = [each for name in names for each in match_tasks(manager, [name])]
+    names = [match for pattern in names for match in match_tasks(manager, [pattern])]
     single_tasks(manager, names)  # each once
     try:
         return manager.load(names)

@@ -1,8 +1,8 @@
 """Text classification, the part in Python: reading the documents, and macro-F1 with its standard error.
 
-SIB-200, mini_topics and NusaX hold the same documents in every language, in the same order: ``<folder>/<language>/`` has a
-file for each split. The YAML files under ``tasks/`` say what a model is shown and which answers it chooses among. They
-name the classes and functions of this module.
+SIB-200, mini_topics and NusaX hold the same documents in every language: ``<folder>/<language>/`` has a file for each
+split. The YAML files under ``tasks/`` say what a model is shown and which answers it chooses among. They name the
+classes and functions of this module.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from lm_eval_spt.common.paths import tasks_folder
 from lm_eval_spt.common.tables import read_table
 from lm_eval_spt.harness.local_data import local_copy
 from lm_eval_spt.harness.patches import multiple_choice_task
-
 
 
 @dataclass(frozen=True)
@@ -124,8 +123,8 @@ class MiniTopicsTask(ParallelTask):
 class PublishedTask(ParallelTask):
     """A data set from a local copy if one is named, otherwise from the Hugging Face Hub.
 
-    A local copy is named with ``--metadata sib200_dir=FOLDER`` (or what else :attr:`variable` says), with ``--data``, or
-    by the environment variable; the first of these counts.
+    A local copy is named with ``--metadata sib200_dir=FOLDER`` (or what else :attr:`variable` says), with ``--data``,
+    or by the environment variable; the first of these counts.
 
     Attributes:
         title: of the data set.
@@ -193,7 +192,7 @@ class NusaXTask(PublishedTask):
         return self.folders[language]
 
     def hub_arguments(self, language: str) -> dict[str, Any]:
-        # The repository itself holds a script, which `datasets` no longer runs; the Hub keeps its output in this branch.
+        # The repository holds a script, which `datasets` no longer runs; the Hub keeps its output in this branch.
         return {"data_dir": language.partition("_")[0], "revision": "refs/convert/parquet"}
 
 

@@ -21,6 +21,7 @@ from lm_eval_spt.analysis.tables import mean_score
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.common.files import parse_yaml, read_text
 from lm_eval_spt.prompt.hub_download import REPOSITORY_ID
+from lm_eval_spt.prompt.metadata import in_words, scored_documents
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 
 CARD = "README.md"
@@ -162,10 +163,17 @@ def _description(prompt: SoftPrompt) -> str:
         model += f", which was tuned from `{tuned_from}` together with it"
     if adapter:
         model += f" with the LoRA adapter `{adapter}`, which was learned together with it"
+    counts = scored_documents([prompt.metadata])
+    warning = (
+        f"\n\n**It has seen test documents**: {in_words(counts)} (`--allow-test-documents`), so its scores are better "
+        "than on new documents, in other languages, too, where the documents are translations."
+        if counts
+        else ""
+    )
     return (
         f"# {prompt.name}\n\nA soft prompt: {prompt.length} learned vectors of size {prompt.hidden_size}, placed "
         f"{where[prompt.placement]} the text in the input-embedding space of {model}.\n\n"
-        f"Digest of vectors and placement: `{prompt.digest}`."
+        f"Digest of vectors and placement: `{prompt.digest}`.{warning}"
     )
 
 

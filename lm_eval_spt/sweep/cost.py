@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from types import SimpleNamespace
@@ -30,9 +30,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.common.paths import MINI
+from lm_eval_spt.harness import patches
 from lm_eval_spt.harness.contexts import ChatTemplate, as_scored, build_requests
 from lm_eval_spt.harness.options import BY_TASK, ContextOptions
-from lm_eval_spt.harness import patches
 from lm_eval_spt.harness.patches import task_manager
 from lm_eval_spt.inference.base_model import cannot_load, ensure_available
 from lm_eval_spt.inference.gguf import find_gguf

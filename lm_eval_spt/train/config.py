@@ -28,8 +28,9 @@ MODEL_LR = {"all": 5e-5, "model": 5e-5, "lora": 5e-4}
 SOURCES = ("model", "revision", "gguf_file", "task")
 """Settings that a prompt file records by themselves."""
 PLACES = (
-    "output", "include_path", "data", "config", "device", "device_map", "context_cache", "checkpoint", "checkpoint_steps",
-    "resume", "tracker", "gradient_accumulation_steps", "activation_checkpointing", "trust_remote_code",
+    "output", "include_path", "data", "config", "device", "device_map", "context_cache", "checkpoint",
+    "checkpoint_steps", "resume", "tracker", "gradient_accumulation_steps", "activation_checkpointing",
+    "trust_remote_code",
 )  # fmt: skip
 """Settings that say where and how the work is done, and change nothing in what is learned."""
 
@@ -92,7 +93,8 @@ class TrainingConfig:
 
     model: str = _setting("", "base model: a Hub id, a folder, a .gguf file, or 'mini', which ships with the package")
     task: str = _setting(
-        "", "tasks, groups and tags of the harness to learn from, comma separated, such as sib200_eng_Latn,sib200_arb_Arab"
+        "",
+        "tasks, groups and tags of the harness to learn from, comma separated, such as sib200_eng_Latn,sib200_arb_Arab",
     )
     output: str = _setting("", "prompt file to write, such as prompts/my.safetensors")
 
@@ -101,8 +103,8 @@ class TrainingConfig:
     include_path: str | None = _setting(None, "folder with further task YAML files, as in lm_eval")
     data: str | None = _setting(
         None,
-        "local copies of data sets, comma separated, such as nollysenti=FOLDER: <data set>=<folder with the files>; the "
-        "data set's name is the last part of the task's dataset_path",
+        "local copies of data sets, comma separated, such as nollysenti=FOLDER: a data set is named as in the task's "
+        "dataset_path, or by the last part of that",
     )
     preset: str | None = _setting(None, f"a named set of settings, which other flags override: {', '.join(PRESETS)}")
     config: str | None = _setting(None, "YAML file with settings, which flags override")
@@ -150,8 +152,8 @@ class TrainingConfig:
     )
     train_split: str | None = _setting(
         None,
-        "split of the task's data to learn from, or a slice of it such as 'train[:100]' or 'train[:80%]'; default: what "
-        "the task says",
+        "split of the task's data to learn from, or a slice of it such as 'train[:100]' or 'train[:80%]'; default: "
+        "what the task says",
     )
     validation_split: str | None = _setting(None, "split to validate with, in the same way")
     train_file: str | None = _setting(
@@ -288,8 +290,8 @@ class TrainingConfig:
         for purpose in ("train", "validation"):
             file, split = getattr(self, f"{purpose}_file"), getattr(self, f"{purpose}_split")
             _expect(f"{purpose}_split", split, None in (file, split), f"it or --{purpose}-file, not both")
-        any_file = self.data or self.train_file or self.validation_file
-        _expect("columns", self.columns, not self.columns or any_file, "it together with a file or with --data")
+        any_file = bool(self.data or self.train_file or self.validation_file)
+        _expect("columns", self.columns, any_file or not self.columns, "it together with a file or with --data")
         if self.tune == "prompt":
             _expect("model_lr", self.model_lr, self.model_lr is None, "nothing: --tune prompt leaves the model frozen")
         else:
@@ -376,7 +378,7 @@ class TrainingConfig:
         return {name: value for name, value in self.identity().items() if name not in SOURCES}
 
     def identity(self) -> dict[str, Any]:
-        """Return what two runs must have in common for one to go on where the other stopped; of files, their content."""
+        """Return what two runs must have in common for one to go on where the other stopped: of files the content."""
         return {name: value for name, value in (asdict(self) | self._digests).items() if name not in PLACES}
 
     @classmethod

@@ -18,6 +18,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 
 from lm_eval_spt.common.errors import UserError, shown
+from lm_eval_spt.harness import patches
 from lm_eval_spt.harness.contexts import (
     ChatTemplate,
     as_scored,
@@ -25,7 +26,6 @@ from lm_eval_spt.harness.contexts import (
     fixed_shots,
     selected_template,
 )
-from lm_eval_spt.harness import patches
 from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.harness.local_data import metadata_of
 from lm_eval_spt.harness.options import BY_TASK, ContextOptions
@@ -121,7 +121,9 @@ def read_documents(
             every = len(rows.documents)
             logger.warning("%s: %d of %d %s documents %s: left out", task.task_name, count, every, rows.purpose, reason)
     if not documents:
-        raise UserError(f"the task {task.task_name!r} has no {rows.purpose} documents with a label: choose another task")
+        raise UserError(
+            f"the task {task.task_name!r} has no {rows.purpose} documents with a label: choose another task"
+        )
     if len({_choices(document) for document in documents}) > 1:  # the class names mean something else in each document
         documents = [replace(document, label="") for document in documents]
     return documents

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.common.offloading import input_device, loaded
 from lm_eval_spt.harness.lm import SPTLM
+from lm_eval_spt.prompt.metadata import scored_documents
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from lm_eval_spt.train.config import INITIALIZATIONS, TrainingConfig
 from lm_eval_spt.train.examples import Example
@@ -57,7 +58,9 @@ def starting_prompt(lm: SPTLM, config: TrainingConfig) -> SoftPrompt | None:
 def record_of(start: SoftPrompt, length: int) -> dict[str, Any]:
     """Return the metadata entry on the prompt `start`, for a prompt of `length` vectors that was learned from it."""
     change = "none" if start.length == length else "cut at its beginning" if start.length > length else "repeated"
-    return {"name": start.name, "digest": start.digest, "num_virtual_tokens": start.length, "change": change}
+    record = {"name": start.name, "digest": start.digest, "num_virtual_tokens": start.length, "change": change}
+    counts = scored_documents([start.metadata])
+    return record | ({"scored_documents": counts} if counts else {})
 
 
 def initial_vectors(

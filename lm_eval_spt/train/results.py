@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval_spt.common.errors import UserError
+from lm_eval_spt.prompt.metadata import scored_documents
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from lm_eval_spt.train import checkpoint
 from lm_eval_spt.train.config import TrainingConfig, differences
@@ -76,8 +77,8 @@ def _metadata(run: TrainingRun, interrupted: bool) -> dict[str, Any]:
         metadata |= {"gguf_file": config.gguf_file, "gguf_sha256": run.lm.gguf.sha256}
     if config.placement == "both":
         metadata["num_prefix_tokens"] = config.vectors_before
-    if any(run.examples.scored.values()):
-        metadata["scored_documents"] = dict(run.examples.scored)
+    if counts := scored_documents([{"scored_documents": run.examples.scored}, run.parameters.started_from or {}]):
+        metadata["scored_documents"] = counts
     if run.diverged is not None:
         metadata["diverged"] = run.diverged
     if interrupted:

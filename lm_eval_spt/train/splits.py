@@ -1,7 +1,7 @@
 """Which documents of a task a run learns from and validates with: splits of the task's data set, or files.
 
-The harness scores the whole of one split. Documents of that split, and rows of a file that are such documents, are
-refused unless the settings allow them.
+The harness scores the whole of one split. Neither a slice of that split nor a row of a file that is one of its documents
+is learned from or validates, unless the settings allow it: the split is refused, the rows are left out.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +23,8 @@ from lm_eval_spt.harness.patches import label_and_choices
 from lm_eval_spt.train.config import DocumentOptions
 
 logger = logging.getLogger(__name__)
+
+Purpose = Literal["training", "validation"]
 
 WHOLE_NUMBER = re.compile(r"-?(0|[1-9]\d{0,17})")
 
@@ -39,20 +41,22 @@ class Rows:
         documents: each as column to value.
         splits: the data set's splits that they are from; none for those of a file.
         file: the file.
-        scored: the numbers of those that the harness scores as well.
+        scored: the positions of those that the harness scores as well.
+        numbers: of the file's rows, from 1 on.
     """
 
-    purpose: Literal["training", "validation"]
+    purpose: Purpose
     documents: Sequence[dict[str, Any]]
     splits: tuple[str, ...] = ()
     file: Path | None = None
     scored: frozenset[int] = frozenset()
+    numbers: Sequence[int] = ()
 
-    def name(self, number: int, task: ConfigurableTask) -> str:
+    def name(self, position: int, task: ConfigurableTask) -> str:
         """Return what a document is called in messages."""
         if self.file is not None:
-            return f"row {number + 1} of {self.file}"
-        return f"{self.purpose} document {number} of {task.task_name}"
+            return f"row {self.numbers[position]} of {self.file}"
+        return f"{self.purpose} document {position} of {task.task_name}"
 
 
 def training_rows(task: ConfigurableTask, options: DocumentOptions = BY_TASK) -> Rows:
@@ -108,13 +112,13 @@ def scored_split(task: ConfigurableTask) -> str | None:
     return task.config.test_split if task.has_test_docs() else task.config.validation_split
 
 
-def content(task: ConfigurableTask, row: Mapping[str, Any]) -> str:
+def content(task: ConfigurableTask, row: dict[str, Any]) -> str:
     """Return what a model is shown of a document, by which two documents are the same."""
     choices = label_and_choices(task, row)[1] if task.OUTPUT_TYPE == "multiple_choice" else ()
     return repr((task.doc_to_text(row), choices))
 
 
-def _chosen(task: ConfigurableTask, options: DocumentOptions, purpose: Literal["training", "validation"]) -> Rows | None:
+def _chosen(task: ConfigurableTask, options: DocumentOptions, purpose: Purpose) -> Rows | None:
     """Return the documents that the settings name; None where they leave it to the task."""
     file, split = (
         (options.train_file, options.train_split)
@@ -127,16 +131,32 @@ def _chosen(task: ConfigurableTask, options: DocumentOptions, purpose: Literal["
 
 
 def _allowed(task: ConfigurableTask, rows: Rows, options: DocumentOptions) -> Rows:
-    """Return the rows; raise UserError where the harness scores some of them and the settings do not allow that."""
+    """Return the rows without those that the harness scores, unless the settings allow these.
+
+    Raises:
+        UserError: they are of the split that is scored, or none is left.
+    """
     if not rows.scored or options.allow_test_documents:
         return rows
-    first = f"; the first is {rows.name(min(rows.scored), task)}" if rows.file else ""
+    count = f"{len(rows.scored)} of {len(rows.documents)}"
+    if rows.file is not None and len(rows.scored) < len(rows.documents):
+        logger.warning(
+            "%s: %s rows are documents that %s is scored on: left out (the first is %s; --allow-test-documents keeps "
+            "them)", rows.file, count, task.task_name, rows.name(min(rows.scored), task),
+        )  # fmt: skip
+        kept = [position for position in range(len(rows.documents)) if position not in rows.scored]
+        return replace(
+            rows,
+            documents=[rows.documents[position] for position in kept],
+            numbers=[rows.numbers[position] for position in kept],
+            scored=frozenset(),
+        )
     flag = "train" if rows.purpose == "training" else "validation"
-    where = f" on the whole split {scored_split(task)!r}" if scored_split(task) else ""
+    of = f"rows of {rows.file}" if rows.file else f"{rows.purpose} documents"
+    where = f"the whole split {scored_split(task)!r}" if scored_split(task) else "these"
     raise UserError(
-        f"{len(rows.scored)} of {len(rows.documents)} {rows.purpose} documents are also scored: the harness scores "
-        f"{task.task_name}{where}{first}: choose others with --{flag}-split (the splits are {_listed(task)}) or "
-        f"--{flag}-file, or give --allow-test-documents, which the prompt's record will say"
+        f"{count} {of} are also scored: {task.task_name} is scored on {where}. Choose others with --{flag}-split (the "
+        f"splits are {_listed(task)}) or --{flag}-file, or give --allow-test-documents, which the record will say"
     )
 
 
@@ -144,7 +164,7 @@ def _listed(task: ConfigurableTask) -> str:
     return ", ".join(task.dataset)
 
 
-def _of_split(task: ConfigurableTask, spec: str, purpose: Literal["training", "validation"]) -> Rows:
+def _of_split(task: ConfigurableTask, spec: str, purpose: Purpose) -> Rows:
     """Return the documents of a split or of a slice of one, in the notation of the library ``datasets``."""
     flag = f"--{'train' if purpose == 'training' else 'validation'}-split {spec}"
     if type(task).training_docs is not ConfigurableTask.training_docs:
@@ -159,7 +179,8 @@ def _of_split(task: ConfigurableTask, spec: str, purpose: Literal["training", "v
     except (ValueError, AssertionError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{flag}: {reason}; expected a split such as train, train[:100] or train[10%:20%]") from error
-    documents, scored = [], []
+    documents: list[dict[str, Any]] = []
+    scored: list[int] = []
     for part in parts:
         if part.splitname == scored_split(task):
             scored += range(len(documents), len(documents) + max(0, part.to - part.from_))
@@ -169,9 +190,7 @@ def _of_split(task: ConfigurableTask, spec: str, purpose: Literal["training", "v
     return Rows(purpose, documents, names, scored=frozenset(scored))
 
 
-def _of_file(
-    task: ConfigurableTask, path: Path, columns: str | None, purpose: Literal["training", "validation"]
-) -> Rows:
+def _of_file(task: ConfigurableTask, path: Path, columns: str | None, purpose: Purpose) -> Rows:
     """Return the rows of a file, which stand in the place of a split: the task's own program runs over them, too."""
     try:
         rows = read_rows(path)
@@ -191,8 +210,8 @@ def _of_file(
                 f"{path}: the task {task.task_name!r} can not read it ({type(error).__name__}: "
                 f"{' '.join(str(error).split())[:200]}); its own data have the columns {', '.join(_features(task))}"
             ) from error
-    check_columns(task.config, {name for row in rows for name in row}, str(path))
-    found = Rows(purpose, rows, file=path)
+    check_columns(task.config, {name: None for row in rows for name in row}, str(path))
+    found = Rows(purpose, rows, file=path, numbers=range(1, len(rows) + 1))
     used, contents = template_columns(task.config), []
     for number, row in enumerate(rows):
         if missing := [name for name in used if row.get(name) is None]:
@@ -203,8 +222,7 @@ def _of_file(
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             raise UserError(f"{found.name(number, task)}: {task.task_name} can not show it ({reason})") from error
     tested = {content(task, row) for row in task.eval_docs}
-    scored = frozenset(number for number, text in enumerate(contents) if text in tested)
-    return Rows(purpose, rows, file=path, scored=scored)
+    return replace(found, scored=frozenset(number for number, text in enumerate(contents) if text in tested))
 
 
 def _features(task: ConfigurableTask) -> Mapping[str, Any]:

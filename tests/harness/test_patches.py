@@ -214,7 +214,9 @@ def test_the_index_of_tasks_has_two_names(name: str) -> None:
 def test_patterns_match_tasks_groups_and_tags(manager: lm_eval.tasks.TaskManager) -> None:
     found = patches.match_tasks(manager, ["mini_topics", "mini_topics_*_Arab", "mini_topics_arb_Arab"])
     assert found == ["mini_topics", "mini_topics_arb_Arab", "mini_topics_instruct_arb_Arab"]
-    with pytest.raises(UserError, match=r"there is no task 'mini_topics_xxx', 'y\*'; did you mean mini_topics_arb_Arab"):
+    with pytest.raises(
+        UserError, match=r"there is no task 'mini_topics_xxx', 'y\*'; did you mean mini_topics_arb_Arab"
+    ):
         patches.match_tasks(manager, ["mini_topics", "mini_topics_xxx", "y*"])
 
 

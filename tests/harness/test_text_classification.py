@@ -59,7 +59,12 @@ def test_a_file_is_read_as_the_csv_writer_wrote_it(
 def test_columns_may_come_in_any_order_beside_others_and_after_a_byte_order_mark(tmp_path: Path) -> None:
     path = tmp_path / "train.tsv"
     path.write_text("text\tsource\tindex_id\tcategory\nSome words\tme\t7\tsports\n", encoding="utf-8-sig")
-    assert text_classification.read_file(path)[0] == {"index_id": 7, "category": "sports", "text": "Some words", "label": 3}
+    assert text_classification.read_file(path)[0] == {
+        "index_id": 7,
+        "category": "sports",
+        "text": "Some words",
+        "label": 3,
+    }
 
 
 @pytest.mark.parametrize(

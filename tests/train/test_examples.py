@@ -63,9 +63,9 @@ def test_texts_are_cut_to_make_room_for_the_prompt(mini):
 def test_a_task_without_training_documents(tmp_path, capsys):
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "t.yaml").write_text(
-        "task: only_test\nclass: !function lm_eval_spt.harness.text_classification.MiniTopicsTask\ndataset_name: eng_Latn\n"
-        "output_type: multiple_choice\ntest_split: test\ndoc_to_text: text\ndoc_to_target: label\n"
-        "doc_to_choice: [a, b, c, d, e, f, g]\n"
+        "task: only_test\nclass: !function lm_eval_spt.harness.text_classification.MiniTopicsTask\n"
+        "dataset_name: eng_Latn\noutput_type: multiple_choice\ntest_split: test\n"
+        "doc_to_text: text\ndoc_to_target: label\ndoc_to_choice: [a, b, c, d, e, f, g]\n"
     )
     flags = ["--model", "mini", "--task", "only_test", "--include-path", str(tmp_path / "tasks")]
     assert main([*flags, "--output", str(tmp_path / "p.safetensors")]) == 1
@@ -76,8 +76,9 @@ def labelled(folder: Path, labels: list, **changes) -> Path:
     """Write a task of a document for each label, without a validation split; returns its folder."""
     rows = [{"text": f"Text {number} about it.", "label": label} for number, label in enumerate(labels)]
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    file = f"{folder}/rows.jsonl"
     task = {
-        "task": "labelled", "dataset_path": "json", "dataset_kwargs": {"data_files": dict.fromkeys(["train", "test"], f"{folder}/rows.jsonl")},
+        "task": "labelled", "dataset_path": "json", "dataset_kwargs": {"data_files": {"train": file, "test": file}},
         "training_split": "train", "test_split": "test", "output_type": "multiple_choice", "doc_to_text": "text",
         "doc_to_target": "label", "doc_to_choice": ["river", "goal", "vote"],
     }  # fmt: skip
