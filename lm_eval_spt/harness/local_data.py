@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import datasets
 import jinja2
 from jinja2 import meta
 
@@ -19,6 +18,7 @@ from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.common.tables import ENDINGS
 
 if TYPE_CHECKING:
+    import datasets
     from lm_eval.config.task import TaskConfig
 
 TEMPLATES = ("doc_to_text", "doc_to_target", "doc_to_choice")
@@ -73,11 +73,13 @@ def local_copy(dataset_path: str | None, metadata: Mapping[str, Any] | None) -> 
         metadata: the task's.
     """
     folders = names_and_values((metadata or {}).get("data"), "--data")
-    wanted = (dataset_path or "").lower()
-    for name, folder in folders.items():
-        if name.lower() in (wanted, wanted.rpartition("/")[2]):
-            return folder
-    return None
+    return next((folder for name, folder in folders.items() if is_called(dataset_path, name)), None)
+
+
+def is_called(dataset_path: str | None, name: str) -> bool:
+    """Tell whether a name is that of a data set: all of its ``dataset_path``, or the last part."""
+    whole = (dataset_path or "").lower()
+    return name.lower() in (whole, whole.rpartition("/")[2])
 
 
 def read_local_copy(config: TaskConfig) -> datasets.DatasetDict | None:
@@ -89,6 +91,8 @@ def read_local_copy(config: TaskConfig) -> datasets.DatasetDict | None:
     folder = local_copy(config.dataset_path, config.metadata)
     if folder is None:
         return None
+    import datasets  # takes seconds, and lm_eval imports this module early
+
     place, name = Path(folder).expanduser(), config.dataset_name
     of_language = place / str(name or "")
     arguments: dict[str, Any] = {}

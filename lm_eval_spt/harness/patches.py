@@ -12,6 +12,7 @@ import copy
 import fnmatch
 import functools
 import inspect
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -20,11 +21,14 @@ from typing import TYPE_CHECKING, Any
 
 from lm_eval_spt.common.errors import UserError, show_user_errors_in_one_line
 from lm_eval_spt.common.paths import tasks_folder
+from lm_eval_spt.harness.local_data import is_called, names_and_values, read_local_copy
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
     from lm_eval.api.task import ConfigurableTask
     from lm_eval.tasks import TaskManager
+
+logger = logging.getLogger(__name__)
 
 MODEL_NAME = "spt"
 MODEL_CLASS = "lm_eval_spt.harness.lm:SPTLM"  # imported when the model is used, not before
@@ -77,8 +81,6 @@ def use_local_data(tasks: ModuleType) -> None:
 
     @functools.wraps(download)
     def read_or_download(self: Any, *args: Any, **kwargs: Any) -> None:
-        from lm_eval_spt.harness.local_data import read_local_copy
-
         copy = read_local_copy(self.config)
         if copy is None:
             download(self, *args, **kwargs)
@@ -221,7 +223,13 @@ def load_tasks(manager: TaskManager, names: Iterable[str]) -> dict[str, Any]:
         UserError: there is no such task, one comes twice, or one can not be loaded.
     """
     names = [match for pattern in names for match in match_tasks(manager, [pattern])]
-    single_tasks(manager, names)  # each once
+    index = task_index(manager)
+    configs = [index[name].cfg or {} for name in single_tasks(manager, names)]
+    read = list(dict.fromkeys(str(path) for config in configs if (path := config.get("dataset_path"))))
+    given = (manager.metadata or {}).get("data")
+    unused = [name for name in names_and_values(given, "--data") if not any(is_called(path, name) for path in read)]
+    if unused:
+        logger.warning("--data %s: none of the tasks reads such a data set; they read %s", unused[0], ", ".join(read))
     try:
         return manager.load(names)
     except UserError:
@@ -230,7 +238,8 @@ def load_tasks(manager: TaskManager, names: Iterable[str]) -> dict[str, Any]:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''} can not be loaded ({type(error).__name__}: "
-            f"{reason}): check the network, or give a local copy of the data with --data NAME=FOLDER"
+            f"{reason}): check the network, or give a local copy of {', '.join(read[:3]) or 'the data'} with --data "
+            "NAME=FOLDER"
         ) from error
 
 
