@@ -44,6 +44,9 @@ FORMAT_VERSION = 1
 Placement = Literal["prefix", "suffix", "both"]
 PLACEMENTS: tuple[Placement, ...] = get_args(Placement)
 
+PURPOSES = ("training", "validation")
+"""What documents are for."""
+
 TaskType = Literal["CAUSAL_LM", "SEQ_2_SEQ_LM"]
 TASK_TYPES: tuple[TaskType, ...] = get_args(TaskType)
 
@@ -132,10 +135,8 @@ def scored_documents(records: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     """Return how many of the documents that prompts learned from or were chosen by are also scored, ``training`` and
     ``validation``: the largest numbers of all records, as prompts may share documents. Empty where none are.
     """
-    counts: dict[str, int] = {}
-    for record in records:
-        for purpose, count in (record.get("scored_documents") or {}).items():
-            counts[purpose] = max(count, counts.get(purpose, 0))
+    found = [record.get("scored_documents") or {} for record in records]
+    counts = {purpose: max((counts.get(purpose, 0) for counts in found), default=0) for purpose in PURPOSES}
     return counts if any(counts.values()) else {}
 
 

@@ -1,7 +1,7 @@
 """Which documents of a task a run learns from and validates with: splits of the task's data set, or files.
 
-The harness scores the whole of one split. Neither a slice of that split nor a row of a file that is one of its documents
-is learned from or validates, unless the settings allow it: the split is refused, the rows are left out.
+The harness scores the whole of one split. So a slice of that split is refused, and rows of a file that are documents of
+it are left out, unless the settings allow them.
 """
 
 from __future__ import annotations

@@ -32,6 +32,7 @@ from lm_eval_spt.analysis.results import EvaluationRun, read_runs
 from lm_eval_spt.analysis.statistics import resample
 from lm_eval_spt.cli.sweep import _print_runs
 from lm_eval_spt.common.errors import UserError
+from lm_eval_spt.common.tables import read_rows
 from lm_eval_spt.harness.evaluate import _finished
 from lm_eval_spt.harness.text_classification import read_file
 from lm_eval_spt.hub.model_card import model_card, read_card
@@ -362,6 +363,13 @@ READERS = {
                 (ROOT / "tasks/mini_topics/data/arb_Arab/dev.tsv").read_bytes()[:600].rpartition(b"\n")[0] + b"\n",
             ],
             read_file,
+        ),
+        Reader(
+            "documents in CSV", "text", "rows.csv", [b'text,label\nA cup final.,1\n"A ""quoted"", text",2\n'], read_rows,
+        ),
+        Reader(
+            "documents in JSON lines", "jsonl", "rows.jsonl",
+            [b'{"text": "A cup final.", "label": 1}\n{"text": "Rain", "label": 2, "choices": ["a", "b"]}\n'], read_rows,
         ),
         Reader("checkpoint", "safetensors", "p.checkpoint", _checkpoints(), read_checkpoint),
         Reader(

@@ -71,6 +71,20 @@ def test_the_record_names_the_parts_and_keeps_what_they_share():
     assert composed.metadata["hyperparameters"] == {"add_bos_token": False}
 
 
+def test_what_has_seen_test_documents_stays_known():
+    seen = prompt(scored_documents={"training": 3, "validation": 0})
+    more = prompt(name="b", seed=1, scored_documents={"training": 2, "validation": 5})
+    for mode in ("mean", "concat"):
+        composed = compose([seen, prompt(name="c", seed=2), more], mode)
+        assert composed.metadata["scored_documents"] == {"training": 3, "validation": 5}
+    ensemble = Ensemble((seen, prompt(name="c", seed=2)))
+    assert ensemble.metadata["scored_documents"] == {"training": 3, "validation": 0}
+    clean = [prompt(), prompt(name="c", seed=2)]
+    assert "scored_documents" not in compose(clean, "mean").metadata | Ensemble(tuple(clean)).metadata
+    with pytest.raises(UserError, match="scored_documents .* expected an object of whole numbers"):
+        prompt(scored_documents={"training": "many"})
+
+
 def test_a_prompt_that_does_not_name_its_base_is_taken_at_its_word():
     unnamed = SoftPrompt(torch.ones(2, 4), {"placement": "suffix"}, "unnamed")
     for pair in ([prompt(2), unnamed], [unnamed, prompt(2)]):
