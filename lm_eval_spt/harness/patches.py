@@ -226,7 +226,7 @@ def load_tasks(manager: TaskManager, names: Iterable[str]) -> dict[str, Any]:
     index = task_index(manager)
     configs = [index[name].cfg or {} for name in single_tasks(manager, names)]
     read = list(dict.fromkeys(str(path) for config in configs if (path := config.get("dataset_path"))))
-    given = (manager.metadata or {}).get("data")
+    given = (getattr(manager, "metadata", None) or {}).get("data")
     unused = [name for name in names_and_values(given, "--data") if not any(is_called(path, name) for path in read)]
     if unused:
         logger.warning("--data %s: none of the tasks reads such a data set; they read %s", unused[0], ", ".join(read))

@@ -31,7 +31,7 @@ MAX_CARD = 2**20
 BEGIN, END = "<!-- written by lm-eval-spt card -->", "<!-- end of what lm-eval-spt card wrote -->"
 FRONT_MATTER = re.compile(r"---\r?\n(.*?)\r?\n?---\r?\n", re.DOTALL)
 
-DATASETS = {"sib200": "Davlan/sib200"}  # on the Hub; other data sets are not there
+DATASETS = {"sib200": "Davlan/sib200", "nusax": "indonlp/NusaX-senti"}  # on the Hub; other data sets are not there
 METRICS = {"acc": "accuracy", "macro_f1": "f1"}  # the harness's name, and the Hub's
 
 

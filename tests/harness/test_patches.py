@@ -41,6 +41,8 @@ INTERNALS = [
     ("lm_eval.tasks", "TaskManager.load", ["self", "..."]),
     ("lm_eval.tasks", "TaskManager.all_tasks.fget", ["self"]),
     ("lm_eval.tasks._index", "TaskIndex.build", ["paths", "resolve_includes"]),
+    ("lm_eval.api.task", "ConfigurableTask.download", ["self", "dataset_kwargs", "..."]),
+    ("lm_eval.api.task", "ConfigurableTask.training_docs", ["self"]),
     ("lm_eval.api.task", "ConfigurableTask.fewshot_context", ["self", "doc", "num_fewshot", "..."]),
     ("lm_eval.api.task", "ConfigurableTask.construct_requests", ["self", "doc", "ctx", "..."]),
     ("lm_eval.api.instance", "Instance", ["request_type", "doc", "arguments", "idx", "task_name", "doc_id", "..."]),

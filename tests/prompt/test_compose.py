@@ -14,6 +14,7 @@ from lm_eval_spt import cli
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.prompt.compose import MODES, compose
+from lm_eval_spt.prompt.ensemble import Ensemble
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from tests.helpers.paths import ROOT
 
