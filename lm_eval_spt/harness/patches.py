@@ -81,12 +81,11 @@ def use_local_data(tasks: ModuleType) -> None:
 
     @functools.wraps(download)
     def read_or_download(self: Any, *args: Any, **kwargs: Any) -> None:
-        copy = read_local_copy(self.config)
-        if copy is None:
+        dataset = read_local_copy(self.config)
+        if dataset is None:
             download(self, *args, **kwargs)
         else:
-            show_user_errors_in_one_line()
-            self.dataset = copy
+            self.dataset = dataset
 
     tasks.ConfigurableTask.download = read_or_download
 
@@ -199,15 +198,16 @@ def single_tasks(manager: TaskManager, names: Iterable[str]) -> list[str]:
     Raises:
         UserError: there is no such task, or one comes twice.
     """
+    groups_and_tags = {*manager.all_groups, *manager.all_tags}
     owners: dict[str, str] = {}
     for name in [match for pattern in names for match in match_tasks(manager, [pattern])]:
         tasks, waiting = [], [name]
         while waiting:
             member = waiting.pop(0)
-            if member in manager.all_subtasks:
-                tasks.append(member)
-            else:
+            if member in groups_and_tags:
                 waiting = members(manager, member) + waiting
+            else:
+                tasks.append(member)
         for task in dict.fromkeys(tasks):
             if task in owners:
                 where = " and ".join(dict.fromkeys(repr(owner) for owner in (owners[task], name)))
@@ -224,7 +224,7 @@ def load_tasks(manager: TaskManager, names: Iterable[str]) -> dict[str, Any]:
     """
     names = [match for pattern in names for match in match_tasks(manager, [pattern])]
     index = task_index(manager)
-    configs = [index[name].cfg or {} for name in single_tasks(manager, names)]
+    configs = [index[name].cfg or {} for name in single_tasks(manager, names) if name in index]
     read = list(dict.fromkeys(str(path) for config in configs if (path := config.get("dataset_path"))))
     given = (getattr(manager, "metadata", None) or {}).get("data")
     unused = [name for name in names_and_values(given, "--data") if not any(is_called(path, name) for path in read)]
