@@ -79,6 +79,8 @@ class EvaluationOptions(ContextOptions):
         cache = "true" if self.cache_requests is True else self.cache_requests
         if cache and cache not in CACHE_REQUESTS:
             raise UserError(f"--cache-requests is {shown(cache)}: expected one of {', '.join(CACHE_REQUESTS)}")
+        if cache and self.data:
+            raise UserError("--cache-requests was given with --data: requests are kept by the task's name alone")
         object.__setattr__(self, "cache_requests", cache)
         try:
             json.dumps(self.gen_kwargs, allow_nan=False)

@@ -281,7 +281,7 @@ def run_work(run: SweepRun, sizes: TextSizes, read: set[Hashable] | None) -> flo
     if not run.prompted:
         return 2 * passes(test, 0, True, test.answer_tokens)
     work = 2 * passes(test, config.prompt_length, not keeps, test.answer_tokens)
-    work += reading(test, (run.base, run.targets)) if keeps else 0
+    work += reading(test, (run.base, run.targets, config.data)) if keeps else 0
 
     training, validation = sizes.training(config)
     drawn = config.documents_seed if config.shots is not None or config.validation_shots is not None else None
@@ -290,7 +290,7 @@ def run_work(run: SweepRun, sizes: TextSizes, read: set[Hashable] | None) -> flo
     check = passes(validation, config.prompt_length, not keeps, share * validation.answer_tokens)
     work += config.epochs * (4 if run.frozen else 6) * step + (config.epochs + 1) * 2 * check
     if keeps:
-        key = (run.base, config.task, config.contexts, config.shots, config.validation_shots, drawn)
+        key = (run.base, config.reading, config.shots, config.validation_shots, drawn)
         work += reading(training, ("training", *key)) + reading(validation, ("validation", *key))
     return work
 

@@ -13,6 +13,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval_spt.cli import main
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.harness.local_data import local_copy, metadata_of, names_and_values
+from lm_eval_spt.harness.options import EvaluationOptions
 from lm_eval_spt.train.examples import load_tasks
 
 ROWS = {
@@ -133,6 +134,11 @@ def test_a_copy_that_can_not_be_read_is_one_line(tasks: str, copy: Path, case: s
     with pytest.raises(UserError) as caught:
         load_tasks(["films_ha"], tasks, **{name: text.format(**places) for name, text in given.items()})
     assert message.format(**places) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_kept_requests_do_not_know_of_copies() -> None:
+    with pytest.raises(UserError, match="--cache-requests was given with --data"):
+        EvaluationOptions(cache_requests="true", data="films=.")
 
 
 def test_a_data_set_that_can_not_be_had_is_one_line(tasks: str, copy: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -162,6 +162,36 @@ def test_a_download_has_the_same_columns_and_labels_as_a_local_copy(
     ]
 
 
+def test_nusax_is_read_from_the_parquet_files_that_the_hub_keeps(hub: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A folder in the layout of the Hub's branch stands in for it; the library's own code finds the splits there."""
+    labels = datasets.ClassLabel(names=["negative", "neutral", "positive"])
+    features = datasets.Features(
+        {name: datasets.Value("string") for name in ("id", "text", "lang")} | {"label": labels}
+    )
+    for split in ("train", "validation", "test"):
+        row = {"id": "411", "text": f"Kolèk {split}", "lang": "ace", "label": 2}
+        for code in ("ace", "mad"):
+            place = tmp_path / code / split / "0000.parquet"
+            place.parent.mkdir(parents=True)
+            datasets.Dataset.from_list([row | {"lang": code}], features=features).to_parquet(str(place))
+    load, asked = datasets.load_dataset, []
+
+    def load_dataset(path: str, revision: str, **arguments: str) -> datasets.DatasetDict:
+        asked.append((path, revision))
+        return load(str(tmp_path), cache_dir=str(tmp_path / "cache"), **arguments)
+
+    hub.delenv("NUSAX_DIR", raising=False)
+    hub.setattr(text_classification.HfApi, "dataset_info", lambda *_, **__: None)
+    hub.setattr(datasets, "load_dataset", load_dataset)
+    manager = TaskManager(include_path=str(tasks_folder()), include_defaults=False)
+    dataset = manager.load(["nusax_ace_Latn"])["tasks"]["nusax_ace_Latn"].dataset
+    assert asked == [("indonlp/NusaX-senti", "refs/convert/parquet")]
+    assert {split: list(rows) for split, rows in dataset.items()} == {
+        split: [{"index_id": 411, "category": "positive", "text": f"Kolèk {split}", "label": 2}]
+        for split in ("train", "validation", "test")
+    }
+
+
 def test_an_unreachable_hub_is_asked_once_and_then_only_earlier_downloads_are_tried(hub: pytest.MonkeyPatch) -> None:
     calls = []
 
