@@ -26,7 +26,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from lm_eval_spt.harness.evaluate import evaluate_prompts
 from lm_eval_spt.harness.lm import SPTLM
-from lm_eval_spt.harness.topics import CATEGORIES
+from lm_eval_spt.harness.text_classification import CATEGORIES
 from lm_eval_spt.inference.base_model import model_path
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 

@@ -41,11 +41,28 @@ def tiny_model(request: pytest.FixtureRequest, tiny_models: dict[str, PreTrained
 
 @pytest.fixture(scope="session")
 def sib200_folder() -> Path:
-    """SIB-200: where ``SIB200_DIR`` says, or in a folder ``shared`` in or beside the checkout or a folder above it."""
-    places = [folder / "shared/sib200/data/annotated" for folder in (ROOT, *ROOT.parents)]
-    if os.environ.get("SIB200_DIR"):
-        places = [Path(os.environ["SIB200_DIR"])]
+    """SIB-200: see :func:`data_folder`."""
+    return data_folder("SIB200_DIR", "sib200/data/annotated", "<language>/{train,dev,test}.tsv")
+
+
+@pytest.fixture(scope="session")
+def nusax_folder() -> Path:
+    """NusaX-Senti: see :func:`data_folder`."""
+    return data_folder("NUSAX_DIR", "nusax", "<language>/{train,valid,test}.csv")
+
+
+@pytest.fixture(scope="session")
+def nollysenti_folder() -> Path:
+    """NollySenti: see :func:`data_folder`."""
+    return data_folder("NOLLYSENTI_DIR", "nollysenti", "<language>/{train,dev,test}.tsv")
+
+
+def data_folder(variable: str, name: str, files: str) -> Path:
+    """Return where data lies: where `variable` says, or in a folder ``shared`` in or beside the checkout or above."""
+    places = [folder / "shared" / name for folder in (ROOT, *ROOT.parents)]
+    if os.environ.get(variable):
+        places = [Path(os.environ[variable])]
     for folder in places:
         if folder.is_dir():
             return folder
-    pytest.skip("SIB-200 is not here: set SIB200_DIR to a folder with <language>/{train,dev,test}.tsv")
+    pytest.skip(f"{variable[:-4]} is not here: set {variable} to a folder with {files}")

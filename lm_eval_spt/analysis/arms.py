@@ -17,10 +17,14 @@ from lm_eval_spt.analysis.results import EvaluationRun, Score, mean_over_runs, r
 from lm_eval_spt.analysis.task_languages import task_languages
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.common.files import is_below_current_folder
+from lm_eval_spt.prompt.metadata import in_words, scored_documents
 
 CONTEXTS = re.compile(r"_(instruct|xglm|bloom|prompt_\d+)$")
 """The ending of task families that show the same documents in another context: ``sib200_instruct`` and ``sib200``,
 ``nollysenti_prompt_2`` and ``nollysenti_prompt_1``."""
+
+MAX_TASKS = 5
+"""So many tasks that a prompt was trained on are named; a group may have hundreds."""
 
 NO_EFFECT = ("seed", "preset", "context_cache")
 """Hyper-parameters in which the runs of an arm may differ."""
@@ -62,7 +66,10 @@ class Arm:
         training = self.training[0]
         if not training.get("tasks"):
             return None
-        return ", ".join(training["tasks"]) + (f", {training['shots']} shots" if training.get("shots") else "")
+        named = training["tasks"][:MAX_TASKS]
+        if more := len(training["tasks"]) - len(named):
+            named = [*named, f"{more} more"]
+        return ", ".join(named) + (f", {training['shots']} shots" if training.get("shots") else "")
 
     @property
     def uses_prompt(self) -> bool:
@@ -241,6 +248,12 @@ def partial_data(arms: Iterable[Arm]) -> list[str]:
     """Return a line for each arm with a run in which not all documents were scored."""
     reasons = [(arm.name, run.partial) for arm in arms for run in arm.runs if run.partial]
     return [f"{name}: {reason}" for name, reason in dict.fromkeys(reasons)]
+
+
+def learned_what_is_scored(arms: Iterable[Arm]) -> list[str]:
+    """Return a line for each arm whose prompts learned from, or were chosen by, documents that are also scored."""
+    counts = {arm.name: scored_documents(arm.training) for arm in arms}
+    return [f"LEARNED FROM TEST DOCUMENTS: {name}: {in_words(found)}" for name, found in counts.items() if found]
 
 
 def left_out_languages(arms: Sequence[Arm], languages: Sequence[set[str]], targets: Collection[str]) -> str | None:

@@ -126,7 +126,7 @@ def _samples(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
 def _macro_f1(labels: np.ndarray, predicted: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Macro-F1 in each resample `[resamples]`, over the classes that occur in it as a label or as a prediction.
 
-    The definition is that of :func:`lm_eval_spt.harness.topics.macro_f1`.
+    The definition is that of :func:`lm_eval_spt.harness.text_classification.macro_f1`.
     """
     classes = np.union1d(labels, predicted)
     is_label, is_predicted = labels[:, None] == classes, predicted[:, None] == classes

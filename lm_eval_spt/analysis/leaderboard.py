@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from lm_eval_spt.analysis.arms import Arm, left_out_languages, partial_data
+from lm_eval_spt.analysis.arms import Arm, learned_what_is_scored, left_out_languages, partial_data
 from lm_eval_spt.analysis.statistics import LEVEL, resample
 from lm_eval_spt.common.errors import UserError
 
@@ -97,7 +97,7 @@ def rank(arms: Sequence[Arm], source: str, metric: str = "acc", notices: Iterabl
         targets,
         [arms[index] for index in order],
         {name: [by_arm[index] for index in order] for name, by_arm in standings.items()},
-        [*notices, *partial_data(arms), *_caveats(arms, languages, targets)],
+        [*notices, *learned_what_is_scored(arms), *partial_data(arms), *_caveats(arms, languages, targets)],
     )
 
 

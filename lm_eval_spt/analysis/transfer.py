@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lm_eval_spt.analysis.arms import Arm, left_out_languages, partial_data
+from lm_eval_spt.analysis.arms import Arm, learned_what_is_scored, left_out_languages, partial_data
 from lm_eval_spt.analysis.comparison import Comparison, Row, compare
 from lm_eval_spt.analysis.distances import KINDS, Distances
 from lm_eval_spt.analysis.languages import language as facts_of
@@ -300,6 +300,7 @@ def _caveats(
     arms: Sequence[Arm], languages: Sequence[set[str]], targets: Sequence[str], distances: Distances
 ) -> Iterable[str]:
     """Lines about what is partial, left out or missing."""
+    yield from learned_what_is_scored(arms)
     yield from (f"PARTIAL DATA: {line}" for line in partial_data(arms))
     if left_out := left_out_languages(arms, languages, targets):
         yield f"means are over {left_out}"

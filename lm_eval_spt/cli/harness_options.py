@@ -14,6 +14,8 @@ def add_harness_options(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name.replace('_', '-')}", **argument)
 
     add("limit", type=float, metavar="N", help="only the first N documents of each task, or a share of them")
+    add("data", metavar="NAME=FOLDER", help="local copies of data sets, comma separated: see lm-eval-spt train")
+    add("columns", metavar="NAME=COLUMN", help="columns that have other names in those: see lm-eval-spt train")
     add("num_fewshot", type=int, metavar="N", help="shots in every context (default: what each task says)")
     add(
         "apply_chat_template",

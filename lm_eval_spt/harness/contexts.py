@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.harness.options import ContextOptions
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Split = Literal["training", "validation", "test"]
-
 ChatTemplate = Callable[..., str]
 """Makes a text of a chat, as ``LM.apply_chat_template`` does."""
 
@@ -27,7 +25,9 @@ FEWSHOT_SEED = 1234
 """With this seed the harness draws shots, unless it is told otherwise."""
 
 
-def as_scored(task: ConfigurableTask, options: ContextOptions, split: Split) -> ConfigurableTask:
+def as_scored(
+    task: ConfigurableTask, options: ContextOptions, splits: Collection[str] | None = None
+) -> ConfigurableTask:
     """Return a copy of a task in the state in which the harness begins to build its requests.
 
     The split that is read stands in the place of the test split. So the harness itself keeps every document out of its
@@ -36,16 +36,19 @@ def as_scored(task: ConfigurableTask, options: ContextOptions, split: Split) -> 
     Args:
         task: the task, which stays as it is.
         options: what its contexts are to hold.
-        split: whose documents :func:`build_requests` will get; ``test``: those that the task is scored on.
+        splits: those of the data set whose documents :func:`build_requests` will get; none: documents of a file, which
+            may be those that shots are drawn from; None: those that the task is scored on.
     """
     ready = copy.copy(task)
     ready._config = copy.copy(task.config)
     ready.config.num_fewshot = options.shots(task)
-    if split != "test":
+    if splits is not None:
         fewshot = fewshot_config(ready)
-        if split == "training" and fewshot.split is None and not fewshot.samples:
-            fewshot.split = task.config.training_split  # that is where the harness draws from then
-        ready.config.test_split = getattr(task.config, f"{split}_split")
+        if fewshot.split is None and not fewshot.samples:  # where the harness draws from then
+            named = (task.config.training_split, task.config.validation_split, task.config.test_split)
+            fewshot.split = next(filter(None, named), None)
+        read = fewshot.split if not splits or fewshot.split in splits else next(iter(splits))
+        ready.config.test_split = read or "file"
     ready.set_fewshot_seed(FEWSHOT_SEED)
     return ready
 

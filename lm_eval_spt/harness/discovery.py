@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 # lm_eval module -> function of lm_eval_spt.harness.patches to call with it, once it is imported
 AFTER_IMPORT = {
     "lm_eval.models": "register_model",
+    "lm_eval.api.task": "use_local_data",
     "lm_eval.evaluator": "announce_contexts",
     "lm_eval.tasks._index": "add_installed_tasks",
     "lm_eval.loggers.evaluation_tracker": "name_results_after_prompt",

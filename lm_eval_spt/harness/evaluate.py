@@ -24,9 +24,10 @@ from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.common.files import MAX_RESULTS_FILE, parse_json, read_text, written_together
 from lm_eval_spt.harness.contexts import selected_template
 from lm_eval_spt.harness.lm import SPTLM
+from lm_eval_spt.harness.local_data import local_copy, metadata_of
 from lm_eval_spt.harness.many_prompts import ManyPromptsLM
 from lm_eval_spt.harness.options import EvaluationOptions
-from lm_eval_spt.harness.patches import MODEL_NAME, match_tasks, results_name, task_manager, with_loaded
+from lm_eval_spt.harness.patches import MODEL_NAME, load_tasks, match_tasks, results_name, task_manager, with_loaded
 from lm_eval_spt.prompt.ensemble import Ensemble, matching_names, read_prompt, split_names
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 
@@ -92,7 +93,7 @@ def evaluate_prompts(
     if None in base_models:
         raise UserError("a prompt does not name its base model: give it with --model-args pretrained=<model>")
 
-    task_names, manager, loaded_tasks = _load_tasks(tasks, include_path, shared)
+    task_names, manager, loaded_tasks = _load_tasks(tasks, include_path, shared, wanted)
     identities = {name: _identity(task, wanted) for name, task in loaded_tasks.items()}
     settings = {
         name: _settings({"pretrained": named or prompt.base_model} | prompt.loading | shared, identities, wanted)
@@ -175,19 +176,20 @@ def evaluate_model(
         UserError: a task does not exist, or an option makes no sense.
     """
     wanted = EvaluationOptions(**options)
-    task_names, manager, _ = _load_tasks(tasks, include_path, model_arguments)
+    task_names, manager, _ = _load_tasks(tasks, include_path, model_arguments, wanted)
     machine = {"batch_size": lm.batch_size, "device": str(lm.device), "use_cache": wanted.use_cache}
     _score(lm, task_names, manager, output, model_arguments, log_samples, wanted, **machine)
     return max(Path(output).glob("*/results_*.json"))  # the newest
 
 
 def _load_tasks(
-    tasks: Sequence[str], include_path: str | None, metadata: dict[str, Any]
+    tasks: Sequence[str], include_path: str | None, metadata: dict[str, Any], wanted: EvaluationOptions
 ) -> tuple[list[str], TaskManager, dict[str, Any]]:
     """Return the names of the tasks and groups, a task manager that has them loaded, and all single tasks by name."""
-    manager = task_manager(tasks, include_path, metadata | {"prompt": None})
+    metadata = metadata | {"prompt": None} | metadata_of(wanted.data, wanted.columns)
+    manager = task_manager(tasks, include_path, metadata)
     matching = match_tasks(manager, tasks)
-    loaded = manager.load(matching)
+    loaded = load_tasks(manager, matching)
     return matching, with_loaded(manager, loaded), loaded["tasks"]
 
 
@@ -268,7 +270,11 @@ def _identity(task: Any, wanted: EvaluationOptions) -> list[Any]:
     """Return a task's number of shots, to which it may have been asked, and a digest of its definition."""
     definition = {name: value for name, value in task.dump_config().items() if name not in ("metadata", "num_fewshot")}
     text = ADDRESS.sub("", json.dumps(definition, sort_keys=True, default=str))
-    return [wanted.shots(task), hashlib.sha256(text.encode()).hexdigest()[:16]]
+    identity = [wanted.shots(task), hashlib.sha256(text.encode()).hexdigest()[:16]]
+    if local_copy(task.config.dataset_path, task.config.metadata):  # files that may have changed
+        documents = json.dumps(list(task.eval_docs), sort_keys=True, default=str)
+        identity.append(hashlib.sha256(documents.encode()).hexdigest()[:16])
+    return identity
 
 
 def _files(folder: str) -> list[Any]:

@@ -61,6 +61,7 @@ class EvaluationOptions(ContextOptions):
         use_cache: beginning of the path of a file that keeps the model's answers.
         cache_requests: ``true``: the tasks' requests are kept and used again; ``refresh``: they are made anew;
             ``delete``: what was kept is deleted.
+        data, columns: see :func:`lm_eval_spt.harness.local_data.metadata_of`.
 
     Raises:
         UserError: an option makes no sense.
@@ -70,12 +71,16 @@ class EvaluationOptions(ContextOptions):
     gen_kwargs: dict[str, Any] | None = None
     use_cache: str | None = None
     cache_requests: bool | str = False
+    data: str | None = None
+    columns: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         cache = "true" if self.cache_requests is True else self.cache_requests
         if cache and cache not in CACHE_REQUESTS:
             raise UserError(f"--cache-requests is {shown(cache)}: expected one of {', '.join(CACHE_REQUESTS)}")
+        if cache and self.data:
+            raise UserError("--cache-requests was given with --data: requests are kept by the task's name alone")
         object.__setattr__(self, "cache_requests", cache)
         try:
             json.dumps(self.gen_kwargs, allow_nan=False)

@@ -12,6 +12,7 @@ import copy
 import fnmatch
 import functools
 import inspect
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -21,11 +22,14 @@ from typing import TYPE_CHECKING, Any
 
 from lm_eval_spt.common.errors import UserError, show_user_errors_in_one_line
 from lm_eval_spt.common.paths import tasks_folder
+from lm_eval_spt.harness.local_data import is_called, names_and_values, read_local_copy
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
     from lm_eval.api.task import ConfigurableTask
     from lm_eval.tasks import TaskManager
+
+logger = logging.getLogger(__name__)
 
 MODEL_NAME = "spt"
 MODEL_CLASS = "lm_eval_spt.harness.lm:SPTLM"  # imported when the model is used, not before
@@ -100,6 +104,25 @@ def _with_includes_read_once(build_index: Callable[..., Any]) -> Callable[..., A
             loader.load_yaml = load
 
     return build
+
+
+def use_local_data(tasks: ModuleType) -> None:
+    """Have a task read the local copy of its data set, where its metadata names one.
+
+    Args:
+        tasks: ``lm_eval.api.task``.
+    """
+    download = tasks.ConfigurableTask.download
+
+    @functools.wraps(download)
+    def read_or_download(self: Any, *args: Any, **kwargs: Any) -> None:
+        dataset = read_local_copy(self.config)
+        if dataset is None:
+            download(self, *args, **kwargs)
+        else:
+            self.dataset = dataset
+
+    tasks.ConfigurableTask.download = read_or_download
 
 
 def name_results_after_prompt(tracker: ModuleType) -> None:
@@ -192,8 +215,67 @@ def match_tasks(manager: TaskManager, patterns: Iterable[str]) -> list[str]:
     """
     matches = {pattern: fnmatch.filter(manager.all_tasks, pattern) for pattern in patterns}
     if unknown := [pattern for pattern, names in matches.items() if not names]:
-        raise UserError(f"there is no task {', '.join(map(repr, unknown))}: `lm_eval ls tasks` lists all")
+        near = [other for other in manager.all_subtasks if other.startswith(unknown[0][:6])][:3]
+        hint = f"did you mean {', '.join(near)}?" if near else "`lm_eval ls tasks` lists all"
+        raise UserError(
+            f"there is no task {', '.join(map(repr, unknown))}; {hint} (tasks of your own: --include-path FOLDER)"
+        )
     return sorted({name for names in matches.values() for name in names})
+
+
+def single_tasks(manager: TaskManager, names: Iterable[str]) -> list[str]:
+    """Return the tasks of these names and in the groups and tags of these names, without loading any of them.
+
+    Args:
+        manager: knows them.
+        names: of tasks, groups and tags, or patterns of them.
+
+    Raises:
+        UserError: there is no such task, or one comes twice.
+    """
+    groups_and_tags = {*manager.all_groups, *manager.all_tags}
+    owners: dict[str, str] = {}
+    for name in [match for pattern in names for match in match_tasks(manager, [pattern])]:
+        tasks, waiting = [], [name]
+        while waiting:
+            member = waiting.pop(0)
+            if member in groups_and_tags:
+                waiting = members(manager, member) + waiting
+            else:
+                tasks.append(member)
+        for task in dict.fromkeys(tasks):
+            if task in owners:
+                where = " and ".join(dict.fromkeys(repr(owner) for owner in (owners[task], name)))
+                raise UserError(f"the task {task!r} is named twice, by {where}: name each task once")
+            owners[task] = name
+    return list(owners)
+
+
+def load_tasks(manager: TaskManager, names: Iterable[str]) -> dict[str, Any]:
+    """Return what a task manager's ``load`` does.
+
+    Raises:
+        UserError: there is no such task, one comes twice, or one can not be loaded.
+    """
+    names = [match for pattern in names for match in match_tasks(manager, [pattern])]
+    index = task_index(manager)
+    configs = [index[name].cfg or {} for name in single_tasks(manager, names) if name in index]
+    read = list(dict.fromkeys(str(path) for config in configs if (path := config.get("dataset_path"))))
+    given = (getattr(manager, "metadata", None) or {}).get("data")
+    unused = [name for name in names_and_values(given, "--data") if not any(is_called(path, name) for path in read)]
+    if unused:
+        logger.warning("--data %s: none of the tasks reads such a data set; they read %s", unused[0], ", ".join(read))
+    try:
+        return manager.load(names)
+    except UserError:
+        raise
+    except Exception as error:  # of every kind: it may be a program's, the network's or that of a YAML file
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''} can not be loaded ({type(error).__name__}: "
+            f"{reason}): check the network, or give a local copy of {', '.join(read[:3]) or 'the data'} with --data "
+            "NAME=FOLDER"
+        ) from error
 
 
 def members(manager: TaskManager, name: str) -> list[str]:

@@ -22,6 +22,7 @@ from lm_eval_spt.analysis.task_languages import task_languages
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.common.files import parse_yaml, read_text
 from lm_eval_spt.prompt.hub_download import REPOSITORY_ID
+from lm_eval_spt.prompt.metadata import in_words, scored_documents
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt, size_in_words
 
 CARD = "README.md"
@@ -31,7 +32,7 @@ MAX_CARD = 2**20
 BEGIN, END = "<!-- written by lm-eval-spt card -->", "<!-- end of what lm-eval-spt card wrote -->"
 FRONT_MATTER = re.compile(r"---\r?\n(.*?)\r?\n?---\r?\n", re.DOTALL)
 
-DATASETS = {"sib200": "Davlan/sib200"}  # on the Hub; other data sets are not there
+DATASETS = {"sib200": "Davlan/sib200", "nusax": "indonlp/NusaX-senti"}  # on the Hub; other data sets are not there
 METRICS = {  # the harness's name, and the Hub's
     "acc": "accuracy",
     "macro_f1": "f1",
@@ -184,7 +185,14 @@ def _description(prompt: SoftPrompt) -> str:
             f"A soft prompt: {prompt.length} learned {size_in_words(prompt.size)}, placed "
             f"{where[prompt.placement]} the text in the input-embedding space of {model}."
         )
-    return f"# {prompt.name}\n\n{what}\n\nDigest of vectors and placement: `{prompt.digest}`."
+    counts = scored_documents([prompt.metadata])
+    warning = (
+        f"\n\n**It has seen test documents**: {in_words(counts)} (`--allow-test-documents`), so its scores are better "
+        "than on new documents, in other languages, too, where the documents are translations."
+        if counts
+        else ""
+    )
+    return f"# {prompt.name}\n\n{what}\n\nDigest of vectors and placement: `{prompt.digest}`.{warning}"
 
 
 def _usage(prompt: SoftPrompt, place: str, scored: Sequence[str]) -> str:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lm_eval_spt.common.errors import UserError
+from lm_eval_spt.prompt.metadata import scored_documents
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 
 Mode = Literal["concat", "mean", "interpolate"]
@@ -81,6 +82,8 @@ def compose(prompts: Sequence[SoftPrompt], mode: Mode, weight: float | None = No
         metadata |= next(({key: prompt.metadata[key]} for prompt in prompts if prompt.metadata.get(key)), {})
     for key in ("tasks", "source_languages"):
         metadata[key] = list(dict.fromkeys(value for prompt in prompts for value in prompt.metadata.get(key, [])))
+    if counts := scored_documents(prompt.metadata for prompt in prompts):
+        metadata["scored_documents"] = counts
     if (add_bos_token := _add_bos_token(prompts[0])) is not None:  # the model class encodes texts by it
         metadata["hyperparameters"] = {"add_bos_token": add_bos_token}
     return SoftPrompt(vectors, metadata, "+".join(prompt.name for prompt in prompts))

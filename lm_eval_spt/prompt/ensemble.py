@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lm_eval_spt.common.errors import UserError
+from lm_eval_spt.prompt.metadata import scored_documents
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt, size_in_words
 
 Average = Literal["probability", "log_probability"]
@@ -112,6 +113,8 @@ class Ensemble:
         tuned = [record.get("tuned_parameters") for record in records]
         if None not in tuned:
             known["tuned_parameters"] = sum(tuned)
+        if counts := scored_documents(records):
+            known["scored_documents"] = counts
         members = [{"name": member.name, "digest": member.digest} for member in self.members]
         return known | {"ensemble": {"average": self.average, "members": members}}
 

@@ -22,6 +22,7 @@ The metadata is one JSON object:
 ``source_languages``       their languages
 ``shots``, ``seed``        training documents per class (null: all of them), random seed
 ``num_fewshot``            object: each of these tasks to the number of shots in its contexts
+``scored_documents``       object: how many ``training`` and ``validation`` documents are also scored; absent: none
 ``hyperparameters``        object: every setting of the training run
 ``validation``             object: scores of the epoch that was kept
 ``versions``               object: library name to version
@@ -37,7 +38,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args
 
 from lm_eval_spt.common.errors import UserError, shown
@@ -50,6 +51,9 @@ PLACEMENTS: tuple[Placement, ...] = get_args(Placement)
 PromptKind = Literal["embeddings", "kv"]
 """Virtual tokens among the text's embeddings, or a deep prefix: keys and values of every layer before the text."""
 
+PURPOSES = ("training", "validation")
+"""What documents are for."""
+
 TaskType = Literal["CAUSAL_LM", "SEQ_2_SEQ_LM"]
 TASK_TYPES: tuple[TaskType, ...] = get_args(TaskType)
 
@@ -60,6 +64,7 @@ REVISION = re.compile(r"(?!.*\.\.)[\w.+-]+(/[\w.+-]+)*")
 _TEXTS = ("base_model", "base_model_revision", "gguf_file", "gguf_sha256", "embedding_fingerprint")
 _LISTS = ("tasks", "source_languages")
 _OBJECTS = ("num_fewshot", "hyperparameters", "validation", "versions")
+_COUNTS = ("scored_documents",)
 _NUMBERS = ("shots", "training_documents", "tuned_parameters")
 
 
@@ -120,6 +125,10 @@ def check_metadata(metadata: Mapping[str, Any]) -> None:
         _expect(metadata, key, isinstance(values, list) and all(isinstance(value, str) for value in values), "strings")
     for key in _OBJECTS:
         _expect(metadata, key, isinstance(metadata.get(key), dict | None), "an object")
+    for key in _COUNTS:
+        counts = metadata.get(key) or {}
+        numbers = isinstance(counts, dict) and all(type(number) is int for number in counts.values())
+        _expect(metadata, key, numbers, "an object of whole numbers")
     for key in _NUMBERS:
         _expect(metadata, key, isinstance(metadata.get(key), int | None), "a whole number")
     revision = metadata.get("base_model_revision")
@@ -128,6 +137,21 @@ def check_metadata(metadata: Mapping[str, Any]) -> None:
     settings = metadata.get("hyperparameters") or {}
     _expect(settings, "add_bos_token", isinstance(settings.get("add_bos_token"), bool | None), "true or false")
     _expect(settings, "reparameterization", isinstance(settings.get("reparameterization"), str | None), "a string")
+
+
+def scored_documents(records: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """Return how many of the documents that prompts learned from or were chosen by are also scored, ``training`` and
+    ``validation``: the largest numbers of all records, as prompts may share documents. Empty where none are.
+    """
+    found = [record.get("scored_documents") or {} for record in records]
+    counts = {purpose: max((counts.get(purpose, 0) for counts in found), default=0) for purpose in PURPOSES}
+    return counts if any(counts.values()) else {}
+
+
+def in_words(counts: Mapping[str, int]) -> str:
+    """Return what :func:`scored_documents` found as a clause."""
+    named = " and ".join(f"{count:,} of the {purpose} documents" for purpose, count in counts.items() if count)
+    return f"{named} are also scored"
 
 
 def _expect(entries: Mapping[str, Any], key: str, holds: bool, expected: str) -> None:

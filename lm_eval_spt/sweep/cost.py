@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from types import SimpleNamespace
@@ -30,15 +30,19 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.common.paths import MINI
-from lm_eval_spt.harness.contexts import ChatTemplate, Split, as_scored, build_requests
+from lm_eval_spt.harness import patches
+from lm_eval_spt.harness.contexts import ChatTemplate, as_scored, build_requests
 from lm_eval_spt.harness.options import BY_TASK, ContextOptions
-from lm_eval_spt.harness.patches import match_tasks, members, task_manager
+from lm_eval_spt.harness.patches import task_manager
 from lm_eval_spt.inference.base_model import cannot_load, ensure_available
 from lm_eval_spt.inference.gguf import find_gguf
 from lm_eval_spt.inference.onednn import product
 from lm_eval_spt.sweep.plan import Plan, SweepRun
 from lm_eval_spt.train.config import TrainingConfig
+from lm_eval_spt.train.examples import load_tasks
+from lm_eval_spt.train.splits import Rows, training_rows, validation_rows
 
+Split = Literal["training", "validation", "test"]
 Sharing = Literal["none", "run", "shard"]
 SHARING: tuple[Sharing, ...] = ("shard", "run", "none")
 """All ways of sharing, the cheapest first."""
@@ -162,12 +166,12 @@ class TextSizes:
     def _texts(self, tasks: tuple[str, ...], split: Split, config: TrainingConfig) -> Texts:
         tokenizer = self._tokenizer(config)
         options = self._scoring if split == "test" else config.contexts
-        key = (tasks, split, id(tokenizer), split == "test" or options)
+        key = (tasks, split, id(tokenizer), config.data if split == "test" else config.reading)
         if key not in self._measured:
             names = single_tasks(tasks, self._include_path)
             try:
-                loaded = task_manager(names, self._include_path).load(names)["tasks"].values()
-                each = [_look(task, split, tokenizer, options) for task in loaded]
+                loaded = load_tasks(names, self._include_path, config.data, config.columns)
+                each = [_look(task, split, tokenizer, options, config) for task in loaded]
             except (UserError, OSError):
                 tokens = round(ASSUMED[split].tokens)
                 self._assume(f"{', '.join(tasks)}: texts of {tokens} tokens, as in SIB-200, for they are not here")
@@ -206,32 +210,26 @@ def single_tasks(names: tuple[str, ...], include_path: str | None) -> list[str]:
     """Return the tasks of these names and in the groups of these names, without reading their documents.
 
     Raises:
-        UserError: there is no such task.
+        UserError: there is no such task, or one comes twice.
     """
-    manager = task_manager(names, include_path)
-    tasks: list[str] = []
-    waiting = list(names)
-    while waiting:
-        name = waiting.pop(0)
-        matching = match_tasks(manager, [name])
-        if matching != [name]:
-            waiting = matching + waiting
-        elif name in manager.all_subtasks:
-            tasks.append(name)
-        else:
-            waiting = members(manager, name) + waiting
-    return list(dict.fromkeys(tasks))
+    return patches.single_tasks(task_manager(names, include_path), names)
 
 
-def _look(task: ConfigurableTask, split: Split, tokenizer: PreTrainedTokenizerBase, options: ContextOptions) -> Texts:
+def _look(
+    task: ConfigurableTask,
+    split: Split,
+    tokenizer: PreTrainedTokenizerBase,
+    options: ContextOptions,
+    config: TrainingConfig,
+) -> Texts:
     """Measure a task's documents by the first of them."""
-    documents: dict[str, Callable[[], Any]] = {
-        "training": lambda: task.training_docs() if task.has_training_docs() else [],
-        "validation": lambda: task.validation_docs() if task.has_validation_docs() else [],
-        "test": lambda: task.eval_docs,
-    }
-    rows = list(documents[split]())
-    ready = as_scored(task, options, split)
+    read: Rows | None = None
+    if split != "test":
+        read = training_rows(task, config.documents)
+    if split == "validation" and read is not None:
+        read = validation_rows(task, config.documents, read)
+    rows: Sequence[Any] = read.documents if read else list(task.eval_docs) if split == "test" else []
+    ready = as_scored(task, options, read.splits if read else None)
     tokens = answer_tokens = 0
     choices = 1
     for row in rows[:SAMPLED_DOCUMENTS]:
@@ -285,7 +283,7 @@ def run_work(run: SweepRun, sizes: TextSizes, read: set[Hashable] | None) -> flo
     if not run.prompted:
         return 2 * passes(test, 0, True, test.answer_tokens)
     work = 2 * passes(test, config.prompt_length, not keeps, test.answer_tokens)
-    work += reading(test, (run.base, run.targets)) if keeps else 0
+    work += reading(test, (run.base, run.targets, config.data)) if keeps else 0
     if run.combination == "average":
         return work
 
@@ -296,7 +294,7 @@ def run_work(run: SweepRun, sizes: TextSizes, read: set[Hashable] | None) -> flo
     check = passes(validation, config.prompt_length, not keeps, share * validation.answer_tokens)
     work += config.epochs * (4 if run.frozen else 6) * step + (config.epochs + 1) * 2 * check
     if keeps:
-        key = (run.base, config.task, config.contexts, config.shots, config.validation_shots, drawn)
+        key = (run.base, config.reading, config.shots, config.validation_shots, drawn)
         work += reading(training, ("training", *key)) + reading(validation, ("validation", *key))
     return work
 

@@ -82,8 +82,9 @@ class Worker:
         self._attempt(untrained, partial(self._train, base_of(lm)), report)
         scored_together: dict[Any, list[SweepRun]] = {}
         for run in self._left(shard):
-            scored_together.setdefault((run.prompted, run.targets), []).append(run)
-        for (prompted, _), runs in scored_together.items():
+            config = run.config
+            scored_together.setdefault((run.prompted, run.targets, config.data, config.columns), []).append(run)
+        for (prompted, *_), runs in scored_together.items():
             self._attempt(runs, partial(self._score_prompts if prompted else self._score_baselines, lm), report)
 
     def _run_tuned(self, shard: Sequence[SweepRun], report: Report) -> None:
@@ -163,6 +164,8 @@ class Worker:
             base=lm,
             device=config.device,
             include_path=self.plan.include_path,
+            data=config.data,
+            columns=config.columns,
             **self.plan.evaluate,
         )
         seconds = (time.perf_counter() - started) / len(runs)
@@ -186,8 +189,8 @@ class Worker:
     def _score_model(self, run: SweepRun, arguments: dict[str, str], lm: SPTLM | None = None) -> None:
         """Score a model without a prompt; `lm` is that model if it is already loaded."""
         started = time.perf_counter()
-        options = dict(self.plan.evaluate)
         config = run.config
+        options = {"data": config.data, "columns": config.columns} | self.plan.evaluate
         settings: dict[str, Any] = {"device": config.device, "batch_size": options.pop("batch_size", "auto")}
         if lm:
             settings |= {"revision": config.revision, "add_bos_token": config.add_bos_token}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -27,10 +28,14 @@ MODEL_LR = {"all": 5e-5, "model": 5e-5, "lora": 5e-4}
 SOURCES = ("model", "revision", "gguf_file", "task")
 """Settings that a prompt file records by themselves."""
 PLACES = (
-    "output", "include_path", "config", "device", "device_map", "context_cache", "checkpoint", "checkpoint_steps",
-    "resume", "tracker", "gradient_accumulation_steps", "activation_checkpointing", "trust_remote_code",
+    "output", "include_path", "data", "config", "device", "device_map", "context_cache", "checkpoint",
+    "checkpoint_steps", "resume", "tracker", "gradient_accumulation_steps", "activation_checkpointing",
+    "trust_remote_code",
 )  # fmt: skip
 """Settings that say where and how the work is done, and change nothing in what is learned."""
+
+FILES = ("train_file", "validation_file")
+"""Settings that name a file with documents: what decides is its content."""
 
 DEFAULT_TEMPLATE = "default"
 """Names the chat template that a tokenizer has, or uses unless another one is named."""
@@ -65,6 +70,18 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+@dataclass(frozen=True)
+class DocumentOptions:
+    """Which documents of a task are learned from and validate; the attributes are settings of the same names."""
+
+    train_split: str | None = None
+    validation_split: str | None = None
+    train_file: str | None = None
+    validation_file: str | None = None
+    columns: str | None = None
+    allow_test_documents: bool = False
+
+
 def _setting(default: Any, text: str, **argument: Any) -> Any:
     """Return a field; `argument` holds further arguments of ``add_argument`` for its flag."""
     return field(default=default, metadata={"help": text, **argument})
@@ -75,12 +92,20 @@ class TrainingConfig:
     """Every setting of a training run; the help texts say what each means."""
 
     model: str = _setting("", "base model: a Hub id, a folder, a .gguf file, or 'mini', which ships with the package")
-    task: str = _setting("", "harness task(s) to learn from, comma separated, such as sib200_eng_Latn,sib200_arb_Arab")
+    task: str = _setting(
+        "",
+        "tasks, groups and tags of the harness to learn from, comma separated, such as sib200_eng_Latn,sib200_arb_Arab",
+    )
     output: str = _setting("", "prompt file to write, such as prompts/my.safetensors")
 
     revision: str | None = _setting(None, "revision of the base model on the Hub")
     gguf_file: str | None = _setting(None, "name of a GGUF file in the folder or Hub repository --model")
     include_path: str | None = _setting(None, "folder with further task YAML files, as in lm_eval")
+    data: str | None = _setting(
+        None,
+        "local copies of data sets, comma separated, such as nollysenti=FOLDER: a data set is named as in the task's "
+        "dataset_path, or by the last part of that",
+    )
     preset: str | None = _setting(None, f"a named set of settings, which other flags override: {', '.join(PRESETS)}")
     config: str | None = _setting(None, "YAML file with settings, which flags override")
 
@@ -136,6 +161,24 @@ class TrainingConfig:
     )
     label_smoothing: float = _setting(
         0.0, "share of the target that is spread evenly: over the choices, or over the vocabulary with --loss target"
+    )
+    train_split: str | None = _setting(
+        None,
+        "split of the task's data to learn from, or a slice of it such as 'train[:100]' or 'train[:80%]'; default: "
+        "what the task says",
+    )
+    validation_split: str | None = _setting(None, "split to validate with, in the same way")
+    train_file: str | None = _setting(
+        None, "documents to learn from: a .csv, .tsv, .jsonl or .parquet file with the columns of the task's data"
+    )
+    validation_file: str | None = _setting(None, "documents to validate with, in the same way")
+    columns: str | None = _setting(
+        None,
+        "columns of files (and of local copies, --data) that are called otherwise in the task, comma separated: "
+        "text=review,label=sentiment takes the column review for the task's text. The file's may be a pattern",
+    )
+    allow_test_documents: bool = _setting(
+        False, "also learn from, or validate with, documents that the harness scores; the prompt's record says so"
     )
     shots: int | None = _setting(None, "training documents per class, drawn with the seed; default: all documents")
     shots_seed: int | None = _setting(
@@ -256,6 +299,7 @@ class TrainingConfig:
         _expect("output", self.output, "," not in self.output, "a name without commas (they separate model_args)")
         self._expect_no_contradictions()
         _ = self.contexts  # which has checks of its own
+        self._digests = {name: _file_digest(name, path) for name in FILES if (path := getattr(self, name)) is not None}
 
     def _expect_no_contradictions(self) -> None:
         """Raise UserError where one setting makes another pointless, and fill in what follows from others."""
@@ -266,6 +310,11 @@ class TrainingConfig:
             for name in ("prompt_kind", "reparameterization", "init_text", "num_prefix_tokens"):
                 _expect(name, getattr(self, name), self._is_default(name), f"nothing: {without} has no prompt")
             _expect("init", self.init, self.init in INITIALIZATIONS, f"no file: {without} has no prompt")
+        for purpose in ("train", "validation"):
+            file, split = getattr(self, f"{purpose}_file"), getattr(self, f"{purpose}_split")
+            _expect(f"{purpose}_split", split, None in (file, split), f"it or --{purpose}-file, not both")
+        any_file = bool(self.data or self.train_file or self.validation_file)
+        _expect("columns", self.columns, any_file or not self.columns, "it together with a file or with --data")
         if self.tune == "prompt":
             _expect("model_lr", self.model_lr, self.model_lr is None, "nothing: --tune prompt leaves the model frozen")
         else:
@@ -325,6 +374,17 @@ class TrainingConfig:
         )
 
     @property
+    def documents(self) -> DocumentOptions:
+        """Which of the tasks' documents are read."""
+        return DocumentOptions(**{option.name: getattr(self, option.name) for option in fields(DocumentOptions)})
+
+    @property
+    def reading(self) -> tuple[Any, ...]:
+        """What decides which documents are read, and as what: runs in which it is equal share them."""
+        files = tuple(self._digests.values())
+        return (self.task, self.include_path, self.data, self.documents, files, self.contexts)
+
+    @property
     def documents_seed(self) -> int:
         """The seed that documents are drawn with."""
         return self.seed if self.shots_seed is None else self.shots_seed
@@ -357,11 +417,11 @@ class TrainingConfig:
 
     def hyperparameters(self) -> dict[str, Any]:
         """Return the settings that decide what is learned, for the record in the prompt file."""
-        return {name: value for name, value in asdict(self).items() if name not in (*SOURCES, *PLACES)}
+        return {name: value for name, value in self.identity().items() if name not in SOURCES}
 
     def identity(self) -> dict[str, Any]:
-        """Return what two runs must have in common for one to go on where the other stopped."""
-        return {name: value for name, value in asdict(self).items() if name not in PLACES}
+        """Return what two runs must have in common for one to go on where the other stopped: of files the content."""
+        return {name: value for name, value in (asdict(self) | self._digests).items() if name not in PLACES}
 
     @classmethod
     def from_settings(cls, given: Mapping[str, Any]) -> TrainingConfig:
@@ -447,6 +507,15 @@ def as_kind(value: Any, kind: Any, where: str) -> Any:
         return value
     expected = " or ".join(WORDS[member] for member in dict.fromkeys(allowed))
     raise UserError(f"{where} is {shown(value)}, expected {expected}")
+
+
+def _file_digest(name: str, path: str) -> str:
+    """Return the name of a file with documents, and its digest."""
+    try:
+        digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(f"--{name.replace('_', '-')} {path} can not be read: {error.strerror or error}") from error
+    return f"{Path(path).name} sha256:{digest}"
 
 
 def help_text(name: str) -> str:

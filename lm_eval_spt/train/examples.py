@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Any, Literal
+from typing import Any
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 
 from lm_eval_spt.common.errors import UserError, shown
+from lm_eval_spt.harness import patches
 from lm_eval_spt.harness.contexts import (
     ChatTemplate,
     as_scored,
@@ -25,9 +27,11 @@ from lm_eval_spt.harness.contexts import (
     selected_template,
 )
 from lm_eval_spt.harness.lm import SPTLM
+from lm_eval_spt.harness.local_data import metadata_of
 from lm_eval_spt.harness.options import BY_TASK, ContextOptions
 from lm_eval_spt.harness.patches import label_and_choices, task_manager
-from lm_eval_spt.train.config import TrainingConfig
+from lm_eval_spt.train.config import DocumentOptions, TrainingConfig
+from lm_eval_spt.train.splits import Rows, training_rows, validation_rows
 
 logger = logging.getLogger(__name__)
 
@@ -56,46 +60,45 @@ class Example:
 
 @dataclass(frozen=True)
 class Document:
-    """A document as text; the attributes are those of :class:`Example`."""
+    """A document as text; the attributes are those of :class:`Example`, and whether the harness scores it as well."""
 
     pairs: tuple[tuple[str, str], ...]
     gold: int
     label: str = ""
+    scored: bool = False
 
 
-def load_tasks(names: Sequence[str], include_path: str | None = None) -> list[ConfigurableTask]:
-    """Return the harness's tasks of these names, each group as its tasks.
+def load_tasks(
+    names: Sequence[str], include_path: str | None = None, data: str | None = None, columns: str | None = None
+) -> list[ConfigurableTask]:
+    """Return the harness's tasks of these names, each group and tag as its tasks.
+
+    Args:
+        names: of tasks, groups and tags.
+        include_path: folder with further tasks.
+        data, columns: see :func:`lm_eval_spt.harness.local_data.metadata_of`.
 
     Raises:
-        UserError: no such task, or one without training documents.
+        UserError: there is no such task, one comes twice, or one can not be loaded.
     """
-    manager = task_manager(names, include_path)
-    for name in names:
-        if name not in manager.all_tasks:
-            near = [other for other in manager.all_subtasks if other.startswith(name[:6])][:3]
-            hint = f"did you mean {', '.join(near)}?" if near else "`lm_eval ls tasks` lists all"
-            raise UserError(f"there is no task {name!r}; {hint} (tasks of your own: --include-path FOLDER)")
-    tasks: list[ConfigurableTask] = list(manager.load(list(names))["tasks"].values())
-    for task in tasks:
-        if not task.has_training_docs():
-            raise UserError(f"the task {task.task_name!r} has no training split: choose a task that has one")
-    return tasks
+    manager = task_manager(names, include_path, metadata_of(data, columns))
+    return list(patches.load_tasks(manager, names)["tasks"].values())
 
 
 def read_documents(
     task: ConfigurableTask,
-    split: Literal["training", "validation"],
+    rows: Rows,
     options: ContextOptions = BY_TASK,
     chat_template: ChatTemplate | None = None,
 ) -> list[Document]:
-    """Return the documents of a split, each with the requests that the harness would make of it.
+    """Return documents, each with the requests that the harness would make of it.
 
     Left out, each with a warning that says how many: documents without a label, and those that the task itself gives
     as shots.
 
     Args:
         task: the task.
-        split: the split.
+        rows: the documents, from :func:`~lm_eval_spt.train.splits.training_rows` or ``validation_rows``.
         options: what the contexts hold.
         chat_template: the model's, for chats.
 
@@ -103,23 +106,26 @@ def read_documents(
         UserError: the task asks for something that has no right answer to learn (such as rolling perplexity), a label
             is none of the choices, a context can not be put together, or no document is left.
     """
-    rows: Any = list(task.training_docs() if split == "training" else task.validation_docs())
-    answers = [_answer(task, row, f"{split} document {number} of {task.task_name}") for number, row in enumerate(rows)]
-    ready = as_scored(task, options, split)
+    answers = [_answer(task, row, rows.name(number, task)) for number, row in enumerate(rows.documents)]
+    ready = as_scored(task, options, rows.splits)
     given = fixed_shots(ready)
     documents = []
-    for row, answer in zip(rows, answers, strict=True):
+    for number, (row, answer) in enumerate(zip(rows.documents, answers, strict=True)):
         requests = build_requests(ready, row, options, chat_template)  # of all rows: each draws its shots
         if answer is not None and row not in given:
-            documents.append(_document(ready, requests, answer, bool(options.apply_chat_template)))
-    unlabelled, shots = answers.count(None), sum(row in given for row in rows)
+            document = _document(ready, requests, answer, bool(options.apply_chat_template))
+            documents.append(replace(document, scored=number in rows.scored))
+    unlabelled, shots = answers.count(None), sum(row in given for row in rows.documents)
     for count, reason in ((unlabelled, "have no label (-1)"), (shots, "are among the shots")):
         if count:
-            logger.warning("%s: %d of %d %s documents %s: left out", task.task_name, count, len(rows), split, reason)
+            every = len(rows.documents)
+            logger.warning("%s: %d of %d %s documents %s: left out", task.task_name, count, every, rows.purpose, reason)
     if not documents:
-        raise UserError(f"the task {task.task_name!r} has no {split} documents with a label: choose another task")
+        raise UserError(
+            f"the task {task.task_name!r} has no {rows.purpose} documents with a label: choose another task"
+        )
     if len({_choices(document) for document in documents}) > 1:  # the class names mean something else in each document
-        documents = [Document(document.pairs, document.gold) for document in documents]
+        documents = [replace(document, label="") for document in documents]
     return documents
 
 
@@ -261,12 +267,14 @@ class Examples:
         validation: validation examples, task by task.
         sizes: how many training examples each task has.
         num_fewshot: task to the shots in its contexts.
+        scored: how many of them, of either kind, the harness scores as well.
     """
 
     training: list[Example]
     validation: list[Example]
     sizes: list[int]
     num_fewshot: dict[str, int] = field(default_factory=dict)
+    scored: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True)
@@ -288,7 +296,7 @@ class ExampleReader:
 
     def __init__(self, lm: SPTLM) -> None:
         self._lm = lm
-        self._documents: dict[tuple[str, str | None, ContextOptions], list[_TaskDocuments]] = {}
+        self._documents: dict[Hashable, list[_TaskDocuments]] = {}
 
     def read(self, config: TrainingConfig) -> Examples:
         """Return the examples of a run.
@@ -305,35 +313,42 @@ class ExampleReader:
             )
         placed = (lm, config.placement, config.prompt_length, max_length, config.truncation_side)
         examples = Examples([], [], [])
+        seed = config.documents_seed
         for documents in self._read_documents(config):
-            chosen = encode(choose(documents.training, config.shots, config.documents_seed, "training"), *placed)
-            examples.training.extend(chosen)
-            examples.sizes.append(len(chosen))
-            held_out = choose(documents.validation, config.validation_shots, config.documents_seed, "validation")
-            examples.validation.extend(encode(held_out, *placed))
+            training = choose(documents.training, config.shots, seed, "training")
+            validation = choose(documents.validation, config.validation_shots, seed, "validation")
+            examples.training.extend(encode(training, *placed))
+            examples.validation.extend(encode(validation, *placed))
+            examples.sizes.append(len(training))
             examples.num_fewshot[documents.task] = documents.num_fewshot
+            examples.scored["training"] += sum(document.scored for document in training)
+            examples.scored["validation"] += sum(document.scored for document in validation)
         return examples
 
     def _read_documents(self, config: TrainingConfig) -> list[_TaskDocuments]:
-        key = config.task, config.include_path, config.contexts
-        if key not in self._documents:
+        if config.reading not in self._documents:
             selected_template(self._lm, config.contexts)  # there is one, if it is needed
-            tasks = load_tasks(config.tasks, config.include_path)
-            self._documents[key] = [_both_splits(task, config.contexts, self._lm.apply_chat_template) for task in tasks]
-        return self._documents[key]
+            tasks = load_tasks(config.tasks, config.include_path, config.data, config.columns)
+            self._documents[config.reading] = [
+                _both_splits(task, config.documents, config.contexts, self._lm.apply_chat_template) for task in tasks
+            ]
+        return self._documents[config.reading]
 
 
-def _both_splits(task: ConfigurableTask, options: ContextOptions, chat_template: ChatTemplate) -> _TaskDocuments:
+def _both_splits(
+    task: ConfigurableTask, chosen: DocumentOptions, options: ContextOptions, chat_template: ChatTemplate
+) -> _TaskDocuments:
     """Return training and validation documents; some of the training documents validate where no others are there."""
     name, shots = task.task_name, options.shots(task)
-    documents = read_documents(task, "training", options, chat_template)
-    if task.has_validation_docs():
-        return _TaskDocuments(name, documents, read_documents(task, "validation", options, chat_template), shots)
+    rows = training_rows(task, chosen)
+    held_out = validation_rows(task, chosen, rows)
+    documents = read_documents(task, rows, options, chat_template)
+    if held_out is not None:
+        return _TaskDocuments(name, documents, read_documents(task, held_out, options, chat_template), shots)
     if len(documents) < 2:
         raise UserError(
-            f"the task {name!r} has one training document and no validation split: expected two documents or more, of "
-            "which one validates"
+            f"the task {name!r} has one training document and no validation documents: expected two documents or more, "
+            "of which one validates"
         )
-    logger.warning("%s has no validation split: every tenth training document validates", name)
     rest = [document for index, document in enumerate(documents) if index % HELD_OUT]
     return _TaskDocuments(name, rest, documents[::HELD_OUT], shots)

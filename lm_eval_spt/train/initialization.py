@@ -15,6 +15,7 @@ from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.inference.deep_prefix import deep_prefix_size, key_values_in
 from lm_eval_spt.inference.transformers_internals import plain_cache
 from lm_eval_spt.inference.virtual_tokens import model_inputs, virtual_tokens
+from lm_eval_spt.prompt.metadata import scored_documents
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from lm_eval_spt.train.config import INITIALIZATIONS, TrainingConfig
 from lm_eval_spt.train.examples import Example
@@ -68,7 +69,9 @@ def starting_prompt(lm: SPTLM, config: TrainingConfig) -> SoftPrompt | None:
 def record_of(start: SoftPrompt, length: int) -> dict[str, Any]:
     """Return the metadata entry on the prompt `start`, for a prompt of `length` vectors that was learned from it."""
     change = "none" if start.length == length else "cut at its beginning" if start.length > length else "repeated"
-    return {"name": start.name, "digest": start.digest, "num_virtual_tokens": start.length, "change": change}
+    record = {"name": start.name, "digest": start.digest, "num_virtual_tokens": start.length, "change": change}
+    counts = scored_documents([start.metadata])
+    return record | ({"scored_documents": counts} if counts else {})
 
 
 def initial_vectors(

@@ -9,6 +9,7 @@ from typing import Any
 
 from lm_eval_spt.analysis.task_languages import task_languages
 from lm_eval_spt.common.errors import UserError
+from lm_eval_spt.prompt.metadata import scored_documents
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from lm_eval_spt.train import checkpoint
 from lm_eval_spt.train.config import TrainingConfig, differences
@@ -50,14 +51,15 @@ def save_results(run: TrainingRun, *, interrupted: bool = False) -> SoftPrompt |
 def _metadata(run: TrainingRun, interrupted: bool) -> dict[str, Any]:
     config = run.config
     tuned = run.parameters.count()
+    tasks = [name.rpartition("::")[2] for name in run.examples.num_fewshot]  # since 0.5 a group's name may come first
     metadata: dict[str, Any] = {
         "placement": config.placement,
         "base_model": config.model,
         "base_model_revision": config.revision,
         "embedding_fingerprint": run.lm.fingerprint,
         "task_type": "SEQ_2_SEQ_LM" if run.lm.model.config.is_encoder_decoder else "CAUSAL_LM",
-        "tasks": config.tasks,
-        "source_languages": list(dict.fromkeys(told.language for told in task_languages(config.tasks).values())),
+        "tasks": tasks,
+        "source_languages": list(dict.fromkeys(told.language for told in task_languages(tasks).values())),
         "shots": config.shots,
         "num_fewshot": run.examples.num_fewshot,
         "seed": config.seed,
@@ -72,6 +74,8 @@ def _metadata(run: TrainingRun, interrupted: bool) -> dict[str, Any]:
         metadata |= {"gguf_file": config.gguf_file, "gguf_sha256": run.lm.gguf.sha256}
     if config.placement == "both":
         metadata["num_prefix_tokens"] = config.vectors_before
+    if counts := scored_documents([{"scored_documents": run.examples.scored}, run.parameters.started_from or {}]):
+        metadata["scored_documents"] = counts
     if run.diverged is not None:
         metadata["diverged"] = run.diverged
     if interrupted:

@@ -11,7 +11,7 @@ from lm_eval_spt.analysis.documents import read_answers
 from lm_eval_spt.analysis.results import read_run
 from lm_eval_spt.analysis.statistics import resample
 from lm_eval_spt.common.errors import UserError
-from lm_eval_spt.harness.topics import macro_f1
+from lm_eval_spt.harness.text_classification import macro_f1
 from tests.helpers.results import LABELS, write_answers
 
 

@@ -13,7 +13,8 @@ from lm_eval_spt.analysis.arms import read_arms
 from lm_eval_spt.analysis.leaderboard import rank, stand
 from lm_eval_spt.cli import main
 from lm_eval_spt.common.errors import UserError
-from tests.helpers.results import some_scores, write_results
+from lm_eval_spt.prompt.soft_prompt import SoftPrompt
+from tests.helpers.results import some_scores, write_prompt, write_results
 
 
 def test_two_arms_are_told_apart_where_a_paired_t_test_does() -> None:
@@ -55,6 +56,21 @@ def test_ties_and_constant_differences() -> None:
     standings = stand(np.stack([scores, scores, scores + 0.1]))
     assert [standing.rank for standing in standings] == [(2, 3), (2, 3), (1, 1)]
     assert [standing.position for standing in standings] == [2, 3, 1]
+
+
+def test_what_has_seen_test_documents_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompt = SoftPrompt.load(write_prompt(tmp_path / "seen.safetensors"))
+    counts = {"training": 1200, "validation": 7}
+    SoftPrompt(prompt.vectors, prompt.metadata | {"scored_documents": counts}).save(tmp_path / "seen.safetensors")
+    write_results(tmp_path / "seen", some_scores(0.6, 20), prompt=tmp_path / "seen.safetensors")
+    write_results(tmp_path / "none", some_scores(0.4, 20))
+    line = "LEARNED FROM TEST DOCUMENTS: seen: 1,200 of the training documents and 7 of the validation documents are"
+    page = tmp_path / "board.html"
+    places = [str(tmp_path / "seen"), str(tmp_path / "none")]
+    assert main(["leaderboard", *places, "--output", str(page)]) == 0
+    assert line in capsys.readouterr().err and line in page.read_text(encoding="utf-8")
+    assert main(["transfer", *places]) == 0
+    assert line in " ".join(capsys.readouterr().out.split())
 
 
 def test_one_language_tells_nothing_apart() -> None:

@@ -34,8 +34,9 @@ from lm_eval_spt.analysis.statistics import resample
 from lm_eval_spt.analysis.task_languages import read_languages, task_languages
 from lm_eval_spt.cli.sweep import _print_runs
 from lm_eval_spt.common.errors import UserError
+from lm_eval_spt.common.tables import read_rows
 from lm_eval_spt.harness.evaluate import _finished
-from lm_eval_spt.harness.topics import read_file
+from lm_eval_spt.harness.text_classification import read_file
 from lm_eval_spt.hub.every_eval_ever import export
 from lm_eval_spt.hub.model_card import model_card, read_card
 from lm_eval_spt.prompt.inspection import as_text, report
@@ -407,6 +408,13 @@ READERS = {
                 (ROOT / "tasks/mini_topics/data/arb_Arab/dev.tsv").read_bytes()[:600].rpartition(b"\n")[0] + b"\n",
             ],
             read_file,
+        ),
+        Reader(
+            "documents in CSV", "text", "rows.csv", [b'text,label\nA final.,1\n"A ""quoted"", text",2\n'], read_rows,
+        ),
+        Reader(
+            "documents in JSON lines", "jsonl", "rows.jsonl",
+            [b'{"text": "A cup final.", "label": 1}\n{"text": "Rain", "label": 2, "choices": ["a", "b"]}\n'], read_rows,
         ),
         Reader("checkpoint", "safetensors", "p.checkpoint", _checkpoints(), read_checkpoint),
         Reader(

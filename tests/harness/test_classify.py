@@ -28,7 +28,7 @@ SUFFIX, PREFIX = (str(ROOT / "prompts" / f"mini_eng_{placement}16.safetensors") 
 
 CUSTOM = """\
 task: worded
-class: !function lm_eval_spt.harness.topics.MiniTopicsTask
+class: !function lm_eval_spt.harness.text_classification.MiniTopicsTask
 dataset_name: eng_Latn
 output_type: multiple_choice
 test_split: test
@@ -172,7 +172,7 @@ def changed(key: str, value: str) -> str:
 
 TWO_COLUMNS = changed("doc_to_text", '"{{text}} and {{category}}"')
 OWN_CHOICES = changed("doc_to_choice", '"{{[text, category]}}"')
-IN_PYTHON = changed("doc_to_text", "!function lm_eval_spt.harness.topics.macro_f1")
+IN_PYTHON = changed("doc_to_text", "!function lm_eval_spt.harness.text_classification.macro_f1")
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,9 @@ from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.harness.options import ContextOptions, EvaluationOptions
 from lm_eval_spt.inference.base_model import model_path
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
-from lm_eval_spt.train.config import TrainingConfig
+from lm_eval_spt.train.config import DocumentOptions, TrainingConfig
 from lm_eval_spt.train.examples import ExampleReader, load_tasks, read_documents
+from lm_eval_spt.train.splits import training_rows
 from tests.helpers.models import random_prompt
 
 TEMPLATE = (
@@ -121,6 +122,9 @@ def test_the_harness_announces_what_it_evaluates():
     assert lm_eval.evaluator.evaluate is not inspect.unwrap(lm_eval.evaluator.evaluate)
 
 
+ALLOWED = DocumentOptions(allow_test_documents=True)
+"""The tasks here learn from the split that the harness scores, whose requests can be compared then."""
+
 TASKS: dict[str, dict[str, Any]] = {
     "plain": {},
     "description": {"description": "Say what it is about.\n\n"},
@@ -164,7 +168,7 @@ def test_training_reads_what_the_harness_asks(write_task, chat_tokenizer, kind):
     contexts = {}
     for name, options in OPTIONS.items():
         asked = asked_by_the_harness(folder, chat_tokenizer, options)
-        documents = read_documents(task, "training", ContextOptions(**options), template)
+        documents = read_documents(task, training_rows(task, ALLOWED), ContextOptions(**options), template)
         assert len(documents) == len(asked) == 12
         for number, document in enumerate(documents):
             if kind == "generation":
@@ -184,14 +188,14 @@ def test_the_contexts_hold_what_was_asked_for(write_task, chat_tokenizer):
     (task,) = load_tasks(["written"], folder)
     template = Listener(chat_tokenizer).apply_chat_template
     options = ContextOptions(num_fewshot=1, apply_chat_template=True, system_instruction="Be brief.")
-    document = read_documents(task, "training", options, template)[0]
+    document = read_documents(task, training_rows(task, ALLOWED), options, template)[0]
     assert document.pairs[0] == (
         "[system]Be brief.[end][user]Text 100 on it.\nTopic:[end][assistant]It is about goal[end]"
         "[user]Text 0 on it.\nTopic:[end][assistant]It is about",
         " river",
     )
     options = ContextOptions(num_fewshot=1, system_instruction="Be brief.")
-    assert read_documents(task, "training", options)[0].pairs[0] == (
+    assert read_documents(task, training_rows(task, ALLOWED), options)[0].pairs[0] == (
         "Be brief.Text 100 on it.\nTopic: It is about goal\n\nText 0 on it.\nTopic: It is about",
         " river",
     )
@@ -202,7 +206,7 @@ def test_a_document_is_not_among_its_own_shots(write_task, split):
     """Where shots come from the training split: as the task says, or because it says nothing."""
     changes = {"fewshot_split": split} if split else {}
     (task,) = load_tasks(["written"], write_task(rows=5, test_split=None, validation_split="more", **changes))
-    documents = read_documents(task, "training", ContextOptions(num_fewshot=4))
+    documents = read_documents(task, training_rows(task, ALLOWED), ContextOptions(num_fewshot=4))
     for number, document in enumerate(documents):
         context = document.pairs[0][0]
         assert [context.count(f"Text {other} on") for other in range(5)] == [1] * 5
@@ -212,18 +216,18 @@ def test_a_document_is_not_among_its_own_shots(write_task, split):
 def test_shots_that_the_task_writes_out_are_not_learned(write_task, caplog):
     samples = [{"text": f"Text {number} on it.", "hint": f"Hint {number}", "label": number % 3} for number in (3, 200)]
     (task,) = load_tasks(["written"], write_task(num_fewshot=2, fewshot_config={"samples": samples}))
-    documents = read_documents(task, "training")
+    documents = read_documents(task, training_rows(task, ALLOWED))
     assert len(documents) == 11
     assert all(document.pairs[0][0].count("Text 3 on") == 1 for document in documents)
     assert "written: 1 of 12 training documents are among the shots: left out" in caplog.text
-    assert len(read_documents(task, "training", ContextOptions(num_fewshot=0))) == 12
+    assert len(read_documents(task, training_rows(task, ALLOWED), ContextOptions(num_fewshot=0))) == 12
 
 
 def test_the_task_stays_as_it_is(write_task):
     folder = write_task(num_fewshot=2)
     (task,) = load_tasks(["written"], folder)
     before = task.dump_config()
-    as_scored(task, ContextOptions(num_fewshot=1), "training")
+    as_scored(task, ContextOptions(num_fewshot=1), ["train"])
     assert task.dump_config() == before
 
 
@@ -231,7 +235,7 @@ def test_too_many_shots_are_one_line(write_task):
     (task,) = load_tasks(["written"], write_task(rows=3, fewshot_split="train"))
     options = ContextOptions(num_fewshot=3)
     with pytest.raises(UserError, match="'written' with num_fewshot 3 .*give another --num-fewshot") as caught:
-        build_requests(as_scored(task, options, "training"), task.training_docs()[0], options, None)
+        build_requests(as_scored(task, options, ["train"]), task.training_docs()[0], options, None)
     assert "\n" not in str(caught.value)
 
 
@@ -266,6 +270,7 @@ def test_a_run_reads_chats_and_says_how_many_shots(write_task, chat_tokenizer, t
     config = TrainingConfig(
         model="mini", task="written", include_path=folder, output=str(tmp_path / "p.safetensors"),
         apply_chat_template="default", system_instruction="Be brief.", prompt_length=2,
+        allow_test_documents=True,
     )  # fmt: skip
     with pytest.raises(UserError, match="tokenizer has no chat template"):
         ExampleReader(lm).read(config)

@@ -42,6 +42,8 @@ INTERNALS = [
     ("lm_eval.tasks", "TaskManager.all_tasks.fget", ["self"]),
     ("lm_eval.tasks._index", "TaskIndex.build", ["paths", "resolve_includes"]),
     ("lm_eval.tasks._yaml_loader", "load_yaml", ["path", "resolve_func", "recursive", "_seen"]),
+    ("lm_eval.api.task", "ConfigurableTask.download", ["self", "dataset_kwargs", "..."]),
+    ("lm_eval.api.task", "ConfigurableTask.training_docs", ["self"]),
     ("lm_eval.api.task", "ConfigurableTask.fewshot_context", ["self", "doc", "num_fewshot", "..."]),
     ("lm_eval.api.task", "ConfigurableTask.construct_requests", ["self", "doc", "ctx", "..."]),
     ("lm_eval.api.instance", "Instance", ["request_type", "doc", "arguments", "idx", "task_name", "doc_id", "..."]),
@@ -248,7 +250,9 @@ def test_the_index_of_tasks_has_two_names(name: str) -> None:
 def test_patterns_match_tasks_groups_and_tags(manager: lm_eval.tasks.TaskManager) -> None:
     found = patches.match_tasks(manager, ["mini_topics", "mini_topics_*_Arab", "mini_topics_arb_Arab"])
     assert found == ["mini_topics", "mini_topics_arb_Arab", "mini_topics_instruct_arb_Arab"]
-    with pytest.raises(UserError, match=r"there is no task 'mini_topics_xxx', 'y\*': `lm_eval ls tasks` lists all"):
+    with pytest.raises(
+        UserError, match=r"there is no task 'mini_topics_xxx', 'y\*'; did you mean mini_topics_arb_Arab"
+    ):
         patches.match_tasks(manager, ["mini_topics", "mini_topics_xxx", "y*"])
 
 

@@ -58,6 +58,13 @@ def test_the_hub_reads_the_front_matter(prompt_file: Path, results: Path) -> Non
     }
 
 
+def test_a_card_says_that_test_documents_were_seen(prompt_file: Path) -> None:
+    prompt = SoftPrompt.load(prompt_file)
+    assert "test documents**" not in model_card(prompt, "here")
+    seen = SoftPrompt(prompt.vectors, prompt.metadata | {"scored_documents": {"training": 40, "validation": 0}}, "seen")
+    assert "**It has seen test documents**: 40 of the training documents are also scored" in model_card(seen, "here")
+
+
 def test_the_table_shows_this_prompt_and_what_it_is_compared_with(prompt_file: Path, results: Path) -> None:
     arms, _ = read_arms([("the | bar", results / "prompt"), ("no prompt", results / "none")])
     lines = model_card(SoftPrompt.load(prompt_file), str(prompt_file), arms).splitlines()

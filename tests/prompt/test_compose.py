@@ -14,6 +14,7 @@ from lm_eval_spt import cli
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.prompt.compose import MODES, compose
+from lm_eval_spt.prompt.ensemble import Ensemble
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from tests.helpers.paths import ROOT
 
@@ -69,6 +70,20 @@ def test_the_record_names_the_parts_and_keeps_what_they_share():
     assert composed.metadata["tasks"] == ["t_eng", "t_arb"]
     assert composed.metadata["source_languages"] == ["eng_Latn", "arb_Arab"]
     assert composed.metadata["hyperparameters"] == {"add_bos_token": False}
+
+
+def test_what_has_seen_test_documents_stays_known():
+    seen = prompt(scored_documents={"training": 3, "validation": 0})
+    more = prompt(name="b", seed=1, scored_documents={"training": 2, "validation": 5})
+    for mode in ("mean", "concat"):
+        composed = compose([seen, prompt(name="c", seed=2), more], mode)
+        assert composed.metadata["scored_documents"] == {"training": 3, "validation": 5}
+    ensemble = Ensemble((seen, prompt(name="c", seed=2)))
+    assert ensemble.metadata["scored_documents"] == {"training": 3, "validation": 0}
+    clean = [prompt(), prompt(name="c", seed=2)]
+    assert "scored_documents" not in compose(clean, "mean").metadata | Ensemble(tuple(clean)).metadata
+    with pytest.raises(UserError, match="scored_documents .* expected an object of whole numbers"):
+        prompt(scored_documents={"training": "many"})
 
 
 def test_a_prompt_that_does_not_name_its_base_is_taken_at_its_word():

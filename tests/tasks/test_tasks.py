@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import runpy
 import shutil
@@ -17,8 +18,12 @@ from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import make_table
 
+from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.common.paths import tasks_folder
 from lm_eval_spt.harness.patches import task_index
+from lm_eval_spt.train.config import DocumentOptions
+from lm_eval_spt.train.examples import load_tasks, read_documents
+from lm_eval_spt.train.splits import training_rows
 
 TASKS = tasks_folder()
 MINI_DATA = TASKS / "mini_topics" / "data"
@@ -56,11 +61,11 @@ def evaluate(manager: TaskManager, task: str, **arguments: Any) -> dict[str, Any
     return simple_evaluate(LengthLM(), tasks=[task], task_manager=manager, **arguments)
 
 
-@pytest.mark.parametrize("folder", ["sib200", "mini_topics"])
+@pytest.mark.parametrize("folder", ["sib200", "mini_topics", "nusax"])
 def test_the_generated_files_are_the_committed_ones(tmp_path: Path, folder: str) -> None:
     copy = tmp_path / folder
     shutil.copytree(TASKS / folder, copy, ignore=shutil.ignore_patterns("*.yaml", "data", "__pycache__"))
-    generate = runpy.run_path(str(TASKS / "sib200" / "generate.py"))["generate"]
+    generate = runpy.run_path(str(TASKS / "generate.py"))["generate"]
     committed = {str(path.relative_to(TASKS / folder)): path.read_text() for path in (TASKS / folder).rglob("*.yaml")}
     assert generate(copy) == committed
 
@@ -72,6 +77,7 @@ def test_every_task_and_group_is_there(manager: TaskManager) -> None:
         **{f"sib200{family}_31": 31 for family in ("", "_instruct", "_xglm", "_bloom")},
         **{f"sib200{family}_paper": 52 for family in ("", "_instruct", "_xglm", "_bloom")},
         **{f"mini_topics{family}": 21 for family in ("", "_instruct")},
+        **{f"nusax{family}": 12 for family in ("", "_instruct")},
     }
     for group in manager.all_groups:
         members = task_index(manager)[group].cfg["task"]
@@ -79,7 +85,7 @@ def test_every_task_and_group_is_there(manager: TaskManager) -> None:
         assert set(members) <= set(manager.all_subtasks)
         family = group.removesuffix("_paper").removesuffix("_31")
         assert all(name.removeprefix(f"{family}_").count("_") == 1 for name in members)
-    assert len(manager.all_subtasks) == 4 * 205 + 2 * 21
+    assert len(manager.all_subtasks) == 4 * 205 + 2 * 21 + 2 * 12
 
 
 def test_the_languages_of_the_paper_have_the_scripts_that_its_models_saw(manager: TaskManager) -> None:
@@ -204,3 +210,67 @@ def test_all_languages_of_sib200_load_in_under_ten_seconds(
         assert sizes == (701, 99, 204)
         for split, expected in index_ids.items():
             assert sorted(task.dataset[split]["index_id"]) == expected
+
+
+# -- NusaX -------------------------------------------------------------------------------------------------------------
+
+SENTIMENTS = ["negative", "neutral", "positive"]
+
+
+@pytest.fixture
+def nusax(nusax_folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.setenv("NUSAX_DIR", str(nusax_folder))
+    return TaskManager(include_path=str(TASKS), include_defaults=False).load(["nusax", "nusax_instruct"])["tasks"]
+
+
+def test_nusax_is_parallel_in_the_order_of_its_documents(nusax: dict[str, Any]) -> None:
+    """The numbers of documents in samples files, by which documents are resampled, mean the same text everywhere."""
+    columns = {
+        split: {
+            (tuple(task.dataset[split]["index_id"]), tuple(task.dataset[split]["label"])) for task in nusax.values()
+        }
+        for split in ("train", "validation", "test")
+    }
+    assert {split: [len(ids) for ids, _ in found] for split, found in columns.items()} == {
+        "train": [500], "validation": [100], "test": [400],
+    }  # fmt: skip
+
+
+def test_what_a_model_is_shown_of_nusax(nusax: dict[str, Any], nusax_folder: Path) -> None:
+    with (nusax_folder / "toba_batak" / "test.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    instruction = "Sentiment Analysis: negative, neutral, positive.\n\nThe label of [{}] is"
+    for name, context in (("nusax_bbc_Latn", "{}"), ("nusax_instruct_bbc_Latn", instruction)):
+        task = nusax[name]
+        task.build_all_requests()
+        assert [request.args for request in task.instances] == [
+            (context.format(row["text"]), f" {label}") for row in rows for label in SENTIMENTS
+        ]
+        assert [SENTIMENTS[row["label"]] for row in task.test_docs()] == [row["label"] for row in rows]
+
+
+def test_nusax_says_where_its_data_can_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NUSAX_DIR", str(tmp_path))
+    manager = TaskManager(include_path=str(TASKS), include_defaults=False)
+    with pytest.raises(UserError, match=r"NusaX: can not read .*/madurese/train\.csv .*set NUSAX_DIR or --metadata"):
+        manager.load(["nusax_mad_Latn"])
+
+
+def test_nollysenti_is_learned_from_a_file_and_read_from_a_copy(nollysenti_folder: Path, tmp_path: Path) -> None:
+    """The harness's own tasks, without a training split, by the data set's own files."""
+    data, columns = f"nollysenti={nollysenti_folder}", "review=*_review,label=sentiment"
+    loaded = load_tasks(["nollysenti_prompt_1"], None, data, columns)
+    for task in loaded:
+        with (nollysenti_folder / task.config.dataset_name / "test.tsv").open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file, delimiter="\t"))
+        texts = [row[f"{task.config.dataset_name}_review"] for row in rows]
+        assert [task.doc_to_text(row) for row in task.test_docs()] == [
+            f'Does this movie description "{text}" have a Positive or Negative sentiment? Labels only\\n'
+            for text in texts
+        ]
+        assert [row["label"] for row in task.test_docs()] == [row["sentiment"] for row in rows]
+    english = next(task for task in loaded if task.config.dataset_name == "en")
+    options = DocumentOptions(train_file=str(nollysenti_folder / "en" / "train.tsv"), columns=columns)
+    documents = read_documents(english, training_rows(english, options))
+    assert {document.label for document in documents} == {"positive", "negative"}
+    assert len(documents) == 1302 - 10  # ten short reviews are test documents, too

@@ -9,6 +9,7 @@ import pytest
 from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.train.base import Base, base_of
 from lm_eval_spt.train.examples import Document, load_tasks, read_documents
+from lm_eval_spt.train.splits import training_rows
 from tests.helpers.models import build_encoder_decoder, build_model
 from tests.helpers.training import TASK
 
@@ -20,7 +21,8 @@ def mini() -> SPTLM:
 
 @pytest.fixture(scope="session")
 def documents() -> list[Document]:
-    return read_documents(load_tasks([TASK])[0], "training")
+    (task,) = load_tasks([TASK])
+    return read_documents(task, training_rows(task))
 
 
 @pytest.fixture(scope="module")

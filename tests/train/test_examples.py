@@ -14,6 +14,7 @@ from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.harness import patches
 from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.train.examples import Document, choose, encode, load_tasks, read_documents
+from lm_eval_spt.train.splits import training_rows
 from tests.helpers.models import random_prompt
 from tests.helpers.training import TASK
 
@@ -62,9 +63,9 @@ def test_texts_are_cut_to_make_room_for_the_prompt(mini):
 def test_a_task_without_training_documents(tmp_path, capsys):
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "t.yaml").write_text(
-        "task: only_test\nclass: !function lm_eval_spt.harness.topics.MiniTopicsTask\ndataset_name: eng_Latn\n"
-        "output_type: multiple_choice\ntest_split: test\ndoc_to_text: text\ndoc_to_target: label\n"
-        "doc_to_choice: [a, b, c, d, e, f, g]\n"
+        "task: only_test\nclass: !function lm_eval_spt.harness.text_classification.MiniTopicsTask\n"
+        "dataset_name: eng_Latn\noutput_type: multiple_choice\ntest_split: test\n"
+        "doc_to_text: text\ndoc_to_target: label\ndoc_to_choice: [a, b, c, d, e, f, g]\n"
     )
     flags = ["--model", "mini", "--task", "only_test", "--include-path", str(tmp_path / "tasks")]
     assert main([*flags, "--output", str(tmp_path / "p.safetensors")]) == 1
@@ -75,9 +76,10 @@ def labelled(folder: Path, labels: list, **changes) -> Path:
     """Write a task of a document for each label, without a validation split; returns its folder."""
     rows = [{"text": f"Text {number} about it.", "label": label} for number, label in enumerate(labels)]
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    file = f"{folder}/rows.jsonl"
     task = {
-        "task": "labelled", "dataset_path": "json", "dataset_kwargs": {"data_files": {"train": f"{folder}/rows.jsonl"}},
-        "training_split": "train", "test_split": "train", "output_type": "multiple_choice", "doc_to_text": "text",
+        "task": "labelled", "dataset_path": "json", "dataset_kwargs": {"data_files": {"train": file, "test": file}},
+        "training_split": "train", "test_split": "test", "output_type": "multiple_choice", "doc_to_text": "text",
         "doc_to_target": "label", "doc_to_choice": ["river", "goal", "vote"],
     }  # fmt: skip
     (folder / "labelled.yaml").write_text(yaml.safe_dump(task | changes))
@@ -88,7 +90,7 @@ def labelled(folder: Path, labels: list, **changes) -> Path:
 def test_documents_without_a_label_are_left_out(tmp_path, monkeypatch, caplog, kind):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     (task,) = load_tasks(["labelled"], str(labelled(tmp_path, [0, -1, 2, -1, 1], output_type=kind)))
-    documents = read_documents(task, "training")
+    documents = read_documents(task, training_rows(task))
     assert [document.pairs[document.gold][1] for document in documents] == [" river", " vote", " goal"]
     assert [document.pairs[0][0][:6] for document in documents] == ["Text 0", "Text 2", "Text 4"]
     assert "labelled: 2 of 5 training documents have no label (-1): left out" in caplog.text
@@ -101,7 +103,7 @@ BAD_LABELS = {
     ),
     "negative": ([0, -2, 1], "error: training document 1 of labelled has the label -2: "),
     "none": ([None, 1, 2], "error: training document 0 of labelled has the label None: "),
-    "a document alone": ([1], "error: the task 'labelled' has one training document and no validation split: "),
+    "a document alone": ([1], "error: the task 'labelled' has one training document and no validation documents: "),
     "no label at all": ([-1, -1], "error: the task 'labelled' has no training documents with a label: "),
 }
 

@@ -1,7 +1,7 @@
 """Write the YAML files of a task folder: a task per template and language, a group per template and list of languages.
 
-    python tasks/sib200/generate.py                     # this folder
-    python tasks/sib200/generate.py tasks/mini_topics   # another one
+    python tasks/generate.py                # every folder here that has a languages.txt
+    python tasks/generate.py tasks/nusax    # one of them
 
 A template is a file whose name begins with an underscore and has no suffix: `_sib200_bloom` makes the tasks
 `sib200_bloom_<language>`, one for each line of `languages.txt`, in the folder `sib200_bloom/`, and the group
@@ -44,13 +44,14 @@ def generate(folder: Path) -> dict[str, str]:
 
 
 def main() -> None:
-    """Write the files of the folder named on the command line; the default is the folder of this script."""
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent
-    files = generate(folder)
-    for path, text in files.items():
-        (folder / path).parent.mkdir(exist_ok=True)
-        (folder / path).write_text(text)
-    print(f"{folder}: {len(files)} files written")
+    """Write the files of the folders named on the command line; the default is every folder beside this script."""
+    folders = list(map(Path, sys.argv[1:])) or [path.parent for path in Path(__file__).parent.glob("*/languages.txt")]
+    for folder in folders:
+        files = generate(folder)
+        for path, text in files.items():
+            (folder / path).parent.mkdir(exist_ok=True)
+            (folder / path).write_text(text)
+        print(f"{folder}: {len(files)} files written")
 
 
 if __name__ == "__main__":

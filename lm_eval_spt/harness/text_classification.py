@@ -1,22 +1,20 @@
-"""Topic classification, the part in Python: reading the documents, and macro-F1 with its standard error.
+"""Text classification, the part in Python: reading the documents, and macro-F1 with its standard error.
 
-SIB-200 and mini_topics have the same layout: ``<folder>/<language>/{train,dev,test}.tsv`` with the columns
-``index_id``, ``category`` and ``text``. They share the seven categories of :data:`CATEGORIES`. The YAML files under
-``tasks/`` say what a model is shown and which answers it chooses among. They name the classes and functions of this
-module.
+SIB-200, mini_topics and NusaX hold the same documents in every language: ``<folder>/<language>/`` has a file for each
+split. The YAML files under ``tasks/`` say what a model is shown and which answers it chooses among. They name the
+classes and functions of this module.
 """
 
 from __future__ import annotations
 
-import csv
 import functools
-import io
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import datasets
 import numpy as np
@@ -27,13 +25,35 @@ from lm_eval.api.registry import metric_registry, register_metric
 
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.common.paths import tasks_folder
+from lm_eval_spt.common.tables import read_table
+from lm_eval_spt.harness.local_data import local_copy
 from lm_eval_spt.harness.patches import multiple_choice_task
 
-CATEGORIES = ("science/technology", "travel", "politics", "sports", "health", "entertainment", "geography")
-"""The categories. The ``label`` of a document is the position of its category here."""
 
-COLUMNS = ("index_id", "category", "text")
-SPLIT_FILES = {"train": "train.tsv", "validation": "dev.tsv", "test": "test.tsv"}
+@dataclass(frozen=True)
+class Layout:
+    """What the files of a data set look like: UTF-8, quoted as in CSV, with a header.
+
+    Attributes:
+        files: split to file name; the ending says what separates the columns.
+        columns: those of the document's number, its category and its text.
+        categories: the categories; the ``label`` of a document is the position of its category here.
+    """
+
+    files: Mapping[str, str]
+    columns: tuple[str, str, str]
+    categories: tuple[str, ...]
+
+
+CATEGORIES = ("science/technology", "travel", "politics", "sports", "health", "entertainment", "geography")
+TOPICS = Layout(
+    {"train": "train.tsv", "validation": "dev.tsv", "test": "test.tsv"}, ("index_id", "category", "text"), CATEGORIES
+)
+SENTIMENT = Layout(
+    {"train": "train.csv", "validation": "valid.csv", "test": "test.csv"},
+    ("id", "label", "text"),
+    ("negative", "neutral", "positive"),
+)
 FEATURES = datasets.Features(
     {
         "index_id": datasets.Value("int64"),
@@ -62,7 +82,7 @@ class Documents(datasets.Dataset):
 MultipleChoiceTask: Any = multiple_choice_task()
 
 
-class TopicTask(MultipleChoiceTask):
+class ParallelTask(MultipleChoiceTask):
     """A YAML task whose documents come from :meth:`documents`.
 
     The YAML names a subclass under ``class:``. The harness has two other ways. A function under ``custom_dataset:``
@@ -102,49 +122,96 @@ class TopicTask(MultipleChoiceTask):
         return scores, documents
 
 
-class MiniTopicsTask(TopicTask):
+class MiniTopicsTask(ParallelTask):
     """mini_topics. Its data lies beside its YAML files."""
 
     def documents(self, language: str) -> datasets.DatasetDict:
         return read_language(tasks_folder() / "mini_topics" / "data", language)
 
 
-class SIB200Task(TopicTask):
-    """SIB-200, from a local copy if one is named, otherwise from the Hugging Face Hub.
+class PublishedTask(ParallelTask):
+    """A data set from a local copy if one is named, otherwise from the Hugging Face Hub.
 
-    ``--metadata sib200_dir=FOLDER`` names the local copy, or else the environment variable ``SIB200_DIR``.
+    A local copy is named with ``--metadata sib200_dir=FOLDER`` (or what else :attr:`variable` says), with ``--data``,
+    or by the environment variable; the first of these counts.
 
-    Raises:
-        UserError: the documents can not be read or downloaded, or a file of the local copy is malformed.
+    Attributes:
+        title: of the data set.
+        variable: the environment variable; in small letters, the key of the metadata.
+        layout: of the local copy's files.
     """
 
+    title: str
+    variable: str
+    layout = TOPICS
+
+    def folder_name(self, language: str) -> str:
+        """Return what the local copy's folder of a language is called."""
+        return language
+
+    def hub_arguments(self, language: str) -> dict[str, Any]:
+        """Return the arguments of ``load_dataset`` that choose a language."""
+        return {"name": language}
+
     def documents(self, language: str) -> datasets.DatasetDict:
-        hub_id = self.config.dataset_path
-        folder = (self.config.metadata or {}).get("sib200_dir") or os.environ.get("SIB200_DIR")
-        local_way = "set SIB200_DIR or --metadata sib200_dir=... to a folder with <language>/{train,dev,test}.tsv"
+        """Return the splits of a language.
+
+        Raises:
+            UserError: the documents can not be read or downloaded, or a file of the local copy is malformed.
+        """
+        hub_id, metadata = self.config.dataset_path, self.config.metadata or {}
+        key = self.variable.lower()
+        folder = metadata.get(key) or local_copy(hub_id, metadata) or os.environ.get(self.variable)
+        files = ",".join(self.layout.files.values())
+        local_way = f"set {self.variable} or --metadata {key}=... to a folder with <language>/{{{files}}}"
         if folder:
             try:
-                return read_language(Path(str(folder)).expanduser(), language)
+                return read_language(Path(str(folder)).expanduser(), self.folder_name(language), self.layout)
             except OSError as error:
                 raise UserError(
-                    f"SIB-200: can not read {error.filename} ({error.strerror}); {local_way}, "
+                    f"{self.title}: can not read {error.filename} ({error.strerror}); {local_way}, "
                     f"or set neither, to download {hub_id} from the Hugging Face Hub"
                 ) from error
         try:
-            return download_language(hub_id, language)
+            return download_language(hub_id, self.hub_arguments(language), self.layout)
         except Exception as error:  # load_dataset raises errors of every kind; what the user can do is the same
             raise UserError(
-                f"SIB-200: can not download {language} of {hub_id} from the Hugging Face Hub "
+                f"{self.title}: can not download {language} of {hub_id} from the Hugging Face Hub "
                 f"({type(error).__name__}); check the network, or {local_way}"
             ) from error
 
 
-def read_language(folder: Path, language: str) -> datasets.DatasetDict:
-    """Read ``<folder>/<language>/{train,dev,test}.tsv``.
+class SIB200Task(PublishedTask):
+    """SIB-200: topics in 205 languages."""
+
+    title, variable = "SIB-200", "SIB200_DIR"
+
+
+class NusaXTask(PublishedTask):
+    """NusaX-Senti: sentiment in 12 languages."""
+
+    title, variable, layout = "NusaX", "NUSAX_DIR", SENTIMENT
+    folders: ClassVar = {
+        "ace_Latn": "acehnese", "ban_Latn": "balinese", "bbc_Latn": "toba_batak", "bjn_Latn": "banjarese",
+        "bug_Latn": "buginese", "eng_Latn": "english", "ind_Latn": "indonesian", "jav_Latn": "javanese",
+        "mad_Latn": "madurese", "min_Latn": "minangkabau", "nij_Latn": "ngaju", "sun_Latn": "sundanese",
+    }  # fmt: skip
+
+    def folder_name(self, language: str) -> str:
+        return self.folders[language]
+
+    def hub_arguments(self, language: str) -> dict[str, Any]:
+        # The repository holds a script, which `datasets` no longer runs; the Hub keeps its output in this branch.
+        return {"data_dir": language.partition("_")[0], "revision": "refs/convert/parquet"}
+
+
+def read_language(folder: Path, language: str, layout: Layout = TOPICS) -> datasets.DatasetDict:
+    """Read ``<folder>/<language>/{train,dev,test}.tsv``, or what else `layout` says.
 
     Args:
         folder: has one folder per language.
-        language: such as ``eng_Latn``.
+        language: the folder's name, such as ``eng_Latn``.
+        layout: of the files.
 
     Returns:
         The splits ``train``, ``validation`` and ``test`` with the columns ``index_id``, ``category``, ``text`` and
@@ -154,39 +221,33 @@ def read_language(folder: Path, language: str) -> datasets.DatasetDict:
         OSError: a file can not be read.
         UserError: a file is malformed; the message names the file and the line.
     """
-    return datasets.DatasetDict({split: read_file(folder / language / name) for split, name in SPLIT_FILES.items()})
+    files = {split: folder / language / name for split, name in layout.files.items()}
+    return datasets.DatasetDict({split: read_file(path, layout) for split, path in files.items()})
 
 
-def read_file(path: Path) -> datasets.Dataset:
-    """Read one file of :func:`read_language`: tab-separated, quoted as in CSV, UTF-8, with a header.
+def read_file(path: Path, layout: Layout = TOPICS) -> datasets.Dataset:
+    """Read one file of :func:`read_language`.
 
     Raises:
         OSError: it can not be read.
         UserError: it is malformed; the message names the file and the line.
     """
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: expected UTF-8 text ({error})") from error
-    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t", strict=True)
-    try:
-        missing = [column for column in COLUMNS if column not in (rows.fieldnames or ())]
-        if missing:
-            raise ValueError(f"no column {', '.join(missing)}; expected a header with {', '.join(COLUMNS)}")
-        documents = [_check_row(row) for row in rows]
-        if not documents:
-            raise ValueError("no documents after the header; expected at least one")
-        return _dataset(documents)
-    except (ValueError, csv.Error) as error:
-        raise UserError(f"{path}, line {rows.reader.line_num}: {error}") from error
+    documents = []
+    for line, row in read_table(path, layout.columns):
+        try:
+            documents.append(_check_row(row, layout))
+        except ValueError as error:
+            raise UserError(f"{path}, line {line}: {error}") from error
+    return _dataset(documents, layout)
 
 
-def download_language(hub_id: str, language: str) -> datasets.DatasetDict:
+def download_language(hub_id: str, arguments: Mapping[str, Any], layout: Layout) -> datasets.DatasetDict:
     """Load one language from the Hugging Face Hub, or from an earlier download.
 
     Args:
         hub_id: the dataset's name on the Hub.
-        language: its configuration, such as ``eng_Latn``.
+        arguments: further ones of ``load_dataset``.
+        layout: names the columns, and the categories where the data set says them.
 
     Returns:
         What :func:`read_language` returns.
@@ -195,14 +256,15 @@ def download_language(hub_id: str, language: str) -> datasets.DatasetDict:
         Exception: anything that ``load_dataset`` raises.
     """
     with _cache_only(not _hub_answers(hub_id)):
-        downloaded = datasets.load_dataset(hub_id, language)
+        downloaded = datasets.load_dataset(hub_id, **arguments)
+    number, name, text = layout.columns
     splits = {}
-    for split in SPLIT_FILES:
+    for split in layout.files:
         rows = downloaded[split]
-        categories, category = rows["category"], rows.features["category"]
+        categories, category = rows[name], rows.features[name]
         if isinstance(category, datasets.ClassLabel):
             categories = category.int2str(list(categories))
-        splits[split] = _dataset(zip(rows["index_id"], categories, rows["text"], strict=True))
+        splits[split] = _dataset(zip(map(int, rows[number]), categories, rows[text], strict=True), layout)
     return datasets.DatasetDict(splits)
 
 
@@ -227,23 +289,23 @@ def _cache_only(switch: bool) -> Iterator[None]:
         datasets.config.HF_HUB_OFFLINE = before
 
 
-def _check_row(row: Mapping[str | None, Any]) -> tuple[int, str, str]:
-    """Return the index_id, category and text of a row; raise ``ValueError`` if one of them is malformed."""
-    if None in row or None in row.values():
-        raise ValueError("the number of fields is not that of the header")
-    if not row["index_id"].isdecimal() or len(row["index_id"]) > 18:  # what fits into 64 bits
-        raise ValueError(f"index_id is {row['index_id']!r}; expected a whole number")
-    if row["category"] not in CATEGORIES:
-        raise ValueError(f"unknown category {row['category']!r}; expected one of {', '.join(CATEGORIES)}")
-    if not row["text"].strip():
+def _check_row(row: Mapping[str, str], layout: Layout) -> tuple[int, str, str]:
+    """Return the number, category and text of a row; raise ``ValueError`` if one of them is malformed."""
+    number, category, text = (row[column] for column in layout.columns)
+    number_name, category_name, _ = layout.columns
+    if not number.isdecimal() or len(number) > 18:  # what fits into 64 bits
+        raise ValueError(f"{number_name} is {number!r}; expected a whole number")
+    if category not in layout.categories:
+        raise ValueError(f"unknown {category_name} {category!r}; expected one of {', '.join(layout.categories)}")
+    if not text.strip():
         raise ValueError("the text is empty")
-    return int(row["index_id"]), row["category"], row["text"]
+    return int(number), category, text
 
 
-def _dataset(documents: Iterable[tuple[int, str, str]]) -> datasets.Dataset:
-    """Return a dataset of (index_id, category, text) documents, with the column ``label`` added."""
+def _dataset(documents: Iterable[tuple[int, str, str]], layout: Layout) -> datasets.Dataset:
+    """Return a dataset of (number, category, text) documents, with the column ``label`` added."""
     index_ids, categories, texts = zip(*documents, strict=True)
-    labels = [CATEGORIES.index(category) for category in categories]
+    labels = [layout.categories.index(category) for category in categories]
     columns = {"index_id": index_ids, "category": categories, "text": texts, "label": labels}
     # Dataset.from_dict takes ten times as long: it hashes the content for caches that are not used here.
     return Documents(pa.table(columns, schema=FEATURES.arrow_schema), fingerprint=generate_random_fingerprint())

@@ -16,7 +16,7 @@ from lm_eval.tasks import TaskManager
 
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.common.paths import tasks_folder
-from lm_eval_spt.harness import topics
+from lm_eval_spt.harness import text_classification
 
 CATEGORIES = ["science/technology", "travel", "politics", "sports", "health", "entertainment", "geography"]
 HEADER = "index_id\tcategory\ttext\n"
@@ -51,13 +51,13 @@ def test_a_file_is_read_as_the_csv_writer_wrote_it(
         writer = csv.writer(file, delimiter="\t")
         writer.writerow(["index_id", "category", "text"])
         writer.writerows(rows)
-    dataset = topics.read_file(path)
+    dataset = text_classification.read_file(path)
     assert [(row["index_id"], row["category"], row["text"]) for row in dataset] == rows
     assert [CATEGORIES[row["label"]] for row in dataset] == [category for _, category, _ in rows]
 
 
 def test_documents_one_by_one_are_those_of_a_plain_dataset() -> None:
-    dataset = topics.read_file(tasks_folder() / "mini_topics" / "data" / "eng_Latn" / "test.tsv")
+    dataset = text_classification.read_file(tasks_folder() / "mini_topics" / "data" / "eng_Latn" / "test.tsv")
     plain = datasets.Dataset(dataset.data.table)
     assert list(dataset) == list(plain) == [dataset[index] for index in range(len(dataset))]
     assert list(dataset.select([3, 1])) == [plain[3], plain[1]]
@@ -73,7 +73,12 @@ def test_documents_one_by_one_are_those_of_a_plain_dataset() -> None:
 def test_columns_may_come_in_any_order_beside_others_and_after_a_byte_order_mark(tmp_path: Path) -> None:
     path = tmp_path / "train.tsv"
     path.write_text("text\tsource\tindex_id\tcategory\nSome words\tme\t7\tsports\n", encoding="utf-8-sig")
-    assert topics.read_file(path)[0] == {"index_id": 7, "category": "sports", "text": "Some words", "label": 3}
+    assert text_classification.read_file(path)[0] == {
+        "index_id": 7,
+        "category": "sports",
+        "text": "Some words",
+        "label": 3,
+    }
 
 
 @pytest.mark.parametrize(
@@ -97,7 +102,7 @@ def test_a_bad_file_is_one_line_that_names_the_file_and_the_line(
     path = tmp_path / "train.tsv"
     path.write_bytes(content)
     with pytest.raises(UserError) as raised:
-        topics.read_file(path)
+        text_classification.read_file(path)
     message = str(raised.value)
     assert message.startswith(f"{path}, line {line}: " if line is not None else f"{path}: ")
     assert reason in message
@@ -140,9 +145,9 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """No local copy, and a Hub that nobody has asked yet."""
     monkeypatch.delenv("SIB200_DIR", raising=False)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
-    topics._hub_answers.cache_clear()
+    text_classification._hub_answers.cache_clear()
     yield monkeypatch
-    topics._hub_answers.cache_clear()
+    text_classification._hub_answers.cache_clear()
 
 
 @pytest.mark.parametrize("feature", [datasets.Value("string"), datasets.ClassLabel(names=sorted(CATEGORIES))])
@@ -160,7 +165,7 @@ def test_a_download_has_the_same_columns_and_labels_as_a_local_copy(
         asked.append((path, name, datasets.config.HF_HUB_OFFLINE))
         return datasets.DatasetDict(train=split, validation=split, test=split)
 
-    hub.setattr(topics.HfApi, "dataset_info", lambda *_, **__: None)
+    hub.setattr(text_classification.HfApi, "dataset_info", lambda *_, **__: None)
     hub.setattr(datasets, "load_dataset", load_dataset)
     dataset = load_english()
     assert asked == [("Davlan/sib200", "eng_Latn", False)]
@@ -171,6 +176,36 @@ def test_a_download_has_the_same_columns_and_labels_as_a_local_copy(
     ]
 
 
+def test_nusax_is_read_from_the_parquet_files_that_the_hub_keeps(hub: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A folder in the layout of the Hub's branch stands in for it; the library's own code finds the splits there."""
+    labels = datasets.ClassLabel(names=["negative", "neutral", "positive"])
+    features = datasets.Features(
+        {name: datasets.Value("string") for name in ("id", "text", "lang")} | {"label": labels}
+    )
+    for split in ("train", "validation", "test"):
+        row = {"id": "411", "text": f"Kolèk {split}", "lang": "ace", "label": 2}
+        for code in ("ace", "mad"):
+            place = tmp_path / code / split / "0000.parquet"
+            place.parent.mkdir(parents=True)
+            datasets.Dataset.from_list([row | {"lang": code}], features=features).to_parquet(str(place))
+    load, asked = datasets.load_dataset, []
+
+    def load_dataset(path: str, revision: str, **arguments: str) -> datasets.DatasetDict:
+        asked.append((path, revision))
+        return load(str(tmp_path), cache_dir=str(tmp_path / "cache"), **arguments)
+
+    hub.delenv("NUSAX_DIR", raising=False)
+    hub.setattr(text_classification.HfApi, "dataset_info", lambda *_, **__: None)
+    hub.setattr(datasets, "load_dataset", load_dataset)
+    manager = TaskManager(include_path=str(tasks_folder()), include_defaults=False)
+    dataset = manager.load(["nusax_ace_Latn"])["tasks"]["nusax_ace_Latn"].dataset
+    assert asked == [("indonlp/NusaX-senti", "refs/convert/parquet")]
+    assert {split: list(rows) for split, rows in dataset.items()} == {
+        split: [{"index_id": 411, "category": "positive", "text": f"Kolèk {split}", "label": 2}]
+        for split in ("train", "validation", "test")
+    }
+
+
 def test_an_unreachable_hub_is_asked_once_and_then_only_earlier_downloads_are_tried(hub: pytest.MonkeyPatch) -> None:
     calls = []
 
@@ -178,11 +213,11 @@ def test_an_unreachable_hub_is_asked_once_and_then_only_earlier_downloads_are_tr
         calls.append("hub")
         raise ConnectionError
 
-    def load_dataset(*_: object) -> None:
+    def load_dataset(*_: object, **__: object) -> None:
         calls.append("cache" if datasets.config.HF_HUB_OFFLINE else "hub with retries")
         raise ConnectionError("a long story\nof several lines")
 
-    hub.setattr(topics.HfApi, "dataset_info", dataset_info)
+    hub.setattr(text_classification.HfApi, "dataset_info", dataset_info)
     hub.setattr(datasets, "load_dataset", load_dataset)
     for _ in range(2):
         with pytest.raises(UserError, match=r"Davlan/sib200.*SIB200_DIR or --metadata sib200_dir=") as raised:
@@ -205,7 +240,7 @@ def slow_macro_f1(pairs: Sequence[tuple[int, int]]) -> float:
 
 @given(pairs)
 def test_macro_f1_is_the_textbook_one(pairs: list[tuple[int, int]]) -> None:
-    assert topics.macro_f1(pairs) == pytest.approx(slow_macro_f1(pairs))
+    assert text_classification.macro_f1(pairs) == pytest.approx(slow_macro_f1(pairs))
 
 
 @settings(deadline=None)
@@ -213,7 +248,7 @@ def test_macro_f1_is_the_textbook_one(pairs: list[tuple[int, int]]) -> None:
 def test_macro_f1_is_the_one_of_scikit_learn(pairs: list[tuple[int, int]]) -> None:
     metrics = pytest.importorskip("sklearn.metrics")
     labels, predicted = zip(*pairs, strict=True)
-    assert topics.macro_f1(pairs) == pytest.approx(metrics.f1_score(labels, predicted, average="macro"))
+    assert text_classification.macro_f1(pairs) == pytest.approx(metrics.f1_score(labels, predicted, average="macro"))
 
 
 @pytest.mark.parametrize(("size", "accuracy"), [(20, 0.3), (60, 0.6), (200, 0.9)])
@@ -223,22 +258,22 @@ def test_the_standard_error_is_that_of_a_bootstrap_over_documents(size: int, acc
     pairs = [(label, label if rng.random() < accuracy else rng.randrange(7)) for label in labels]
     resampled = [slow_macro_f1(rng.choices(pairs, k=size)) for _ in range(1500)]
     # Either estimate varies by about 2% from seed to seed.
-    assert topics.macro_f1_stderr(pairs) == pytest.approx(statistics.stdev(resampled), rel=0.1)
+    assert text_classification.macro_f1_stderr(pairs) == pytest.approx(statistics.stdev(resampled), rel=0.1)
 
 
 @settings(deadline=None, max_examples=30)
 @given(pairs)
 def test_the_standard_error_does_not_depend_on_the_order_of_the_documents(pairs: list[tuple[int, int]]) -> None:
-    assert topics.macro_f1_stderr(pairs) == topics.macro_f1_stderr(pairs[::-1])
+    assert text_classification.macro_f1_stderr(pairs) == text_classification.macro_f1_stderr(pairs[::-1])
 
 
 def test_the_standard_error_at_the_ends() -> None:
-    assert topics.macro_f1_stderr([(3, 3)]) == "N/A", "what the harness writes where there is none"
-    assert topics.macro_f1_stderr([(0, 0), (1, 1), (6, 6)]) == 0
+    assert text_classification.macro_f1_stderr([(3, 3)]) == "N/A", "what the harness writes where there is none"
+    assert text_classification.macro_f1_stderr([(0, 0), (1, 1), (6, 6)]) == 0
 
 
 @given(st.lists(st.floats(-100, 0), min_size=7, max_size=7, unique=True), st.integers(0, 6))
 def test_the_answer_is_the_choice_of_the_highest_log_likelihood(log_likelihoods: list[float], label: int) -> None:
     best = log_likelihoods.index(max(log_likelihoods))
-    scores = topics.process_results({"label": label}, [(value, False) for value in log_likelihoods])
+    scores = text_classification.process_results({"label": label}, [(value, False) for value in log_likelihoods])
     assert scores == {"acc": float(best == label), "macro_f1": (label, best), "macro_f1_stderr": (label, best)}
