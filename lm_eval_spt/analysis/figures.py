@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lm_eval_spt.analysis.arms import Arm, curves
-from lm_eval_spt.analysis.comparison import Row
+from lm_eval_spt.analysis.comparison import Row, group_of
 from lm_eval_spt.analysis.distances import KINDS
-from lm_eval_spt.analysis.transfer import MEAN, Analysis, group_of
+from lm_eval_spt.analysis.transfer import MEAN, Analysis
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.common.files import write
 

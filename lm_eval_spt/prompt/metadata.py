@@ -34,12 +34,20 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from lm_eval_spt.common.errors import UserError
-from lm_eval_spt.common.files import parse_json
+from lm_eval_spt.common.files import parse_json, read_text
 
 FORMAT_VERSION = 1
+
+MODEL_RECORD = "lm_eval_spt.json"
+"""The file in the folder of a tuned model or adapter that says how it was trained, as a prompt file's metadata does."""
+
+MAX_MODEL_RECORD = 2**20
+"""Bytes of such a file."""
+
 Placement = Literal["prefix", "suffix", "both"]
 PLACEMENTS: tuple[Placement, ...] = get_args(Placement)
 
@@ -120,6 +128,15 @@ def check_metadata(metadata: Mapping[str, Any]) -> None:
     settings = metadata.get("hyperparameters") or {}
     _expect(settings, "add_bos_token", isinstance(settings.get("add_bos_token"), bool | None), "true or false")
     _expect(settings, "reparameterization", isinstance(settings.get("reparameterization"), str | None), "a string")
+
+
+def record_in(folder: Path) -> dict[str, Any]:
+    """Return the record in the folder of a tuned model or adapter; empty where there is none."""
+    try:
+        record = parse_json(read_text(folder / MODEL_RECORD, MAX_MODEL_RECORD))
+    except (OSError, ValueError, UserError):
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def _expect(entries: Mapping[str, Any], key: str, holds: bool, expected: str) -> None:

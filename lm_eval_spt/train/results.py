@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval_spt.common.errors import UserError
+from lm_eval_spt.prompt.metadata import record_in
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from lm_eval_spt.train import checkpoint
 from lm_eval_spt.train.config import TrainingConfig, differences
 from lm_eval_spt.train.run import TrainingRun
-from lm_eval_spt.train.tuning import record_in
 
 LANGUAGE = re.compile(r"[a-z]{3}_[A-Z][a-z]{3}$")
 """The language at the end of a task's name."""

@@ -49,7 +49,6 @@ from lm_eval_spt.train.objective import Outcome
 from lm_eval_spt.train.processes import Processes
 from lm_eval_spt.train.run import TrainingRun
 from lm_eval_spt.train.state import resume, state_of
-from lm_eval_spt.train.tuning import RECORD
 from tests.helpers.paths import ROOT
 
 
@@ -365,7 +364,7 @@ READERS = {
         ),
         Reader("checkpoint", "safetensors", "p.checkpoint", _checkpoints(), read_checkpoint),
         Reader(
-            "tuned model", "json", RECORD,
+            "tuned model", "json", MODEL_RECORD,
             [json.dumps({"base_model": "mini", "hyperparameters": _tuned(Path("x")).hyperparameters()}).encode()],
             read_tuned,
         ),
