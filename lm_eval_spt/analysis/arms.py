@@ -201,7 +201,9 @@ def _without_repeats(
         without_prompt = json.dumps([run.model_args, run.family], sort_keys=True, default=str), str(run.scores)
         key = id(run) if run.num_fewshot else run.prompt_digest or without_prompt
         if key in newest:
-            left_out.append(f"left out: {newest[key][0].path} repeats {run.path}: another seed of the harness is no run")
+            left_out.append(
+                f"left out: {newest[key][0].path} repeats {run.path}: another seed of the harness is no run"
+            )
         newest[key] = (run, training)
     kept = {id(run) for run, _ in newest.values()}
     return [member for member in members if id(member[0]) in kept], left_out

@@ -24,9 +24,7 @@ Row = dict[str, Any]
 GROUPINGS = ("family", "script", "macro_area", "seen")
 
 
-def compare(
-    noise: Noise, reference: Arm, distances: Distances, targets: Sequence[str]
-) -> tuple[list[Row], list[Row]]:
+def compare(noise: Noise, reference: Arm, distances: Distances, targets: Sequence[str]) -> tuple[list[Row], list[Row]]:
     """Compare each arm with the reference.
 
     Args:
@@ -67,7 +65,9 @@ def scopes_of(arm: Arm, distances: Distances, targets: Sequence[str]) -> dict[st
     all_targets = mean_over([True] * len(targets))
     scopes = {"source": source, "targets": all_targets, "transfer gap": source - all_targets}
     groups = groups_of(arm, targets)
-    scopes |= {name: weights for (grouping, name), weights in groups.items() if grouping == "seen" and name != "unknown"}
+    scopes |= {
+        name: weights for (grouping, name), weights in groups.items() if grouping == "seen" and name != "unknown"
+    }
     for kind, (_, close, distant) in halves_of(distances, targets).items():
         scopes |= {f"{kind}: close": close, f"{kind}: distant": distant, f"{kind}: distant - close": distant - close}
     return scopes | {f"family: {name}": weights for (grouping, name), weights in groups.items() if grouping == "family"}

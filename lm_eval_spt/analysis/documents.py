@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from typing import Any
 
 import numpy as np
 
@@ -62,9 +61,10 @@ class Answers:
 def read_influence(runs: Sequence[EvaluationRun], languages: Sequence[str], metric: str) -> np.ndarray:
     """Return how much each document moves each score of each run.
 
-    The influence of document d on a mean over n documents is (y_d - mean) / sqrt(n (n - 1)), so that its sum of squares
-    is the mean's variance, and its sum of products with another score's the covariance. For macro-F1 it is that of the
-    linearised score. Languages that have no document in common have no covariance.
+    It is the jackknife's: by how much the score is less without the document than without another one, times
+    sqrt((n - 1) / n). Its sum of squares is the score's variance, its sum of products with another score's influence the
+    covariance. For a mean over n documents it is (y_d - mean) / sqrt(n (n - 1)). Languages that have no document in
+    common have no covariance.
 
     Args:
         runs: runs on the same documents.
@@ -94,7 +94,7 @@ def read_influence(runs: Sequence[EvaluationRun], languages: Sequence[str], metr
             raise UserError(
                 f"{run.path} and {runs[0].path} were not scored on the same documents: compare runs of the same ones"
             )
-        result[position] = _influence(run, languages, metric, answers)
+        result[position] = _checked_influence(run, languages, metric, answers)
     if result is None:
         raise UserError("there are no runs to read samples of")
     return result
@@ -212,13 +212,25 @@ def _joined(
     return Answers(documents, all_targets, all_values)
 
 
-def _influence(run: EvaluationRun, languages: Sequence[str], metric: str, answers: Answers) -> np.ndarray:
-    """The influence of each document on each score `[languages, documents]`, once the scores are the run's own."""
-    known = answers.known
+def influence_of(values: np.ndarray, known: np.ndarray, metric: str = "acc") -> tuple[np.ndarray, np.ndarray]:
+    """Return scores `[languages]` and how much each document moves each of them `[languages, documents]`.
+
+    Args:
+        values: of :class:`Answers`.
+        known: which documents each language has; two at least.
+        metric: the metric's name.
+    """
     count = known.sum(axis=1)
-    if count.min() < 2:
+    scores, without = (_macro_f1 if metric == CLASSES_METRIC else _mean)(values, known, count)
+    mean = np.where(known, without, 0).sum(axis=1) / count
+    return scores, np.where(known, mean[:, None] - without, 0) * np.sqrt((count - 1) / count)[:, None]
+
+
+def _checked_influence(run: EvaluationRun, languages: Sequence[str], metric: str, answers: Answers) -> np.ndarray:
+    """The influence of each document, once the samples have turned out to be the run's own."""
+    if answers.known.sum(axis=1).min() < 2:
         raise UserError(f"{run.path} has one document in a language: what other documents would change is not known")
-    scores, deviations = (_macro_f1 if metric == CLASSES_METRIC else _mean)(answers.values, known, count)
+    scores, influence = influence_of(answers.values, answers.known, metric)
     for language, score in zip(languages, scores, strict=True):
         recorded = run.scores[metric][language].value
         if not abs(score - recorded) <= TOLERANCE * max(1, abs(recorded)):
@@ -226,32 +238,34 @@ def _influence(run: EvaluationRun, languages: Sequence[str], metric: str, answer
                 f"the samples beside {run.path} give {metric} {score:.4f} in {language}, its results {recorded:.4f}: "
                 "they are not of that run, or the metric is no mean over documents"
             )
-    return deviations / np.sqrt(count * (count - 1.0))[:, None]
+    return influence
 
 
 def _mean(values: np.ndarray, known: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The mean over documents in each language, and how far each document lies from it."""
-    scores = np.where(known, values, 0).sum(axis=1) / count
-    return scores, np.where(known, values - scores[:, None], 0)
+    """The mean over documents in each language, and what it is without each document."""
+    values = np.where(known, values, 0)
+    sums = values.sum(axis=1)
+    return sums / count, (sums[:, None] - values) / (count - 1)[:, None]
 
 
 def _macro_f1(pairs: np.ndarray, known: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Macro-F1 in each language, and how far each document lies from it in the linearised score.
+    """Macro-F1 in each language, and what it is without each document.
 
-    The definition is that of :func:`lm_eval_spt.harness.topics.macro_f1`: the mean of F_c = 2 TP_c / N_c over the
-    classes that occur as a label or as a prediction, N_c times in all. F_c changes by (2 dTP_c - F_c dN_c) / N_c.
+    The definition is that of :func:`lm_eval_spt.harness.topics.macro_f1`: the mean of 2 TP / (labels + predictions) over
+    the classes that occur as one or the other.
     """
     classes = np.unique(pairs[known])
     if len(classes) > MAX_CLASSES:
         raise UserError(f"there are more than {MAX_CLASSES} classes: macro-F1 is not analysed")
-    total, deviations = np.zeros(len(pairs)), np.zeros(known.shape)
-    present = np.zeros(len(pairs))
+    scores, present = np.zeros(len(pairs)), np.zeros(len(pairs))
+    without, still_present = np.zeros(known.shape), np.zeros(known.shape)
     for one in classes:
         is_label, is_predicted = pairs[..., 0] == one, pairs[..., 1] == one
-        both, either = is_label & is_predicted, is_label.astype(np.float64) + is_predicted
-        occurrences = either.sum(axis=1)
-        f1 = 2 * both.sum(axis=1) / np.maximum(occurrences, 1)
-        total += f1
-        present += occurrences > 0
-        deviations += (2 * both - f1[:, None] * either) / np.maximum(occurrences, 1)[:, None]
-    return total / present, deviations * (count / present)[:, None]
+        hits, occurrences = is_label & is_predicted, is_label.astype(np.float64) + is_predicted
+        all_hits, all_occurrences = hits.sum(axis=1), occurrences.sum(axis=1)
+        scores += 2 * all_hits / np.maximum(all_occurrences, 1)
+        present += all_occurrences > 0
+        other_hits, other_occurrences = all_hits[:, None] - hits, all_occurrences[:, None] - occurrences
+        without += 2 * other_hits / np.maximum(other_occurrences, 1)
+        still_present += other_occurrences > 0
+    return scores / present, without / np.maximum(still_present, 1)

@@ -9,7 +9,6 @@ import numpy as np
 
 from lm_eval_spt.analysis.arms import Arm, left_out_languages, partial_data
 from lm_eval_spt.analysis.noise import Noise
-from lm_eval_spt.analysis.statistics import LEVEL
 from lm_eval_spt.common.errors import UserError
 
 METHOD = (
@@ -20,6 +19,7 @@ METHOD = (
 
 METRICS = ("acc", "macro_f1", "acc_norm", "f1", "exact_match")
 """The metrics that arms can be ranked by: shares of 1, more is better."""
+
 
 @dataclass(frozen=True)
 class Standing:

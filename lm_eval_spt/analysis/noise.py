@@ -69,7 +69,8 @@ class Measured:
         seeds: what the documents of each run's training were drawn with; None where that is not known.
         spread: the spread over seeds: ``runs`` (the runs show it), ``fixed`` (nothing was learned or drawn),
             ``borrowed`` (one run; that of `lent`) or ``unknown`` (one run).
-        lent: the variance of one run over seeds, of other arms of this kind.
+        lent: where the spread is borrowed, the variance of one run over seeds, and the part of it that seeds and
+            documents have together `[k]`.
         scores: the mean over the runs in each language `[languages]`.
         weights: `[k, languages]`.
     """
@@ -79,7 +80,7 @@ class Measured:
     bound: np.ndarray
     seeds: Sequence[int | None]
     spread: str
-    lent: Source | None
+    lent: tuple[Source, np.ndarray] | None
     scores: np.ndarray
     weights: np.ndarray
 
@@ -99,6 +100,8 @@ class Noise:
         metric: such as ``acc``.
         random_languages: whether languages are taken as drawn from others like them.
         source: the language that is fixed even so.
+        influence: how much each document moves each score, `[runs, languages, documents]`, of all arms' runs in their
+            order; by default it is read from the samples beside the results, if they are there.
         documents: whether samples are there.
         notes: lines that say what the intervals lack, and why.
     """
@@ -108,6 +111,7 @@ class Noise:
     metric: str
     random_languages: bool = False
     source: str | None = None
+    influence: np.ndarray | None = None
     documents: bool = field(init=False)
     notes: list[str] = field(init=False, default_factory=list)
 
@@ -118,14 +122,16 @@ class Noise:
         self._scores = np.array([[scores[language].value for language in self.languages] for scores in of_runs])
         errors = [[scores[language].stderr for language in self.languages] for scores in of_runs]
         self._errors = np.array([[np.nan if error is None else error for error in row] for row in errors])
-        self._influence: np.ndarray | None = None
         try:
-            self._influence = read_influence(runs, self.languages, self.metric)
+            if self.influence is None:
+                self.influence = read_influence(runs, self.languages, self.metric)
         except UserError as problem:
-            bounded = "the harness's standard errors bound what documents add to intervals, which are wider than need be"
+            bounded = (
+                "the harness's standard errors bound what documents add to intervals, which are wider than need be"
+            )
             unknown = "intervals do not say what other documents would have changed"
             self.notes.append(f"{problem}; until then {unknown if np.isnan(self._errors).any() else bounded}")
-        self.documents = self._influence is not None
+        self.documents = self.influence is not None
         self.notes += self._about_seeds()
 
     @property
@@ -157,8 +163,8 @@ class Noise:
             spread = "borrowed"
         scores = self._scores[chosen]
         influence = None
-        if self._influence is not None:
-            influence = np.stack([weights.astype(np.float32) @ self._influence[index] for index in chosen])
+        if self.influence is not None:
+            influence = np.stack([weights.astype(np.float32) @ self.influence[index] for index in chosen])
         bound = np.abs(weights) @ self._errors[chosen].mean(axis=0)
         seeds = arm.documents_seeds
         return Measured(scores @ weights.T, influence, bound, seeds, spread, lent, scores.mean(axis=0), weights)
@@ -182,12 +188,18 @@ class Noise:
             if influence is not None:
                 both = seeds_and_documents(influence)
         elif any(part.spread in ("borrowed", "unknown") for part in parts):
+            # One source: what is lent to both arms, or by one of them to the other, is known no better for that.
+            spreads = []
             for part in parts:
                 if len(part.values) > 1:
-                    sources.append(seeds_source(part.values))
+                    spreads.append(seeds_source(part.values))
                     both = both + (0 if part.influence is None else seeds_and_documents(part.influence))
                 elif part.lent is not None:
-                    sources.append(part.lent)
+                    spreads.append(part.lent[0])
+                    both = both + part.lent[1]
+            if spreads:
+                freedom = min(float(spread.freedom) for spread in spreads)
+                sources.append(Source(np.sum([spread.variance for spread in spreads], axis=0), freedom))
         if influence is not None:
             return [*sources, documents_source(influence, both, floor=np.abs(one.weights).sum(axis=1))]
         bound = np.sum([part.bound**2 for part in parts], axis=0)
@@ -231,20 +243,21 @@ class Noise:
         above, below = better.sum(axis=0), better.sum(axis=1)
         return [(1 + int(above[arm]), count - int(below[arm])) for arm in range(count)]
 
-    def _lent(self, arm: Arm, weights: np.ndarray) -> Source | None:
-        """The pooled variance of one run over seeds, of the arms of this kind that have several."""
-        kind = arm.kind
-        lenders = [other for other in self.arms if _spread(other) == "runs" and other.kind == kind]
-        squares, freedom = np.zeros(len(weights)), 0
-        for other in lenders:
-            measured = self.measure(other, weights)
-            runs = len(measured.values)
-            variance = seeds_source(measured.values).variance
-            if measured.influence is not None:
-                variance = np.maximum(variance - seeds_and_documents(measured.influence), 0)
-            squares += (runs - 1) * runs * variance
-            freedom += runs - 1
-        return Source(squares / freedom, freedom) if freedom else None
+    def _lent(self, arm: Arm, weights: np.ndarray) -> tuple[Source, np.ndarray] | None:
+        """The pooled variance of one run over seeds, and what of it is due to seeds and documents together.
+
+        It is that of the arms of this kind with several runs; None if there are none.
+        """
+        variance, both, freedom = np.zeros(len(weights)), np.zeros(len(weights)), 0
+        for other in self.arms:
+            if _spread(other) == "runs" and other.kind == arm.kind:
+                measured = self.measure(other, weights)
+                runs = len(measured.values)
+                variance += (runs - 1) * runs * seeds_source(measured.values).variance
+                if measured.influence is not None:
+                    both += (runs - 1) * runs * seeds_and_documents(measured.influence)
+                freedom += runs - 1
+        return (Source(variance / freedom, freedom), both / freedom) if freedom else None
 
     def _about_seeds(self) -> Iterable[str]:
         """Lines about arms whose spread over seeds is borrowed, missing or doubtful."""
@@ -312,9 +325,7 @@ def _paired(one: Sequence[int | None], other: Sequence[int | None]) -> tuple[np.
     return np.eye(m)[left], np.sqrt(m / n) * chosen + 1 / n - chosen.sum(axis=0) / np.sqrt(m * n)
 
 
-def _minus(
-    one: Measured, other: Measured, own: np.ndarray, theirs: np.ndarray
-) -> tuple[np.ndarray, np.ndarray | None]:
+def _minus(one: Measured, other: Measured, own: np.ndarray, theirs: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     """Rows of differences: `own` and `theirs` say how much each run counts in each row `[rows, runs]`."""
     values = own @ one.values - theirs @ other.values
     if one.influence is None or other.influence is None:

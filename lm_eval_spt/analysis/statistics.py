@@ -178,10 +178,10 @@ def pearson(scores: np.ndarray, distance: np.ndarray) -> tuple[float, np.ndarray
     Returns:
         r and `[languages]`; NaN for fewer than three languages, or if the scores or the distances are constant.
     """
+    if len(scores) < 3 or np.ptp(scores) < 1e-9 or np.ptp(distance) < 1e-9:
+        return np.nan, np.full(len(scores), np.nan)
     x, y = scores - scores.mean(), distance - distance.mean()
     x_norm, y_norm = np.linalg.norm(x), np.linalg.norm(y)
-    if len(x) < 3 or x_norm < 1e-9 or y_norm < 1e-9:
-        return np.nan, np.full(len(x), np.nan)
     r = float(np.clip(x @ y / (x_norm * y_norm), -1, 1))
     return r, (y / y_norm - r * x / x_norm) / x_norm
 
@@ -189,7 +189,8 @@ def pearson(scores: np.ndarray, distance: np.ndarray) -> tuple[float, np.ndarray
 def spearman(scores: np.ndarray, distance: np.ndarray) -> tuple[float, np.ndarray]:
     """Return Spearman's rho and, for small changes of the scores, how it changes with each.
 
-    Ranks change in steps. A small change of a score is taken to move its rank by the slope of ranks on scores.
+    Ranks change in steps. For the gradient they are smoothed: score m counts among those below score l with the
+    probability that a normal number is below (x_l - x_m) / h, h being Silverman's bandwidth.
 
     Args:
         scores: `[languages]`.
@@ -198,12 +199,12 @@ def spearman(scores: np.ndarray, distance: np.ndarray) -> tuple[float, np.ndarra
     Returns:
         As :func:`pearson`.
     """
-    if len(scores) < 3 or np.ptp(scores) < 1e-9:
-        return np.nan, np.full(len(scores), np.nan)
-    ranks = stats.rankdata(scores)
-    slope = (ranks - ranks.mean()) @ scores / ((scores - scores.mean()) @ scores)
-    rho, gradient = pearson(ranks, stats.rankdata(distance))
-    return rho, slope * gradient
+    rho, by_rank = pearson(stats.rankdata(scores), stats.rankdata(distance))
+    if np.isnan(rho):
+        return rho, by_rank
+    bandwidth = 1.06 * scores.std(ddof=1) * len(scores) ** -0.2
+    density = stats.norm.pdf((scores[:, None] - scores) / bandwidth) / bandwidth
+    return rho, by_rank * density.sum(axis=1) - by_rank @ density
 
 
 def correlation_estimate(
@@ -225,7 +226,10 @@ def correlation_estimate(
     z = np.array([np.arctanh(np.clip(r, -1 + 1e-12, 1 - 1e-12))])
     scale = max((1 - r**2) ** 2, 1e-24)
     of_languages = (1 + r**2 / 2 if by_ranks else 1) / (languages - 3)
-    parts = [Source(np.array([of_languages]), 1e9), *(Source(source.variance / scale, source.freedom) for source in sources)]
+    parts = [
+        Source(np.array([of_languages]), 1e9),
+        *(Source(source.variance / scale, source.freedom) for source in sources),
+    ]
     (low,), (high,) = interval(z, parts)
     return Estimate(r, float(np.tanh(low)), float(np.tanh(high))), float(p_values(z, parts)[0])
 

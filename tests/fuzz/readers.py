@@ -36,6 +36,7 @@ from lm_eval_spt.harness.evaluate import _finished
 from lm_eval_spt.harness.topics import read_file
 from lm_eval_spt.hub.model_card import model_card, read_card
 from lm_eval_spt.prompt.inspection import as_text, report
+from lm_eval_spt.prompt.metadata import MODEL_RECORD
 from lm_eval_spt.prompt.peft import PEFT_CONFIG, PEFT_WEIGHTS
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from lm_eval_spt.sweep import records
