@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -36,25 +37,41 @@ SIGNIFICANCE = 0.05
 
 @dataclass(frozen=True)
 class Estimates:
-    """k estimates; of what is not known NaN.
+    """k estimates. What is asked of them is NaN where it is not known.
 
     Attributes:
         value: `[k]`.
-        error: the standard errors `[k]`.
-        low, high: the ends of the 95% intervals `[k]`.
-        p: two-sided p-values against 0 `[k]`; NaN, too, where the spread over seeds is not in the interval.
-        detectable: the smallest true difference that is found with a probability of 80% `[k]`; NaN as for `p`.
+        sources: the sources of their variance.
+        complete: whether seeds and documents are among these, so that one may test.
     """
 
     value: np.ndarray
-    error: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    p: np.ndarray
-    detectable: np.ndarray
+    sources: Sequence[Source]
+    complete: bool
+
+    @cached_property
+    def error(self) -> np.ndarray:
+        """The standard errors `[k]`."""
+        return standard_error(self.sources)
+
+    @cached_property
+    def ends(self) -> tuple[np.ndarray, np.ndarray]:
+        """The ends of the 95% intervals, each `[k]`."""
+        return interval(self.value, self.sources)
+
+    @cached_property
+    def p(self) -> np.ndarray:
+        """Two-sided p-values against 0 `[k]`."""
+        return p_values(self.value, self.sources) if self.complete else np.full(len(self.value), np.nan)
+
+    @cached_property
+    def detectable(self) -> np.ndarray:
+        """The smallest true values that are found with a probability of 80% `[k]`."""
+        return detectable(self.sources) if self.complete else np.full(len(self.value), np.nan)
 
     def __getitem__(self, index: int) -> Estimate:
-        return Estimate(float(self.value[index]), float(self.low[index]), float(self.high[index]))
+        low, high = self.ends
+        return Estimate(float(self.value[index]), float(low[index]), float(high[index]))
 
 
 @dataclass(frozen=True)
@@ -208,18 +225,8 @@ class Noise:
     def estimate(self, one: Measured, other: Measured | None = None) -> Estimates:
         """Return weighted means, or their differences from another arm's."""
         values = one.values.mean(axis=0) - (0 if other is None else other.values.mean(axis=0))
-        sources = self.sources(one, other)
-        low, high = interval(values, sources)
-        missing = np.full(len(values), np.nan)
         complete = one.complete and (other is None or other.complete)
-        return Estimates(
-            values,
-            standard_error(sources),
-            low,
-            high,
-            p_values(values, sources) if complete else missing,
-            detectable(sources) if complete else missing,
-        )
+        return Estimates(values, self.sources(one, other), complete)
 
     def ranks(self, weights: np.ndarray) -> list[tuple[int, int]]:
         """Return for each arm the first and the last rank that the data leave open, by a weighted mean `[languages]`.
@@ -232,11 +239,10 @@ class Noise:
         pairs = [(first, second) for first in range(count) for second in range(first + 1, count)]
         better = np.zeros((count, count), dtype=bool)
         if pairs:
-            means = np.array([one.values.mean() for one in measured])
-            values = np.array([means[first] - means[second] for first, second in pairs])
-            sources = [self.sources(measured[first], measured[second]) for first, second in pairs]
-            p = p_values(values, side_by_side(sources))
-            p[[not (measured[first].complete and measured[second].complete) for first, second in pairs]] = np.nan
+            compared = [self.estimate(measured[first], measured[second]) for first, second in pairs]
+            values = np.concatenate([estimate.value for estimate in compared])
+            p = p_values(values, side_by_side([estimate.sources for estimate in compared]))
+            p[[not estimate.complete for estimate in compared]] = np.nan
             for (first, second), value, corrected in zip(pairs, values, holm(p), strict=True):
                 if corrected < SIGNIFICANCE:
                     better[(first, second) if value > 0 else (second, first)] = True

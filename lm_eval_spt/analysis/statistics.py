@@ -138,7 +138,7 @@ def p_values(values: np.ndarray, sources: Sequence[Source]) -> np.ndarray:
     """Return the two-sided p-values of estimates against 0 `[k]`: below 0.05 where the 95% interval leaves 0 out."""
     observed = np.abs(values) / np.maximum(standard_error(sources), 1e-150)
     low, high = np.full(len(values), -40.0), np.full(len(values), np.log(0.5))  # logarithms of the tail's probability
-    for _ in range(45):
+    for _ in range(32):
         middle = (low + high) / 2
         beyond = quantile(sources, np.exp(middle)) > observed
         low, high = np.where(beyond, middle, low), np.where(beyond, high, middle)

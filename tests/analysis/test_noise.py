@@ -49,7 +49,7 @@ def test_arms_that_learned_from_the_same_documents_are_compared_pair_by_pair():
     assert estimate.value[0] == pytest.approx(b.mean() - a.mean())
     assert estimate.p[0] == pytest.approx(test.pvalue, rel=1e-4)
     ends = test.confidence_interval(0.95)
-    assert (estimate.low[0], estimate.high[0]) == pytest.approx((ends.low, ends.high), rel=1e-4)
+    assert (estimate[0].low, estimate[0].high) == pytest.approx((ends.low, ends.high), rel=1e-4)
 
 
 def test_runs_are_compared_with_what_has_no_seed_by_a_t_test_of_one_sample():
@@ -66,12 +66,12 @@ def test_different_numbers_of_runs_and_unequal_spreads_keep_the_level(runs, spre
     """Scheffe's rows: exact whatever the spreads are, where Welch's test with two runs is not."""
     random = np.random.default_rng(0)
     rejected = 0
-    for _ in range(1500):
+    for _ in range(600):
         a, b = (random.normal(0.5, 0.01 * spread, count) for count, spread in zip(runs, spreads, strict=True))
         estimate = difference(noise_of(arm("a", a, list(range(10, 10 + runs[0]))), arm("b", b, list(range(runs[1])))))
         assert estimate.value[0] == pytest.approx(b.mean() - a.mean())
         rejected += estimate.p[0] < 0.05
-    assert rejected / 1500 == pytest.approx(0.05, abs=0.02)
+    assert rejected / 600 == pytest.approx(0.05, abs=0.03)
 
 
 def test_different_numbers_of_runs_of_the_same_documents_are_not_taken_for_surer():
@@ -91,7 +91,7 @@ def test_one_run_borrows_the_spread_of_its_kind_and_says_so():
     estimate = noise.estimate(noise.measure(noise.arms[2], MEAN))
     pooled = np.sqrt((3 * a.var(ddof=1) + b.var(ddof=1)) / 4)
     assert estimate.error[0] == pytest.approx(pooled)
-    assert estimate.high[0] - 0.58 == pytest.approx(stats.t.ppf(0.975, 4) * pooled)
+    assert estimate[0].high - 0.58 == pytest.approx(stats.t.ppf(0.975, 4) * pooled)
     other = noise.estimate(noise.measure(noise.arms[2], MEAN), noise.measure(noise.arms[0], MEAN))
     assert other.error[0] == pytest.approx(np.sqrt(pooled**2 + a.var(ddof=1) / 4))
 
@@ -105,7 +105,7 @@ def test_one_run_of_another_kind_has_no_rank_of_its_own(lender):
     assert ranks["c"] == (1, len(noise.arms))
     assert ranks["none"][1] < ranks["worse"][1]  # nothing is learned there: these are told apart
     estimate = difference(noise, -1, -2)
-    assert np.isnan([estimate.p[0], estimate.detectable[0]]).all() and not np.isnan(estimate.low[0])
+    assert np.isnan([estimate.p[0], estimate.detectable[0]]).all() and not np.isnan(estimate[0].low)
 
 
 def test_seeds_that_drew_the_same_documents_are_pointed_out():
@@ -178,7 +178,7 @@ def test_without_samples_the_harness_s_errors_bound_what_documents_add(tmp_path)
     assert difference(noise).error[0] == pytest.approx(0.03 * np.sqrt(2))
     unknown = noise_of(arm("a", [0.5], stderr=None), arm("b", [0.9], stderr=None))
     assert "do not say what other documents would have changed" in unknown.notes[0]
-    assert np.isnan(difference(unknown).low[0]) and unknown.ranks(MEAN[0]) == [(1, 2), (1, 2)]
+    assert np.isnan(difference(unknown)[0].low) and unknown.ranks(MEAN[0]) == [(1, 2), (1, 2)]
 
 
 def test_random_languages_add_theirs(tmp_path):
@@ -205,8 +205,8 @@ def test_random_languages_add_theirs(tmp_path):
     ],
 )
 def test_intervals_and_ranks_hold(world):
-    found = count_hits(world, 250)
-    # Four arms of a world have their documents in common: 1000 intervals are worth some 400.
+    found = count_hits(world, 150)
+    # Four arms of a world have their documents in common: 600 intervals are worth some 250.
     for what in ("means", "differences"):
-        assert 0.915 <= found[f"{what} held"] / found[what] <= 0.985, what
-    assert found["wrong ranks"] <= stats.binom(250, 0.05).ppf(0.999)
+        assert 0.91 <= found[f"{what} held"] / found[what] <= 0.985, what
+    assert found["wrong ranks"] <= stats.binom(150, 0.05).ppf(0.999)
