@@ -218,7 +218,7 @@ def _prompt_length(analysis: Analysis, arms: Sequence[Arm], lengths: Sequence[tu
             ends = [(at, row[f"{key}_low"], row[f"{key}_high"]) for at, row in zip(x, rows, strict=True)]
             for at, low, high in ends if key == "targets" else ():
                 if low is not None:
-                    panel.plot([at, at], [100 * low, 100 * high], color=_style(index)["color"], linewidth=0.8)
+                    panel.vlines(at, 100 * low, 100 * high, color=_style(index)["color"], linewidth=0.8)
     panel.set_xscale("log", base=2)
     ticks = sorted({arms[member].runs[0].prompt_length or 0 for _, members in lengths for member in members})
     panel.set_xticks(ticks, [str(tick) for tick in ticks])

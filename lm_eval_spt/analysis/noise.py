@@ -120,7 +120,8 @@ class Noise:
         influence: how much each document moves each score, `[runs, languages, documents]`, of all arms' runs in their
             order; by default it is read from the samples beside the results, if they are there.
         documents: whether samples are there.
-        notes: lines that say what the intervals lack, and why.
+        about_documents: lines that say what the intervals lack of documents, and why.
+        notes: these, and lines about seeds.
     """
 
     arms: Sequence[Arm]
@@ -130,7 +131,8 @@ class Noise:
     source: str | None = None
     influence: np.ndarray | None = None
     documents: bool = field(init=False)
-    notes: list[str] = field(init=False, default_factory=list)
+    about_documents: list[str] = field(init=False, default_factory=list)
+    notes: list[str] = field(init=False)
 
     def __post_init__(self) -> None:
         runs = list({id(run): run for arm in self.arms for run in arm.runs}.values())
@@ -147,9 +149,9 @@ class Noise:
                 "the harness's standard errors bound what documents add to intervals, which are wider than need be"
             )
             unknown = "intervals do not say what other documents would have changed"
-            self.notes.append(f"{problem}; until then {unknown if np.isnan(self._errors).any() else bounded}")
+            self.about_documents.append(f"{problem}; until then {unknown if np.isnan(self._errors).any() else bounded}")
         self.documents = self.influence is not None
-        self.notes += self._about_seeds()
+        self.notes = [*self.about_documents, *self._about_seeds()]
 
     @property
     def method(self) -> str:

@@ -238,14 +238,14 @@ def _results(own: Sequence[Arm], others: Sequence[Arm], source: str) -> str:
         columns[f"{_cell(name)}, acc"] = arm, "acc"
     scores = {name: arm.scores(metric) for name, (arm, metric) in columns.items()}
     targets = sorted(set.intersection(*map(set, scores.values())) - {source})
+    weights = np.full((1, len(targets)), 1 / max(len(targets), 1))
     means: dict[str, Estimate] = {}
     notes: dict[str, None] = {}
     for name, (arm, metric) in columns.items() if targets else ():
-        # A card is about this very prompt: what other seeds would have given belongs to the other arms alone.
         noise = Noise([arm], targets, metric)
-        weights = np.full((1, len(targets)), 1 / len(targets))
+        # A card is about this very prompt: only of the others is it asked what other seeds would have given.
         means[name] = noise.estimate(noise.measure(arm, weights, arm.runs[0] if arm in own else None))[0]
-        notes |= dict.fromkeys(note for note in noise.notes if arm in others or not note.startswith(f"{arm.name}: one"))
+        notes |= dict.fromkeys(noise.about_documents if arm in own else noise.notes)
     lines = [
         "## Results",
         f"In percent; learned on {source} alone. Of a language ± is the harness's standard error over the test "

@@ -34,7 +34,12 @@ def test_the_squares_of_influences_are_the_variance_of_a_mean(tmp_path):
     influence = read_influence([run], CODES, "acc")[0]
     right = np.array(
         [
-            [sample["acc"] for sample in sorted(map(json.loads, run.samples_file(code).read_text().splitlines()), key=lambda s: s["doc_id"])]
+            [
+                sample["acc"]
+                for sample in sorted(
+                    map(json.loads, run.samples_file(code).read_text().splitlines()), key=lambda s: s["doc_id"]
+                )
+            ]
             for code in CODES
         ]
     )

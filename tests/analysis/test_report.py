@@ -53,7 +53,7 @@ def test_the_command_prints_markdown_and_saves_every_format(tmp_path, capsys):
     printed = capsys.readouterr()
     assert printed.out == (out / "one.md").read_text() == (out / "all" / "transfer.md").read_text()
     assert "wrote" in printed.err
-    for method in ("2 arccos(cosine) / pi", "lang2vec", "Holm", "bootstrap over languages"):
+    for method in ("2 arccos(cosine) / pi", "lang2vec", "Holm", "Fisher's z", "docs/statistics.md"):
         assert method in printed.out
         assert method in (out / "all" / "transfer.tex").read_text()
     content = json.loads((out / "all" / "transfer.json").read_text())

@@ -52,9 +52,7 @@ def test_the_variance_of_a_mean_is_that_of_a_two_way_analysis_of_variance():
     grand, rows, columns = values.mean(), values.mean(axis=1), values.mean(axis=0)
     ms_seeds = documents * ((rows - grand) ** 2).sum() / (seeds - 1)
     ms_documents = seeds * ((columns - grand) ** 2).sum() / (documents - 1)
-    rest = sum(
-        (values[s, d] - rows[s] - columns[d] + grand) ** 2 for s in range(seeds) for d in range(documents)
-    )
+    rest = sum((values[s, d] - rows[s] - columns[d] + grand) ** 2 for s in range(seeds) for d in range(documents))
     ms_both = rest / ((seeds - 1) * (documents - 1))
     _, influence = influence_of(values, np.ones(values.shape, dtype=bool))
     influence = influence[:, None]
