@@ -292,9 +292,9 @@ def left_out_languages(arms: Sequence[Arm], languages: Sequence[set[str]], targe
 def training_record(run: EvaluationRun) -> dict[str, Any]:
     """Return the record of how the run's prompt was trained; empty where it is not known.
 
-    It is in the results: that of the prompt, or of the model if that was tuned alone. If it is not, for example in those
-    of other tools, the prompt file that they name is read, provided that its digest is the recorded one and that it lies
-    below the current folder: a results file must not decide what is opened on this machine.
+    It is in the results: that of the prompt, or of the model if that was tuned alone. If it is not, for example in
+    those of other tools, the prompt file that they name is read, provided that its digest is the recorded one and that
+    it lies below the current folder: a results file must not decide what is opened on this machine.
     """
     recorded = run.config.get("prompt_metadata") or run.config.get("model_metadata")
     if isinstance(recorded, dict) and recorded:

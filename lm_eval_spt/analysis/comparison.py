@@ -92,7 +92,7 @@ def groups_of(arm: Arm, targets: Sequence[str]) -> dict[tuple[str, str], np.ndar
 
 
 def halves_of(distances: Distances, targets: Sequence[str]) -> dict[str, tuple[float, np.ndarray, np.ndarray]]:
-    """Return for each distance at which the targets differ: the largest of a close language, and both halves' weights."""
+    """Return for each distance at which the targets differ the largest of a close language, and the halves' weights."""
     halves = {}
     for kind in KINDS:
         vector = distances.vector(kind, targets)

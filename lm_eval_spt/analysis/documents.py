@@ -62,8 +62,8 @@ def read_influence(runs: Sequence[EvaluationRun], languages: Sequence[str], metr
     """Return how much each document moves each score of each run.
 
     It is the jackknife's: by how much the score is less without the document than without another one, times
-    sqrt((n - 1) / n). Its sum of squares is the score's variance, its sum of products with another score's influence the
-    covariance. For a mean over n documents it is (y_d - mean) / sqrt(n (n - 1)). Languages that have no document in
+    sqrt((n - 1) / n). Its sum of squares is the score's variance, its sum of products with another score's influence
+    the covariance. For a mean over n documents it is (y_d - mean) / sqrt(n (n - 1)). Languages that have no document in
     common have no covariance.
 
     Args:
@@ -251,8 +251,8 @@ def _mean(values: np.ndarray, known: np.ndarray, count: np.ndarray) -> tuple[np.
 def _macro_f1(pairs: np.ndarray, known: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Macro-F1 in each language, and what it is without each document.
 
-    The definition is that of :func:`lm_eval_spt.harness.topics.macro_f1`: the mean of 2 TP / (labels + predictions) over
-    the classes that occur as one or the other.
+    The definition is that of :func:`lm_eval_spt.harness.topics.macro_f1`: the mean of 2 TP / (labels + predictions)
+    over the classes that occur as one or the other.
     """
     classes = np.unique(pairs[known])
     if len(classes) > MAX_CLASSES:

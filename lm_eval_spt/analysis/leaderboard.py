@@ -13,8 +13,8 @@ from lm_eval_spt.common.errors import UserError
 
 METHOD = (
     "Mean score over the target languages, each counting the same. {}. Rank ranges: arms share ranks unless their "
-    "difference is significant at 5% for all pairs together (Holm); an arm whose spread over seeds is not known has none "
-    "of its own."
+    "difference is significant at 5% for all pairs together (Holm); an arm whose spread over seeds is not known has "
+    "none of its own."
 )
 
 METRICS = ("acc", "macro_f1", "acc_norm", "f1", "exact_match")

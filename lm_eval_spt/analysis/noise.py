@@ -1,11 +1,12 @@
 """The noise of arms' scores: what other documents, other seeds and, if asked for, other languages would have changed.
 
-Everything that is estimated is a weighted mean over languages, of an arm or of the difference of two arms. What is known
-of it run by run and document by document decides its interval. The model is described in docs/statistics.md.
+Everything that is estimated is a weighted mean over languages, of an arm or of the difference of two arms. What is
+known of it run by run and document by document decides its interval. The model is described in docs/statistics.md.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -27,7 +28,6 @@ from lm_eval_spt.analysis.statistics import (
     p_values,
     seeds_and_documents,
     seeds_source,
-    side_by_side,
     standard_error,
 )
 from lm_eval_spt.common.errors import UserError
@@ -164,7 +164,7 @@ class Noise:
         fixed = "" if self.random_languages else "; languages are fixed"
         return (
             f"{LEVEL:.0%} intervals contain what other training seeds{languages} would have changed{fixed}. Crossed "
-            "random effects, with t-quantiles for the number of runs; two-sided p-values, in single languages corrected "
+            "random effects, with t-quantiles for the number of runs; two-sided p, in single languages corrected "
             "for their number by Holm's method; docs/statistics.md describes the model"
         )
 
@@ -235,19 +235,35 @@ class Noise:
 
         An arm is better than another where the p-value of their difference, corrected for all pairs by Holm's method,
         is below 0.05: all these claims hold together with 95%. Where the spread over seeds is not known, no arm is.
+
+        With two seeds, pairs that differ little by chance are found among many. So a pair's variance over seeds is that
+        of its own runs or the pooled one of the arms' kinds, whichever is larger, and the whole variance is taken to be
+        known as well as the pooled one.
         """
         measured = [self.measure(arm, weights[None]) for arm in self.arms]
+        pooled = {arm.kind: self._lent(arm, weights[None]) for arm in self.arms if _spread(arm) != "fixed"}
         count = len(measured)
-        pairs = [(first, second) for first in range(count) for second in range(first + 1, count)]
         better = np.zeros((count, count), dtype=bool)
-        if pairs:
-            compared = [self.estimate(measured[first], measured[second]) for first, second in pairs]
-            values = np.concatenate([estimate.value for estimate in compared])
-            p = p_values(values, side_by_side([estimate.sources for estimate in compared]))
-            p[[not estimate.complete for estimate in compared]] = np.nan
-            for (first, second), value, corrected in zip(pairs, values, holm(p), strict=True):
-                if corrected < SIGNIFICANCE:
-                    better[(first, second) if value > 0 else (second, first)] = True
+        pairs = list(itertools.combinations(range(count), 2))
+        values, variances, freedoms = np.zeros(len(pairs)), np.zeros(len(pairs)), np.full(len(pairs), 1e9)
+        for pair, (first, second) in enumerate(pairs):
+            estimate = self.estimate(measured[first], measured[second])
+            values[pair] = estimate.value[0] if estimate.complete else np.nan
+            *seeds, documents = estimate.sources
+            freedoms[pair] = documents.freedom
+            of_seeds = 0.0
+            for index in (first, second):
+                lent = None if _spread(self.arms[index]) == "fixed" else pooled[self.arms[index].kind]
+                if lent is not None:
+                    of_seeds += lent[0].variance[0] / len(measured[index].values)
+                    freedoms[pair] = min(freedoms[pair], lent[0].freedom)
+            own = sum(source.variance[0] for source in seeds)
+            variances[pair] = max(own, of_seeds) + documents.variance[0]
+        for (first, second), value, p in zip(
+            pairs, values, holm(p_values(values, [Source(variances, freedoms)])), strict=True
+        ):
+            if p < SIGNIFICANCE:
+                better[(first, second) if value > 0 else (second, first)] = True
         above, below = better.sum(axis=0), better.sum(axis=1)
         return [(1 + int(above[arm]), count - int(below[arm])) for arm in range(count)]
 
@@ -297,8 +313,8 @@ def _rows(one: Measured, other: Measured | None) -> tuple[np.ndarray, np.ndarray
     """Independent rows whose mean is the mean, or the difference of the means: `[rows, k]` and their influence.
 
     Runs of two arms are paired, those of the same training documents with each other: what these change in both
-    cancels. With different numbers of runs, m of one arm and n > m of the other, the rows are those of Scheffe (1943, On
-    Solutions of the Behrens-Fisher Problem Based on the t-Distribution, Annals of Mathematical Statistics 14), whose
+    cancels. With different numbers of runs, m of one arm and n > m of the other, the rows are those of Scheffe (1943,
+    On Solutions of the Behrens-Fisher Problem Based on the t-Distribution, Annals of Mathematical Statistics 14), whose
     variance is that of the difference whatever the arms' own variances are. If an arm has a single run that does not
     stand for all, there is one row: the difference of the means.
     """
@@ -346,7 +362,7 @@ def _minus(one: Measured, other: Measured, own: np.ndarray, theirs: np.ndarray) 
 
 
 def _matched(first: Sequence[int | None], second: Sequence[int | None]) -> tuple[list[int], list[int]]:
-    """The positions of runs in two arms, in an order in which those of the same seed stand side by side, if they can."""
+    """The positions of runs in two arms, in an order in which those of the same seed stand side by side."""
     left, right = list(range(len(first))), list(range(len(second)))
     pairs = []
     for index in list(left):

@@ -96,17 +96,6 @@ def languages_sources(values: np.ndarray, weights: np.ndarray) -> list[Source]:
     return sources
 
 
-def side_by_side(estimates: Sequence[Sequence[Source]]) -> list[Source]:
-    """Return the sources of single estimates, put together to the sources of all of them."""
-    parts = []
-    for position in range(max(map(len, estimates))):
-        chosen = [sources[position] if position < len(sources) else None for sources in estimates]
-        variance = [0.0 if source is None else source.variance[0] for source in chosen]
-        freedom = [1.0 if source is None else np.ravel(source.freedom)[0] for source in chosen]
-        parts.append(Source(np.array(variance), np.array(freedom, dtype=np.float64)))
-    return parts
-
-
 def standard_error(sources: Sequence[Source]) -> np.ndarray:
     """Return the standard errors of estimates with these sources of variance `[k]`."""
     return np.sqrt(np.sum([source.variance for source in sources], axis=0))
@@ -142,7 +131,7 @@ def p_values(values: np.ndarray, sources: Sequence[Source]) -> np.ndarray:
         middle = (low + high) / 2
         beyond = quantile(sources, np.exp(middle)) > observed
         low, high = np.where(beyond, middle, low), np.where(beyond, high, middle)
-    return 2 * np.exp(high)
+    return np.where(np.isnan(observed), np.nan, 2 * np.exp(high))
 
 
 def detectable(sources: Sequence[Source]) -> np.ndarray:

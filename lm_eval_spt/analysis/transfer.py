@@ -161,8 +161,8 @@ def analyse(
         "differences": f"beside each is the smallest that would be found with a probability of 80% at {1 - LEVEL:.0%}",
         "correlations": "Pearson's r and Spearman's rho over the target languages, by Fisher's z; languages are always "
         "taken as drawn from others like them; two-sided p, corrected for the six distances by Holm's method",
-        "halves": "target languages split at the distance that makes two halves as equal as possible, those at the same "
-        "distance together",
+        "halves": "target languages split at the distance that makes two halves as equal as possible, those at the "
+        "same distance together",
         "distances": distances.method,
     }
     return Analysis(
@@ -178,7 +178,7 @@ def analyse(
 
 
 def _language_rows(series: _Series, distances: Distances, targets: Sequence[str]) -> list[Row]:
-    """A row for every language that the arm has. Standard errors are the harness's for a run, and for other languages."""
+    """A row for every language that the arm has. Standard errors of single runs, and beyond the targets, are the harness's."""
     seen = seen_by(series.arm.base_model)
     errors: dict[str, dict[str, float | None]] = {metric: {} for metric in series.scores}
     if series.run == MEAN:

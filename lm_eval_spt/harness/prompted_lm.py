@@ -313,7 +313,7 @@ class PromptedLM(HFLM):
             )
 
     def get_model_info(self) -> dict[str, Any]:
-        """Return what HFLM reports of the model, which prompt it had, and how the model was tuned if this package did."""
+        """Return what HFLM reports of the model, which prompt it had, and how it was tuned if this package did."""
         info = super().get_model_info()
         info["base_model_fingerprint"] = self.fingerprint
         if self.gguf is not None:

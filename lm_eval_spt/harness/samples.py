@@ -84,13 +84,16 @@ def as_parquet(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
         column = _column([row.get(name) for row in rows])
         if name not in RESERVED and column is not None:
             columns[name] = column
-    answers = [_loglikelihoods(row) for row in rows]
-    columns["loglikelihoods"] = pa.array(answers, pa.list_(pa.float32()))
+    columns["loglikelihoods"] = pa.array([_loglikelihoods(row) for row in rows], pa.list_(pa.float32()))
+    answers = "loglikelihoods.list.element"
     target = io.BytesIO()
     parquet.write_table(
-        pa.table(columns), target, compression="zstd", use_dictionary=[name for name in columns if name != "loglikelihoods"],
-        use_byte_stream_split=["loglikelihoods.list.element"],
-    )  # fmt: skip
+        pa.table(columns),
+        target,
+        compression="zstd",
+        use_dictionary=[name for name in columns if name != "loglikelihoods"],
+        use_byte_stream_split=[answers],
+    )
     return target.getvalue()
 
 

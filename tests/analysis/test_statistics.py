@@ -22,7 +22,6 @@ from lm_eval_spt.analysis.statistics import (
     quantile,
     seeds_and_documents,
     seeds_source,
-    side_by_side,
     spearman,
     standard_error,
 )
@@ -105,12 +104,6 @@ def test_p_is_a_twentieth_where_the_interval_ends_at_zero():
     assert p_values(np.zeros(2), sources) == pytest.approx(1)
     certain = p_values(np.full(2, 1e9), sources)
     assert (certain > 0).all() and (certain < 1e-8).all()
-
-
-def test_estimates_side_by_side_are_what_they_are_alone():
-    alone = [one_source(2.0, freedom=3), [*one_source(1.0, freedom=1), *one_source(4.0, freedom=50)]]
-    together = p_values(np.array([2.0, 5.0]), side_by_side(alone))
-    assert together == pytest.approx([p_values(np.array([v]), s)[0] for v, s in zip([2, 5], alone, strict=True)])
 
 
 def test_a_difference_of_that_size_is_found_in_four_of_five_samples():
