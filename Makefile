@@ -9,7 +9,7 @@ CONSTRAINTS := constraints.txt
 NAMED_BY = make $(MAKECMDGOALS) PYTHON
 INSTALLED := $(VENV)/installed
 
-.PHONY: help install demo lint test test-real test-lowest test-next fuzz faults bench mini-model clean
+.PHONY: help install demo lint test test-real test-lowest test-next fuzz faults bench coverage mini-model clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | sort | expand -t 12
@@ -66,6 +66,9 @@ faults: install  ## kill commands at any moment, fill disks, exhaust memory: 600
 
 bench: install  ## compare speed and memory with the harness and PEFT, side by side (half an hour; writes benchmarks/RESULTS.md)
 	$(VENV)/bin/python -m benchmarks
+
+coverage: install  ## count how often intervals and rank ranges are right, where the truth is known (ten minutes; writes docs/statistics.md)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m benchmarks.coverage
 
 # What the embedded model is made of, and where it is put: see recipes/mini_model/README.md.
 SOURCES ?= sources

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -22,11 +21,12 @@ from pyarrow import parquet
 from lm_eval_spt.analysis.languages import languages
 
 PROGRAM = """
-import pathlib, re, sys
+import pathlib, re, resource, sys
 from lm_eval_spt.cli import main
 main(sys.argv[1:])
 status = pathlib.Path("/proc/self/status")  # a child's ru_maxrss begins with its parent's
 print(re.search(r"VmHWM:\\s+(\\d+)", status.read_text())[1] if status.exists() else 0, file=sys.stderr)
+print(sum(resource.getrusage(resource.RUSAGE_SELF)[:2]), file=sys.stderr)
 """
 
 
@@ -90,16 +90,13 @@ def main() -> None:
         page = Path(name) / "page.html"
         for command in (["transfer", *arguments], ["leaderboard", *arguments, "--output", str(page)]):
             started = time.perf_counter()
-            done = subprocess.run(
-                [sys.executable, "-c", f"import resource\n{PROGRAM}\nprint(sum(resource.getrusage(0)[:2]), file=sys.stderr)", *command],
-                check=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            )  # fmt: skip
+            done = subprocess.run([sys.executable, "-c", PROGRAM, *command], check=True, capture_output=True, text=True)
             memory, processor = done.stderr.splitlines()[-2:]
             wall = time.perf_counter() - started
             print(
                 f"{command[0]}: {float(processor):.1f} s of the processor, {wall:.1f} s, {int(memory) / 2**20:.2f} GB"
             )
-            notes = [line for line in done.stdout.splitlines() if re.search("samples beside", line)]
+            notes = [line for line in (done.stdout + done.stderr).splitlines() if "samples beside" in line]
             print("\n".join(notes) or "samples were read")
 
 

@@ -142,8 +142,8 @@ def count_hits(world: World, worlds: int, seed: int = 0) -> Counter[str]:
     """Draw worlds and count: intervals of means and differences, those that hold the truth, and worlds with mistakes.
 
     Returns:
-        ``means``, ``means held``, ``differences``, ``differences held``, ``worlds``, ``wrong ranks`` (worlds in which an
-        arm is called better than one that is not worse: then a rank range leaves out a rank that the arm has) and
+        ``means``, ``means held``, ``differences``, ``differences held``, ``worlds``, ``wrong ranks`` (worlds in which
+        an arm is called better than one that is not worse: a rank range leaves out a rank that the arm has) and
         ``ranked`` (worlds in which the first arm is told from another).
     """
     random = np.random.default_rng(seed)

@@ -92,7 +92,7 @@ def read_influence(runs: Sequence[EvaluationRun], languages: Sequence[str], metr
             result = np.empty((len(runs), *answers.known.shape), np.float32)
         elif answers.documents != first.documents or not np.array_equal(answers.targets, first.targets):
             raise UserError(
-                f"{run.path} and {runs[0].path} were not scored on the same documents: compare runs of the same ones"
+                f"{_place(run)} and {_place(runs[0])} were not scored on the same documents: compare runs of the same ones"
             )
         result[position] = _checked_influence(run, languages, metric, answers)
     if result is None:
@@ -114,12 +114,17 @@ def read_answers(run: EvaluationRun, languages: Sequence[str], metric: str) -> A
     except UserError:
         raise
     except FileNotFoundError:
-        raise UserError(f"there are no samples beside {run.path}: {HOW_TO_GET}") from None
+        raise UserError(f"there are no samples beside {_place(run)}: {HOW_TO_GET}") from None
     except OSError as error:
-        raise UserError(f"the samples beside {run.path} can not be read: {error.strerror or error}") from error
+        raise UserError(f"the samples beside {_place(run)} can not be read: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-        raise UserError(f"the samples beside {run.path} are not samples with {metric!r} ({reason})") from error
+        raise UserError(f"the samples beside {_place(run)} are not samples with {metric!r} ({reason})") from error
+
+
+def _place(run: EvaluationRun) -> str:
+    """The results file, by its folder and name: reports do not depend on where the results lie."""
+    return "/".join(run.path.parts[-2:])
 
 
 def _from_parquet(path: Path, run: EvaluationRun, languages: Sequence[str], metric: str) -> Answers:
@@ -229,13 +234,13 @@ def influence_of(values: np.ndarray, known: np.ndarray, metric: str = "acc") -> 
 def _checked_influence(run: EvaluationRun, languages: Sequence[str], metric: str, answers: Answers) -> np.ndarray:
     """The influence of each document, once the samples have turned out to be the run's own."""
     if answers.known.sum(axis=1).min() < 2:
-        raise UserError(f"{run.path} has one document in a language: what other documents would change is not known")
+        raise UserError(f"{_place(run)} has one document in a language: what other documents would change is not known")
     scores, influence = influence_of(answers.values, answers.known, metric)
     for language, score in zip(languages, scores, strict=True):
         recorded = run.scores[metric][language].value
         if not abs(score - recorded) <= TOLERANCE * max(1, abs(recorded)):
             raise UserError(
-                f"the samples beside {run.path} give {metric} {score:.4f} in {language}, its results {recorded:.4f}: "
+                f"the samples beside {_place(run)} give {metric} {score:.4f} in {language}, its results {recorded:.4f}: "
                 "they are not of that run, or the metric is no mean over documents"
             )
     return influence

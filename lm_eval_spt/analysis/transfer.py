@@ -178,7 +178,7 @@ def analyse(
 
 
 def _language_rows(series: _Series, distances: Distances, targets: Sequence[str]) -> list[Row]:
-    """A row for every language that the arm has. Standard errors of single runs, and beyond the targets, are the harness's."""
+    """A row for every language that the arm has. For single runs the standard errors are the harness's."""
     seen = seen_by(series.arm.base_model)
     errors: dict[str, dict[str, float | None]] = {metric: {} for metric in series.scores}
     if series.run == MEAN:

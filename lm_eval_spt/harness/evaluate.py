@@ -57,9 +57,9 @@ def evaluate_prompts(
     """Score prompts on harness tasks and write one results file of the harness for each.
 
     The answers to single documents are always kept beside the results, in a compact form (see
-    :mod:`lm_eval_spt.harness.samples`); `log_samples` has the harness write its own, with all texts, too. A prompt whose
-    results and samples are there already, made by this function with the same settings, is left out: an interrupted
-    evaluation goes on where it stopped. Results of other settings stay beside the new ones.
+    :mod:`lm_eval_spt.harness.samples`); `log_samples` has the harness write its own, with all texts, too. A prompt
+    whose results and samples are there already, made by this function with the same settings, is left out: an
+    interrupted evaluation goes on where it stopped. Results of other settings stay beside the new ones.
 
     Args:
         prompts: prompt files, folders, Hub repositories, glob patterns of files, or several of these joined by ``+``:

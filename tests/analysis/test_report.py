@@ -116,7 +116,7 @@ def test_200_runs_of_205_languages_take_seconds_and_little_memory(tmp_path):
     # The harness records every task's settings, which make up most of a file.
     content["configs"] = {task: {"task": task, "process_results": "x" * 3000} for task in content["results"]}
     for number in range(200):
-        content["config"]["random_seed"] = number
+        content["config"]["prompt_digest"] = f"{number:08}"
         folder = tmp_path / "runs" / str(number // 4)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"results_{number}.json").write_text(json.dumps(content))

@@ -54,7 +54,8 @@ def test_205_languages_of_204_documents_and_seven_choices_take_less_than_three_m
     samples = {
         f"sib200_{language}": [
             {
-                "doc_id": number, "doc": {"index_id": number}, "target": str(number % 7), "metrics": ["acc", "macro_f1"],
+                "doc_id": number, "doc": {"index_id": number}, "target": str(number % 7),
+                "metrics": ["acc", "macro_f1"],
                 "acc": float(random.random() < 0.5), "macro_f1": (number % 7, int(random.integers(7))),
                 "filtered_resps": [(value, False) for value in random.normal(-10, 3, 7)],
             }
