@@ -20,6 +20,7 @@ import itertools
 import re
 import sys
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -186,21 +187,28 @@ SETTINGS = [
 ]
 
 
-def table(worlds: int) -> str:
+def table(worlds: int, processes: int) -> str:
     """Return the table of coverage in Markdown: arms that are alike, and arms that are not."""
     lines = [
         "| seeds | documents | languages | arms | means | differences | worlds with a wrong rank range | arms ranked |",
         "|---|---:|---:|---|---:|---:|---:|---:|",
     ]
-    for number, (name, equal) in enumerate(SETTINGS):
-        for unequal in (False, True):
-            found = count_hits(dataclasses.replace(equal, unequal=unequal), worlds, seed=number)
-            shares = [found[f"{what} held"] / found[what] for what in ("means", "differences")]
-            shares += [found[what] / found["worlds"] for what in ("wrong ranks", "ranked")]
-            cells = [name, str(equal.documents), str(equal.languages), "unequal" if unequal else "equal"]
-            lines.append(f"| {' | '.join([*cells, *(f'{100 * share:.1f}' for share in shares)])} |")
-            print(lines[-1], file=sys.stderr, flush=True)
+    jobs = [(number, unequal, worlds) for number in range(len(SETTINGS)) for unequal in (False, True)]
+    with ProcessPoolExecutor(processes) as pool:
+        for line in pool.map(_row, jobs):
+            lines.append(line)
+            print(line, file=sys.stderr, flush=True)
     return "\n".join(lines) + "\n"
+
+
+def _row(job: tuple[int, bool, int]) -> str:
+    number, unequal, worlds = job
+    name, world = SETTINGS[number]
+    found = count_hits(dataclasses.replace(world, unequal=unequal), worlds, seed=number)
+    shares = [found[f"{what} held"] / found[what] for what in ("means", "differences")]
+    shares += [found[what] / found["worlds"] for what in ("wrong ranks", "ranked")]
+    cells = [name, str(world.documents), str(world.languages), "unequal" if unequal else "equal"]
+    return f"| {' | '.join([*cells, *(f'{100 * share:.1f}' for share in shares)])} |"
 
 
 def fit(first: str, second: str) -> Effects:
@@ -253,13 +261,14 @@ def fit(first: str, second: str) -> Effects:
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--worlds", type=int, default=500, help="of each kind (default: 500)")
+    parser.add_argument("--worlds", type=int, default=400, help="of each kind (default: 400)")
+    parser.add_argument("--processes", type=int, default=1, help="side by side (default: 1)")
     parser.add_argument("--fit", nargs=2, metavar="RUNS", help="print the effects in real samples instead")
     options = parser.parse_args()
     if options.fit:
         print(fit(*options.fit))
         return
-    text = table(options.worlds)
+    text = table(options.worlds, options.processes)
     if options.worlds < parser.get_default("worlds"):
         print(text)
         return

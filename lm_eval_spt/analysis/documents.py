@@ -92,7 +92,7 @@ def read_influence(runs: Sequence[EvaluationRun], languages: Sequence[str], metr
             result = np.empty((len(runs), *answers.known.shape), np.float32)
         elif answers.documents != first.documents or not np.array_equal(answers.targets, first.targets):
             raise UserError(
-                f"{_place(run)} and {_place(runs[0])} were not scored on the same documents: compare runs of the same ones"
+                f"{_place(run)} and {_place(runs[0])} were not scored on the same documents: compare runs on the same"
             )
         result[position] = _checked_influence(run, languages, metric, answers)
     if result is None:
@@ -180,8 +180,9 @@ def _from_lines(run: EvaluationRun, languages: Sequence[str], metric: str) -> An
         ids += document_ids(samples)
         targets += [str(sample["target"]) for sample in samples]
         values += [sample[metric] for sample in samples]
-    as_objects = (np.array(texts, dtype=object) for texts in (ids, targets))
-    return _joined(np.array(rows), *as_objects, np.array(values, dtype=np.float64), len(languages), metric)
+    id_texts, target_texts = np.array(ids, dtype=object), np.array(targets, dtype=object)
+    numbers = np.array(values, dtype=np.float64)
+    return _joined(np.array(rows), id_texts, target_texts, numbers, len(languages), metric)
 
 
 def _joined(
@@ -234,7 +235,7 @@ def influence_of(values: np.ndarray, known: np.ndarray, metric: str = "acc") -> 
 def _checked_influence(run: EvaluationRun, languages: Sequence[str], metric: str, answers: Answers) -> np.ndarray:
     """The influence of each document, once the samples have turned out to be the run's own."""
     if answers.known.sum(axis=1).min() < 2:
-        raise UserError(f"{_place(run)} has one document in a language: what other documents would change is not known")
+        raise UserError(f"{_place(run)} has one document in a language: what others would have changed is not known")
     scores, influence = influence_of(answers.values, answers.known, metric)
     for language, score in zip(languages, scores, strict=True):
         recorded = run.scores[metric][language].value

@@ -236,19 +236,23 @@ class Noise:
         An arm is better than another where the p-value of their difference, corrected for all pairs by Holm's method,
         is below 0.05: all these claims hold together with 95%. Where the spread over seeds is not known, no arm is.
 
-        With two seeds, pairs that differ little by chance are found among many. So a pair's variance over seeds is that
-        of its own runs or the pooled one of the arms' kinds, whichever is larger, and the whole variance is taken to be
-        known as well as the pooled one.
+        With two seeds, runs that differ little by chance are found among many pairs. So for this p-value a pair's
+        variance over seeds is that of its own runs or the pooled one of the arms' kinds, whichever is larger, and the
+        whole variance is taken to be known as well as the pooled one. That is right where spreads are alike; as they
+        need not be, the pair's own interval has to leave 0 out, too.
         """
         measured = [self.measure(arm, weights[None]) for arm in self.arms]
         pooled = {arm.kind: self._lent(arm, weights[None]) for arm in self.arms if _spread(arm) != "fixed"}
         count = len(measured)
         better = np.zeros((count, count), dtype=bool)
         pairs = list(itertools.combinations(range(count), 2))
+        clear = np.zeros(len(pairs), dtype=bool)
         values, variances, freedoms = np.zeros(len(pairs)), np.zeros(len(pairs)), np.full(len(pairs), 1e9)
         for pair, (first, second) in enumerate(pairs):
             estimate = self.estimate(measured[first], measured[second])
             values[pair] = estimate.value[0] if estimate.complete else np.nan
+            own = estimate[0]
+            clear[pair] = own.low > 0 or own.high < 0
             *seeds, documents = estimate.sources
             freedoms[pair] = documents.freedom
             of_seeds = 0.0
@@ -257,12 +261,10 @@ class Noise:
                 if lent is not None:
                     of_seeds += lent[0].variance[0] / len(measured[index].values)
                     freedoms[pair] = min(freedoms[pair], lent[0].freedom)
-            own = sum(source.variance[0] for source in seeds)
-            variances[pair] = max(own, of_seeds) + documents.variance[0]
-        for (first, second), value, p in zip(
-            pairs, values, holm(p_values(values, [Source(variances, freedoms)])), strict=True
-        ):
-            if p < SIGNIFICANCE:
+            variances[pair] = max(sum(source.variance[0] for source in seeds), of_seeds) + documents.variance[0]
+        corrected = np.array(holm(p_values(values, [Source(variances, freedoms)])))
+        for (first, second), value, found in zip(pairs, values, clear & (corrected < SIGNIFICANCE), strict=True):
+            if found:
                 better[(first, second) if value > 0 else (second, first)] = True
         above, below = better.sum(axis=0), better.sum(axis=1)
         return [(1 + int(above[arm]), count - int(below[arm])) for arm in range(count)]

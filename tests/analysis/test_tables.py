@@ -54,9 +54,9 @@ def test_cells_hold_the_numbers_of_the_analysis(tmp_path):
     by_name = dict(zip([column.name for column in scores.columns], scores.rows[0], strict=True))
     (row,) = analysis.rows("scores", metric="acc")
     assert by_name["runs"] == 1
-    for column, key in (("transfer gap", "transfer_gap"), ("eng_Latn", "source"), ("mean of 29 targets", "targets")):
+    for column, key in (("transfer gap", "transfer_gap"), ("eng_Latn", "source"), ("mean of 30 targets", "targets")):
         assert by_name[column] == Estimate(row[key], row[f"{key}_low"], row[f"{key}_high"])
     assert "over runs" not in by_name  # there is one run: the column would be empty
     assert languages.rows[0][:2] == [Strong("eng_Latn", "(source)"), 0.25]
     assert languages.rows[0][2] == Score(row["source"], pytest.approx(0.03))
-    assert languages.rows[-1][2] == by_name["mean of 29 targets"]
+    assert languages.rows[-1][2] == by_name["mean of 30 targets"]
