@@ -48,14 +48,14 @@ def compare(noise: Noise, reference: Arm, distances: Distances, targets: Sequenc
         weights = np.stack(list(scopes.values()))
         estimates = noise.estimate(noise.measure(arm, weights), noise.measure(reference, weights))
         for index, scope in enumerate(scopes):
-            row = {"scope": scope, "languages": int(np.count_nonzero(weights[index]))}
-            means.append(label | row | _tested(estimates, index))
+            of_scope = {"scope": scope, "languages": int(np.count_nonzero(weights[index]))}
+            means.append(label | of_scope | _tested(estimates, index))
         each = np.eye(len(noise.languages))
         estimates = noise.estimate(noise.measure(arm, each), noise.measure(reference, each))
         corrected = holm(estimates.p)
         for index, language in enumerate(noise.languages):
-            row = {"language": language} | _tested(estimates, index)
-            per_language.append(label | row | {"p_holm": known(corrected[index])})
+            tested = {"language": language} | _tested(estimates, index)
+            per_language.append(label | tested | {"p_holm": known(corrected[index])})
     return means, per_language
 
 

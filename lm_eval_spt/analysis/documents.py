@@ -241,8 +241,8 @@ def _checked_influence(run: EvaluationRun, languages: Sequence[str], metric: str
         recorded = run.scores[metric][language].value
         if not abs(score - recorded) <= TOLERANCE * max(1, abs(recorded)):
             raise UserError(
-                f"the samples beside {_place(run)} give {metric} {score:.4f} in {language}, its results {recorded:.4f}: "
-                "they are not of that run, or the metric is no mean over documents"
+                f"the samples beside {_place(run)} give {metric} {score:.4f} in {language}, its results "
+                f"{recorded:.4f}: they are not of that run, or the metric is no mean over documents"
             )
     return influence
 

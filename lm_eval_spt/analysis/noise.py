@@ -356,11 +356,8 @@ def _minus(one: Measured, other: Measured, own: np.ndarray, theirs: np.ndarray) 
     values = own @ one.values - theirs @ other.values
     if one.influence is None or other.influence is None:
         return values, None
-    left, right = (
-        np.einsum("rs,skd->rkd", rows.astype(np.float32), part.influence)
-        for rows, part in ((own, one), (theirs, other))
-    )
-    return values, left - right
+    left = np.einsum("rs,skd->rkd", own.astype(np.float32), one.influence)
+    return values, left - np.einsum("rs,skd->rkd", theirs.astype(np.float32), other.influence)
 
 
 def _matched(first: Sequence[int | None], second: Sequence[int | None]) -> tuple[list[int], list[int]]:

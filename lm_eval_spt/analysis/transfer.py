@@ -257,13 +257,13 @@ def _correlation_rows(series: _Series, distances: Distances, metric: str, target
         for name, correlate in (("pearson", pearson), ("spearman", spearman))
     }
     gradients = np.zeros((len(found), 1 + len(targets)))
-    for row, (kind, name) in enumerate(found):
-        gradients[row, 1:][~np.isnan(vectors[kind])] = np.nan_to_num(found[kind, name][1])
+    for index, (kind, name) in enumerate(found):
+        gradients[index, 1:][~np.isnan(vectors[kind])] = np.nan_to_num(found[kind, name][1])
     noise = series.noises[metric]
     sources = noise.fixed_sources(series.measure(metric, gradients))
     estimates: dict[tuple[str, str], tuple[Estimate, float]] = {}
-    for row, (kind, name) in enumerate(found):
-        own = [Source(source.variance[[row]], source.freedom) for source in sources]
+    for index, (kind, name) in enumerate(found):
+        own = [Source(source.variance[[index]], source.freedom) for source in sources]
         count = int((~np.isnan(vectors[kind])).sum())
         estimates[kind, name] = correlation_estimate(found[kind, name][0], count, own, by_ranks=name == "spearman")
     corrected = {
