@@ -24,15 +24,15 @@ import numpy as np
 import torch
 
 from lm_eval_spt.analysis.arms import read_arms
-from lm_eval_spt.analysis.documents import read_answers
+from lm_eval_spt.analysis.documents import influence_of, read_answers
 from lm_eval_spt.analysis.html import page
 from lm_eval_spt.analysis.html.page import as_json, contents
 from lm_eval_spt.analysis.leaderboard import rank, ranking_lines
 from lm_eval_spt.analysis.results import EvaluationRun, read_runs
-from lm_eval_spt.analysis.statistics import resample
 from lm_eval_spt.cli.sweep import _print_runs
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.harness.evaluate import _finished
+from lm_eval_spt.harness.samples import as_parquet
 from lm_eval_spt.harness.topics import read_file
 from lm_eval_spt.hub.model_card import model_card, read_card
 from lm_eval_spt.prompt.inspection import as_text, report
@@ -160,17 +160,35 @@ SAMPLES = b"".join(
 )
 
 
+COMPACT_SAMPLES = as_parquet(
+    {
+        "sib200_eng_Latn": [
+            {"metrics": ["acc", "macro_f1"], "filtered_resps": [(-1.0, True), (-2.0, False)]} | json.loads(line)
+            for line in SAMPLES.splitlines()
+        ]
+    }
+)
+
+
 def read_samples(path: Path) -> None:
-    """Read the answers to single documents, and resample both kinds of metric."""
-    run = EvaluationRun(path, "sib200", {}, {}, None, None, None, None, None, None, None, None, {})
-    beside = path.with_name("samples_sib200_eng_Latn_x.jsonl")
-    path.replace(beside)
-    run = EvaluationRun(
-        path.with_name("results_x.json"), *(getattr(run, name) for name in list(run.__dataclass_fields__)[1:])
-    )
+    """Read the answers to single documents, as the harness writes them, and what they make of both kinds of metric."""
+    path.replace(path.with_name("samples_sib200_eng_Latn_x.jsonl"))
+    _use_samples(path)
+
+
+def read_compact_samples(path: Path) -> None:
+    path.replace(path.with_name("samples_x.parquet"))
+    _use_samples(path)
+
+
+def _use_samples(path: Path) -> None:
+    results = path.with_name("results_x.json")
+    run = EvaluationRun(results, "sib200", {}, {}, None, None, None, None, None, None, None, None, {})
     for metric in ("acc", "macro_f1"):
-        answers = read_answers([run], ["eng_Latn"], metric)
-        assert np.isfinite(answers.resampled(metric, resample(len(answers.labels), 20))).all()
+        answers = read_answers(run, ["eng_Latn"], metric)
+        if len(answers.documents) > 1:
+            scores, influence = influence_of(answers.values, answers.known, metric)
+            assert np.isfinite(scores).all() and np.isfinite(influence).all()
 
 
 def read_settings(path: Path) -> None:
@@ -354,6 +372,7 @@ READERS = {
         ),
         Reader("results", "json", "results_x.json", [json.dumps(RESULTS).encode()], read_results),
         Reader("samples", "jsonl", "given.jsonl", [SAMPLES], read_samples),
+        Reader("compact samples", "parquet", "given.parquet", [COMPACT_SAMPLES], read_compact_samples),
         Reader("settings", "yaml", "run.yaml", SETTINGS, read_settings),
         Reader(
             "topics", "text", "test.tsv",
