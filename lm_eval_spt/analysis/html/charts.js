@@ -23,7 +23,7 @@ function labelsOnTheLeft(place, longest) {
 function drawIntervals(place, arms, metric, label) {
   const { marginLeft, axis } = labelsOnTheLeft(place, d3.max(arms, (arm) => arm.name.length));
   const data = arms.map(({ name, scores: { [metric]: { mean, interval } } }) => (
-    { name, mean: 100 * mean, low: 100 * interval[0], high: 100 * interval[1] }));
+    { name, mean: 100 * mean, low: 100 * (interval?.[0] ?? mean), high: 100 * (interval?.[1] ?? mean) }));
   drawChart(place, {
     marginLeft,
     height: 50 + 22 * arms.length,
@@ -144,7 +144,7 @@ function drawDifferences(place, differences, label) {
 function drawLengths(place, series, arms, metric, label) {
   const data = series.flatMap((one) => one.arms.map((index) => {
     const { mean, interval } = arms[index].scores[metric];
-    const [low, high] = interval.map((share) => 100 * share);
+    const [low, high] = (interval ?? [mean, mean]).map((share) => 100 * share);
     return { series: one.name, arm: arms[index].name, length: arms[index].prompt_length, mean: 100 * mean, low, high };
   }));
   const lengths = [...new Set(data.map((d) => d.length))];

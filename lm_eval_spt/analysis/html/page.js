@@ -35,7 +35,7 @@ function rankingColumns() {
     { title: "Arm", value: (arm) => arm.name },
     { title: "Rank", number: true, value: (arm) => score(arm).position, text: (arm) => range(score(arm).rank) },
     { title: "Mean over targets, %", number: true, value: (arm) => score(arm).mean, text: (arm) => percent(score(arm).mean) },
-    { title: "95% interval", number: true, value: (arm) => score(arm).interval[0], text: (arm) => score(arm).interval.map(percent).join(" – ") },
+    { title: "95% interval", number: true, value: (arm) => score(arm).interval?.[0] ?? null, text: (arm) => score(arm).interval?.map(percent).join(" – ") },
     { title: "Source, %", number: true, value: (arm) => score(arm).source, text: (arm) => percent(score(arm).source) },
     { title: "Transfer gap", number: true, value: (arm) => score(arm).gap, text: (arm) => signed(score(arm).gap) }, // source minus targets
     { title: "Runs", number: true, value: (arm) => arm.runs.length },

@@ -18,7 +18,7 @@ from typing import Any
 from lm_eval_spt.analysis.arms import Arm, curves, data_set
 from lm_eval_spt.analysis.distances import KINDS, coordinates, distances
 from lm_eval_spt.analysis.languages import language, seen_by
-from lm_eval_spt.analysis.leaderboard import METHOD, Leaderboard, Standing
+from lm_eval_spt.analysis.leaderboard import Leaderboard, Standing
 from lm_eval_spt.analysis.results import Score
 
 PARTS = Path(__file__).parent
@@ -53,7 +53,7 @@ def contents(board: Leaderboard) -> dict[str, Any]:
     return {
         "source": board.source,
         "summary": _summary(board),
-        "method": METHOD,
+        "method": board.method,
         "notices": list(board.notices),
         "metric": next(iter(board.standings)),
         "metrics": list(board.standings),
@@ -104,7 +104,7 @@ def _scores(arm: Arm, metric: str, standing: Standing, codes: list[str], source:
         "position": standing.position,
         "rank": standing.rank,
         "mean": _round(standing.mean),
-        "interval": [_round(end) for end in standing.interval],
+        "interval": [_round(end) for end in standing.interval] if standing.interval else None,
         "source": _round(at_source.value) if at_source else None,
         "gap": _round(at_source.value - standing.mean) if at_source else None,
         "values": _values(scores, codes),
