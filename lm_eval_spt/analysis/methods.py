@@ -19,6 +19,13 @@ BIBTEX = {
   eprint = {2402.03782},
   archivePrefix = {arXiv}
 }""",
+    "li2021prefix": """@misc{li2021prefix,
+  title = {Prefix-Tuning: Optimizing Continuous Prompts for Generation},
+  author = {Li, Xiang Lisa and Liang, Percy},
+  year = {2021},
+  eprint = {2101.00190},
+  archivePrefix = {arXiv}
+}""",
     "evalharness": """@misc{evalharness,
   title = {The Language Model Evaluation Harness},
   author = {Gao, Leo and Tow, Jonathan and Abbasi, Baber and Biderman, Stella and Black, Sid and DiPofi, Anthony and
@@ -96,12 +103,12 @@ def _with_prompt(arm: Arm) -> str:
     tuned = of(settings, "tune")
     what = (
         rf"\emph{{{_latex(arm.name)}}} is {_latex(_base_model(arm))}, "
-        f"{'kept frozen' if tuned == 'prompt' else f'what was tuned: {tuned}'}, with a soft prompt"
-        f"{_cite('philippy2024soft')} of {_values(run.prompt_length for run in arm.runs)} virtual tokens "
-        f"{WHERE.get(str(arm.runs[0].prompt_placement), NOT_RECORDED)}"
+        f"{'kept frozen' if tuned == 'prompt' else f'what was tuned: {tuned}'}, with {_prompt(arm)}"
     )
     if not any(records):
         return f"{what}; its training is {NOT_RECORDED} ({_runs(arm)})"
+    averaged = any("averaged_epochs" in entry for entry in validation)
+    kept = f"{'the mean of the last epochs or ' if averaged else ''}the vectors of the epoch with the lowest loss"
     tasks = _latex(_values(", ".join(record.get("tasks") or ()) or None for record in records))
     shots = [f"{record['shots']} documents per class" if record.get("shots") else "all documents" for record in records]
     return (
@@ -109,9 +116,23 @@ def _with_prompt(arm: Arm) -> str:
         f"({of(records, 'training_documents')} in all) with AdamW, learning rate {of(settings, 'lr')}, "
         f"{of(settings, 'epochs')} epochs, batches of {of(settings, 'batch_size')}, in {of(settings, 'dtype')}; "
         f"initial vectors: {of(settings, 'init')}; reparameterization: {of(settings, 'reparameterization')}; "
-        f"loss: {of(settings, 'loss')}; the vectors of the epoch with the lowest loss on {of(validation, 'documents')} "
+        f"loss: {of(settings, 'loss')}; {kept} on {of(validation, 'documents')} "
         f"validation documents were kept ({_runs(arm)}; training seed {of(records, 'seed')})"
     )
+
+
+def _prompt(arm: Arm) -> str:
+    """What stands in the place of a prompt: virtual tokens, a deep prefix, or an ensemble of several."""
+    record, length = arm.training[0] or {}, _values(run.prompt_length for run in arm.runs)
+    ensemble = record.get("ensemble")
+    if isinstance(ensemble, dict):
+        mean = {"probability": "probabilities", "log_probability": "log-likelihoods"}.get(str(ensemble.get("average")))
+        members = len(ensemble.get("members") or ())
+        return f"an ensemble of {members} soft prompts{_cite('philippy2024soft')} (the mean of their {mean})"
+    if record.get("prompt_kind") == "kv":
+        return f"a deep prefix{_cite('li2021prefix')}, keys and values of every layer, of {length} positions"
+    where = WHERE.get(str(arm.runs[0].prompt_placement), NOT_RECORDED)
+    return f"a soft prompt{_cite('philippy2024soft')} of {length} virtual tokens {where}"
 
 
 def _base_model(arm: Arm) -> str:

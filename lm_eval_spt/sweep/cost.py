@@ -279,10 +279,11 @@ def run_work(run: SweepRun, sizes: TextSizes, read: set[Hashable] | None) -> flo
 
     if run.combination == "ensemble":
         return 0  # its members' answers are there
+    length = config.vectors_before + config.vectors_after  # a deep prefix is not read
     test = sizes.test(config, run.targets)
     if not run.prompted:
         return 2 * passes(test, 0, True, test.answer_tokens)
-    work = 2 * passes(test, config.prompt_length, not keeps, test.answer_tokens)
+    work = 2 * passes(test, length, not keeps, test.answer_tokens)
     work += reading(test, (run.base, run.targets, config.data)) if keeps else 0
     if run.combination == "average":
         return work
@@ -290,8 +291,8 @@ def run_work(run: SweepRun, sizes: TextSizes, read: set[Hashable] | None) -> flo
     training, validation = sizes.training(config)
     drawn = config.documents_seed if config.shots is not None or config.validation_shots is not None else None
     share = 1.0 if config.loss == "choices" else 1 / training.choices  # "target" reads the right answer alone
-    step = passes(training, config.prompt_length, not keeps, share * training.answer_tokens)
-    check = passes(validation, config.prompt_length, not keeps, share * validation.answer_tokens)
+    step = passes(training, length, not keeps, share * training.answer_tokens)
+    check = passes(validation, length, not keeps, share * validation.answer_tokens)
     work += config.epochs * (4 if run.frozen else 6) * step + (config.epochs + 1) * 2 * check
     if keeps:
         key = (run.base, config.reading, config.shots, config.validation_shots, drawn)

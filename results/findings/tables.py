@@ -38,7 +38,7 @@ MODELS: dict[str, Tables] = {
             "no prompt": "baselines/none",
             "instruction": "baselines/instruction",
         },
-        "arms-8": {arm: f"arms-8/{arm}-seed*" for arm in ("frozen", "all")},
+        "arms-8": {arm: f"arms-8/{arm}-seed*" for arm in ("frozen", "all", "model")},
     },
     "mini": {
         **{

@@ -49,7 +49,7 @@ def test_the_paragraph_says_what_was_done(arms: list[str], capsys: pytest.Captur
         r"learned on sib200\_eng\_Latn from 8 documents per class (56 in all) with AdamW",
         "learning rate 0.005, 20 epochs",
         "(mean of 2 runs; training seed 3, 4).",
-        "Means and differences: bootstrap over languages",
+        "95\\% intervals contain what other training seeds",
     ):
         assert fact in paragraph
     for key in ("adelani2024sib200", "evalharness", "lmevalspt", "philippy2024soft"):
@@ -94,3 +94,24 @@ def test_latex_takes_it(arms: list[str], output: str, tmp_path: Path, capsys: py
     log = (tmp_path / "paper.log").read_text(errors="replace")
     assert "undefined" not in log and "Missing character" not in log
     assert "Overfull" not in log or output == "--methods"  # no table is wider than the page
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        (
+            {"prompt_kind": "kv"},
+            r"with a deep prefix~\cite{li2021prefix}, keys and values of every layer, of 4 positions",
+        ),
+        ({"ensemble": {"average": "probability", "members": [{}, {}]}}, "an ensemble of 2 soft prompts"),
+        ({"validation": {"averaged_epochs": 5}}, "the mean of the last epochs or the vectors of the epoch"),
+    ],
+)
+def test_other_kinds_of_prompts_are_named(
+    record: dict, said: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    file = write_results(tmp_path / "a", some_scores(0.5), prompt=write_prompt(tmp_path / "p.safetensors"))
+    content = json.loads(file.read_text())
+    content["config"]["prompt_metadata"] |= record
+    file.write_text(json.dumps(content))
+    assert said in printed(capsys, str(tmp_path / "a"), "--methods")

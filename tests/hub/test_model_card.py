@@ -279,3 +279,12 @@ def test_the_card_loads_an_encoder_decoder_model_as_one() -> None:
     record = {"placement": "prefix", "base_model": "me/t5", "task_type": "SEQ_2_SEQ_LM"}
     text = model_card(SoftPrompt(torch.randn(2, 4), record, "p"), "me/p")
     assert "AutoModelForSeq2SeqLM.from_pretrained('me/t5')" in text and "CausalLM" not in text
+
+
+def test_the_card_of_a_deep_prefix(tmp_path: Path) -> None:
+    """PEFT loads it as a prefix-tuning adapter."""
+    prompt = SoftPrompt(torch.zeros(3, 2, 1, 5, 4), {"base_model": "owner/base"}, name="deep")
+    text = model_card(prompt, "deep.safetensors")
+    assert "A deep prefix (prefix tuning): keys and values of 3 layers with 1 heads of size 4" in text
+    assert "for each of 5 positions before the text" in text and "convert deep.safetensors deep" in text
+    assert "library_name: peft" in text
