@@ -45,13 +45,15 @@ function drawIntervals(place, rows, label) {
   });
 }
 
-const HEAT = { left: 150, top: 100, right: 50, row: 16 }; // pixels around the cells, and a row's height
+const ROW = 16; // the height of the heat map's rows
 
 // On a canvas: 200 arms in 205 languages are 41,000 cells, too many for elements of their own.
 function drawHeatMap(place, legend, arms, languages, metric, label) {
-  const left = Math.min(HEAT.left, 0.3 * widthOf(place));
-  const cell = Math.max(4, (widthOf(place) - left - HEAT.right) / Math.max(arms.length, 1)); // its width
-  const [width, height] = [left + cell * arms.length + HEAT.right, HEAT.top + HEAT.row * languages.length];
+  const left = Math.min(150, 0.3 * widthOf(place));
+  const flat = (widthOf(place) - left) / arms.length > 200; // names of arms have room; otherwise they lean
+  const [top, right] = flat ? [24, 0] : [100, 60];
+  const cell = Math.max(4, (widthOf(place) - left - right) / Math.max(arms.length, 1)); // its width
+  const [width, height] = [left + cell * arms.length + right, top + ROW * languages.length];
   const scoreOf = (arm, language) => arm.scores[metric].values[language.index];
   const domain = d3.extent(arms.flatMap((arm) => languages.map((language) => scoreOf(arm, language) ?? undefined)));
   const color = d3.scaleSequential(domain, d3.interpolateViridis);
@@ -69,29 +71,29 @@ function drawHeatMap(place, legend, arms, languages, metric, label) {
     const score = scoreOf(arm, language);
     if (score === null) return;
     pen.fillStyle = color(score);
-    pen.fillRect(left + cell * i, HEAT.top + HEAT.row * j, cell - (cell > 8 ? 1 : 0), HEAT.row - 1);
+    pen.fillRect(left + cell * i, top + ROW * j, cell - (cell > 8 ? 1 : 0), ROW - 1);
     if (cell < 34) return; // too narrow for a number
     pen.fillStyle = score < middle ? "white" : "black";
     pen.textAlign = "center";
-    pen.fillText(percent(score), left + cell * (i + 0.5), HEAT.top + HEAT.row * (j + 0.5));
+    pen.fillText(percent(score), left + cell * (i + 0.5), top + ROW * (j + 0.5));
   }));
   pen.fillStyle = getComputedStyle(place).color;
   pen.textAlign = "right";
-  languages.forEach(({ name }, j) => pen.fillText(shorten(name, left / 7), left - 6, HEAT.top + HEAT.row * (j + 0.5)));
+  languages.forEach(({ name }, j) => pen.fillText(shorten(name, left / 7.5), left - 6, top + ROW * (j + 0.5)));
   pen.textAlign = "left";
-  if (cell < 14) pen.fillText(`${arms.length} arms by rank →`, left, HEAT.top - 12);
+  if (cell < 14) pen.fillText(`${arms.length} arms by rank →`, left, top - 12);
   else arms.forEach(({ name }, i) => {
     pen.save();
-    pen.translate(left + cell * (i + 0.5), HEAT.top - 6);
-    if (cell < 200) pen.rotate(-Math.PI / 4);
+    pen.translate(left + cell * (i + 0.5), top - 6);
+    if (!flat) pen.rotate(-Math.PI / 4);
     else pen.textAlign = "center";
-    pen.fillText(shorten(name, cell < 200 ? 17 : cell / 7), 0, 0);
+    pen.fillText(shorten(name, flat ? cell / 7 : 17), 0, 0);
     pen.restore();
   });
 
   const tip = d3.create("div").attr("class", "tip").attr("hidden", "").node();
   const point = ({ offsetX, offsetY }) => {
-    const [arm, language] = [arms[Math.floor((offsetX - left) / cell)], languages[Math.floor((offsetY - HEAT.top) / HEAT.row)]];
+    const [arm, language] = [arms[Math.floor((offsetX - left) / cell)], languages[Math.floor((offsetY - top) / ROW)]];
     tip.hidden = !arm || !language;
     if (tip.hidden) return;
     tip.textContent = `${language.name} (${language.code})\n${arm.name}\n${percent(scoreOf(arm, language)) ?? "–"}`;

@@ -14,6 +14,8 @@ const ranked = () => d3.sort(board.arms, (arm) => arm.scores[metric()].position)
 const metric = () => element("metric").value;
 const scoreLabel = () => `${METRIC_NAMES[metric()] ?? metric()}, %`;
 
+const pause = (milliseconds) => new Promise((resolve) => { setTimeout(resolve, milliseconds); });
+
 function fillSelect(id, options, chosen) {
   d3.select(element(id)).selectAll("option").data(options).join("option")
     .attr("value", ([value]) => value).property("selected", ([value]) => value === chosen).text(([, text]) => text);
@@ -41,17 +43,18 @@ function armColumns() {
 
 // What arms are and come from. What is the same for all stands above the table, which has room for little.
 const FACTS = [
-  { title: "Prompt", value: (arm) => arm.description },
   { title: "Runs", number: true, value: (arm) => arm.runs.length },
-  { title: "Parameters", number: true, value: (arm) => arm.tuned_parameters, text: (arm) => arm.tuned_parameters?.toLocaleString("en") },
-  { title: "Trained on", training: true, value: (arm) => arm.trained_on },
-  { title: "Training cost", training: true, value: (arm) => arm.training_cost },
-  { title: "Seeds", training: true, value: (arm) => arm.seeds, text: (arm) => arm.seeds && `seeds ${arm.seeds}` },
-  { title: "Base model", value: (arm) => arm.base_model },
-  { title: "Tasks", value: (arm) => arm.tasks },
-  { title: "Harness", value: (arm) => arm.harness },
+  { title: "Parameters", number: true, value: (arm) => arm.tuned_parameters, text: ({ tuned_parameters: count }) => count?.toLocaleString("en", count < 1e6 ? {} : { notation: "compact", maximumFractionDigits: 1 }) },
+  { title: "Prompt", value: (arm) => arm.description },
+  { title: "Base model", detail: true, value: (arm) => arm.base_model },
+  { title: "Trained on", detail: true, value: (arm) => arm.trained_on },
+  { title: "Training cost", detail: true, value: (arm) => arm.training_cost },
+  { title: "Seeds", detail: true, value: (arm) => arm.seeds },
+  { title: "Tasks", detail: true, value: (arm) => arm.tasks },
+  { title: "Harness", detail: true, value: (arm) => arm.harness },
 ];
-const [COMMON, DIFFERING] = [true, false].map((same) => FACTS.filter(({ value }) => (new Set(board.arms.map(value)).size === 1) === same));
+const values = ({ value }) => new Set(board.arms.map(value).filter((one) => (one ?? null) !== null));
+const [COMMON, DIFFERING] = [true, false].map((same) => FACTS.filter((fact) => (values(fact).size <= 1) === same));
 
 function scoreColumnsOfRanking() {
   const score = (arm) => arm.scores[metric()];
@@ -60,19 +63,21 @@ function scoreColumnsOfRanking() {
     { title: "Arm", value: (arm) => arm.name },
     { title: "Rank", number: true, value: (arm) => score(arm).position, text: (arm) => range(score(arm).rank) },
     { title: "Mean, %", note: "of targets", number: true, value: (arm) => score(arm).mean, text: (arm) => percent(score(arm).mean) },
-    { title: "95% interval", note: `contains ${board.contained}`, number: true, value: (arm) => score(arm).interval?.[0] ?? null, text: (arm) => inPercent(score(arm).interval) },
+    { title: "95% interval", note: board.contained, number: true, value: (arm) => score(arm).interval?.[0] ?? null, text: (arm) => inPercent(score(arm).interval) },
     { title: "Source, %", number: true, value: (arm) => score(arm).source, text: (arm) => percent(score(arm).source) },
     { title: "Gap", note: "to source", number: true, value: (arm) => score(arm).gap, text: (arm) => signed(score(arm).gap) },
   ];
 }
 
+const inWords = (facts, arm) => facts.map(({ title, value, text }) => [title.toLowerCase(), (text ?? value)(arm)])
+  .filter(([, text]) => (text ?? null) !== null).map((fact) => fact.join(" ")).join("; ");
+
 function rankingColumns() {
-  const training = DIFFERING.filter((fact) => fact.training);
-  const ofTraining = (arm) => training.map(({ value, text }) => (text ?? value)(arm)).filter(Boolean).join("; ") || null;
+  const details = DIFFERING.filter((fact) => fact.detail);
   return [
     ...scoreColumnsOfRanking(),
-    ...DIFFERING.filter((fact) => !fact.training),
-    ...(training.length ? [{ title: "Training", value: ofTraining }] : []),
+    ...DIFFERING.filter((fact) => !fact.detail),
+    ...(details.length ? [{ title: "Details", value: (arm) => inWords(details, arm) || null }] : []),
   ];
 }
 
@@ -97,9 +102,8 @@ function rankingCsvColumns() {
 }
 
 function drawRanking() {
-  const common = COMMON.map(({ title, value, text }) => [title.toLowerCase(), (text ?? value)(board.arms[0])]).filter(([, text]) => text ?? false);
-  element("ranking-common").textContent = `The same for all: ${common.map((fact) => fact.join(" ")).join("; ")}.`;
-  element("ranking-common").hidden = !common.length;
+  const common = COMMON.flatMap((fact) => [...values(fact)].map((value) => `${fact.title.toLowerCase()} ${value.toLocaleString("en")}`));
+  element("ranking-common").textContent = common.length ? `The same for all arms for which it is known: ${common.join("; ")}.` : "";
   sortableTable(element("ranking"), rankingColumns(), ranked(), { sort: 1, descending: false, ...element("ranking").order?.() });
   const means = ranked().map(({ name, scores: { [metric()]: { mean, interval } } }) => ({ name, value: mean, interval }));
   drawIntervals(element("intervals"), means, `${METRIC_NAMES[metric()] ?? metric()}, mean over targets, %`);
@@ -171,39 +175,57 @@ function drawHeat(languages) {
 
 // -- one language -----------------------------------------------------------------------------------------------------
 
-// 1.96 standard errors on either side, as far as scores go.
+// 1.96 of the harness's standard errors on either side, as far as scores go.
 function intervalOf(value, error) {
   return value === null || error === null ? null : [Math.max(0, value - 1.96 * error), Math.min(1, value + 1.96 * error)];
 }
 
+function scoresInOne(language) {
+  return shownArms().map(({ name, description, scores: { [metric()]: { values: all, errors, runs } } }) => {
+    const [value, error] = [all[language.index], errors[language.index]];
+    return { name, description, value, interval: intervalOf(value, error), runs: runs.map((scores) => percent(scores[language.index])).join(", ") || null };
+  });
+}
+
 function drawOne() {
   const language = board.languages[element("one").value];
-  const rows = shownArms().map(({ name, description, scores: { [metric()]: { values, errors, runs } } }) => {
-    const [value, error] = [values, errors].map((all) => all[language.index]);
-    return { name, description, value, interval: intervalOf(value, error), runs: runs.map((scores) => percent(scores[language.index])).join(", ") };
-  });
+  const rows = scoresInOne(language);
   const columns = [
     { title: "Arm", value: (row) => row.name },
     { title: scoreLabel(), number: true, value: (row) => row.value, text: (row) => percent(row.value) },
-    { title: "95% interval", note: "contains other documents", number: true, value: (row) => row.interval?.[0] ?? null, text: (row) => inPercent(row.interval) },
-    ...(rows.some((row) => row.runs) ? [{ title: "Its runs, %", value: (row) => row.runs || null }] : []),
+    { title: "95% interval", note: "over documents", number: true, value: (row) => row.interval?.[0] ?? null, text: (row) => inPercent(row.interval) },
+    ...(rows.some((row) => row.runs) ? [{ title: "Its runs, %", value: (row) => row.runs }] : []),
     { title: "Prompt", value: (row) => row.description },
   ];
   const { name, code, family, script, seen } = language;
   element("one-facts").textContent = `${name} (${code}). Family: ${family}; script: ${script}; seen in pre-training: ${seen}.`;
   sortableTable(element("one-table"), columns, rows, { sort: 1, ...element("one-table").order?.() });
-  drawIntervals(element("one-chart"), d3.sort(rows, (row) => -row.value), `${scoreLabel()}, in ${name}`);
+  drawIntervals(element("one-chart"), d3.sort(rows, (row) => -(row.value ?? -1)), `${scoreLabel()}, in ${name}`);
   drawNear(language);
 }
 
+function oneCsv() {
+  return asCsv([
+    { title: "Arm", value: (row) => row.name },
+    { title: `${metric()} in ${board.languages[element("one").value].code}`, value: (row) => row.value },
+    { title: "Interval from", value: (row) => row.interval?.[0] },
+    { title: "Interval to", value: (row) => row.interval?.[1] },
+    { title: "Prompt", value: (row) => row.description },
+  ], scoresInOne(board.languages[element("one").value]));
+}
+
+function nearest(language) {
+  return [[language.index, 0], ...language.nearest[element("near-by").value]].map(([index, distance]) => ({ ...board.languages[index], distance }));
+}
+
+const nearColumns = () => [
+  ...LANGUAGE_COLUMNS.slice(0, 4),
+  { title: "Distance", number: true, value: (language) => language.distance, text: (language) => language.distance.toFixed(2) },
+  ...armColumns(),
+];
+
 function drawNear(language) {
-  const near = new Map(language.nearest[element("near-by").value].map(([index, distance]) => [board.languages[index], distance]));
-  const columns = [
-    ...LANGUAGE_COLUMNS.slice(0, 4),
-    { title: "Distance", number: true, value: (one) => near.get(one) ?? 0, text: (one) => near.get(one)?.toFixed(2) ?? "itself" },
-    ...armColumns(),
-  ];
-  sortableTable(element("near"), columns, [language, ...near.keys()], { sort: 4, descending: false, ...element("near").order?.() });
+  sortableTable(element("near"), nearColumns(), nearest(language), { sort: 4, descending: false, ...element("near").order?.() });
 }
 
 // -- charts of the languages shown ------------------------------------------------------------------------------------
@@ -282,13 +304,14 @@ function drawShown() {
   drawn = drawCharts([drawHeat, drawOne, drawWorld, drawDistances, drawPair], languages);
 }
 
-// One after the other, so that the page stays quick while somebody types; a newer call takes over.
+// After a pause, as somebody may be typing, and one after the other, so that the page never stops; a newer call takes over.
 async function drawCharts(charts, languages) {
   const own = ++turn;
+  await pause(150);
   for (const draw of charts) {
-    await new Promise((resolve) => { setTimeout(resolve); });
     if (own !== turn) return;
     draw(languages);
+    await pause(0);
   }
 }
 
@@ -324,6 +347,8 @@ function listen() {
     "ranking-csv": () => ["ranking.csv", asCsv(rankingCsvColumns(), ranked())],
     "languages-csv": () => ["scores_shown.csv", asCsv(scoreColumns(), scoreRows(shownLanguages(), shownArms()))],
     "all-csv": () => ["scores.csv", asCsv(scoreColumns(), scoreRows(board.languages, board.arms))],
+    "one-csv": () => ["one_language.csv", oneCsv()],
+    "near-csv": () => ["nearest_languages.csv", asCsv(nearColumns(), nearest(board.languages[element("one").value]))],
     "pair-csv": () => ["differences.csv", pairCsv()],
   };
   for (const [id, file] of Object.entries(downloads)) element(id).addEventListener("click", () => download(...file()));

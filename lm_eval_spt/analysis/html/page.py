@@ -25,7 +25,7 @@ PARTS = Path(__file__).parent
 SCRIPTS = ("d3.min.js", "plot.min.js", "table.js", "charts.js", "page.js")
 DECIMALS = 4  # of a score, which is a share of 1
 NEAREST = 10  # languages that are shown beside one language
-CONTAINED = "other languages"  # what the intervals of means hold for: stands in the head of the ranking
+CONTAINED = "over languages"  # what the intervals of means contain; stands in the head of the ranking
 
 
 def page(board: Leaderboard) -> str:

@@ -5,13 +5,14 @@
 // first column heads its row.
 "use strict";
 
+const AT_ONCE = 50; // rows; those below, which are out of sight, follow when the first are painted
 const { compare: inOrder } = new Intl.Collator("en", { numeric: true }); // "arm 2" before "arm 10"
 
 function sortableTable(place, columns, rows, { sort = 0, descending = columns[sort].number, total = null } = {}) {
   const table = d3.create("table");
   const heads = table.append("thead").append("tr").selectAll("th").data(columns).join("th")
     .attr("scope", "col").classed("number", (column) => column.number);
-  heads.append("button").attr("type", "button").text((column) => column.title)
+  heads.append("button").attr("type", "button").attr("title", (column) => column.title).text((column) => column.title)
     .on("click", (event, column) => {
       const index = columns.indexOf(column);
       descending = index === sort ? !descending : Boolean(column.number);
@@ -20,6 +21,7 @@ function sortableTable(place, columns, rows, { sort = 0, descending = columns[so
     });
   heads.filter((column) => column.note).append("small").text((column) => column.note);
   const body = table.append("tbody").node();
+  let rest;
   const lines = new Map(rows.map((row) => [row, line(columns.map((column) => (column.text ?? column.value)(row)))]));
   if (total) table.append("tfoot").append(() => line(total));
   place.replaceChildren(table.node());
@@ -33,7 +35,10 @@ function sortableTable(place, columns, rows, { sort = 0, descending = columns[so
     const missing = (row) => (value(row) ?? null) === null; // always last
     const compare = (a, b) => (typeof a === "number" ? a - b : inOrder(a, b));
     const sorted = rows.toSorted((a, b) => missing(a) - missing(b) || (missing(a) ? 0 : direction * compare(value(a), value(b))));
-    body.replaceChildren(...sorted.map((row) => lines.get(row)));
+    const inNewOrder = sorted.map((row) => lines.get(row));
+    body.replaceChildren(...inNewOrder.slice(0, AT_ONCE));
+    clearTimeout(rest);
+    rest = setTimeout(() => body.append(...inNewOrder.slice(AT_ONCE)), 100);
   }
 
   function line(texts) {
