@@ -137,7 +137,8 @@ class Arm:
     def description(self) -> str:
         """What the arm's prompt is, in words, such as ``suffix, 16 tokens`` or ``ensemble of 4 prompts, ...``."""
         run, training, given = self.runs[0], self.training[0], self._hyperparameters
-        words = [f"{TUNED[given['tune']]} tuned"] if given.get("tune") in TUNED else []
+        tuned = TUNED.get(str(given.get("tune")))
+        words = [f"{tuned} tuned"] if tuned else []
         words += ["with a PEFT adapter"] if "peft" in run.model_args else []
         if not self.uses_prompt:
             return ", ".join(["no prompt", *words])
@@ -149,8 +150,9 @@ class Arm:
                 several.append(COMBINED.get(str(how), "{} prompts in one").format(count))
                 if key == "ensemble" and length and count:
                     length //= count  # an ensemble counts the tokens of all members
-        if isinstance(epochs := (training.get("validation") or {}).get("averaged_epochs"), int):
-            words.append(f"mean of the last {epochs} epochs")
+        averaged = {str((training.get("validation") or {}).get("averaged_epochs")) for training in self.training}
+        if len(averaged) == 1 and averaged != {"None"}:
+            words.append(f"mean of the last {averaged.pop()} epochs")
         if self.reparameterization not in (None, "none"):
             words.append(f"{self.reparameterization} reparameterization")
         if given.get("epochs") == 0:
