@@ -9,7 +9,7 @@ CONSTRAINTS := constraints.txt
 NAMED_BY = make $(MAKECMDGOALS) PYTHON
 INSTALLED := $(VENV)/installed
 
-.PHONY: help install demo lint test test-real test-lowest test-next fuzz faults bench bench-gpu mini-model clean
+.PHONY: help install demo lint test test-real test-lowest test-next fuzz faults bench bench-gpu coverage mini-model clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | sort | expand -t 12
@@ -69,6 +69,9 @@ bench: install  ## compare speed and memory with the harness and PEFT, side by s
 
 bench-gpu: install  ## the same on a GPU, where there is one (8 minutes at most; writes build/gpu.json)
 	$(VENV)/bin/python -m benchmarks.gpu
+
+coverage: install  ## count how often intervals and rank ranges are right, where the truth is known (ten minutes; writes docs/statistics.md)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m benchmarks.coverage
 
 # What the embedded model is made of, and where it is put: see recipes/mini_model/README.md.
 SOURCES ?= sources

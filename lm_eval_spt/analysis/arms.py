@@ -26,7 +26,7 @@ CONTEXTS = re.compile(r"_(instruct|xglm|bloom|prompt_\d+)$")
 MAX_TASKS = 5
 """So many tasks that a prompt was trained on are named; a group may have hundreds."""
 
-NO_EFFECT = ("seed", "preset", "context_cache")
+NO_EFFECT = ("seed", "shots_seed", "preset", "context_cache")
 """Hyper-parameters in which the runs of an arm may differ."""
 
 TUNED = {"all": "all weights", "model": "the model's weights", "lora": "LoRA"}
@@ -87,6 +87,33 @@ class Arm:
     def uses_prompt(self) -> bool:
         """Whether the results name a soft prompt."""
         return self.runs[0].prompt_digest is not None
+
+    @property
+    def is_random(self) -> bool:
+        """Whether another seed would have given another arm: something was learned, or shots were drawn."""
+        run = self.runs[0]
+        if run.num_fewshot:
+            return True
+        if self._hyperparameters.get("epochs") == 0 and self._hyperparameters.get("init") in ("text", "labels"):
+            return False  # a template that was not trained
+        return self.uses_prompt or bool(self.training[0]) or bool({"peft", "delta"} & run.model_args.keys())
+
+    @property
+    def documents_seeds(self) -> list[int | None]:
+        """What the training documents of each run were drawn with; None where that is not known."""
+        seeds = []
+        for training in self.training:
+            settings = training.get("hyperparameters") or {}
+            drawn = settings.get("shots_seed")
+            seeds.append(training.get("seed") if drawn is None else drawn)
+        return [seed if isinstance(seed, int) else None for seed in seeds]
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """Equal for arms whose spread over seeds is taken to be alike: one base model, tasks and shots of training."""
+        training = self.training[0]
+        base_model = training.get("tuned_from") or training.get("base_model") or self.base_model
+        return base_model, str(training.get("tasks")), training.get("shots"), self.runs[0].num_fewshot
 
     @property
     def _hyperparameters(self) -> Mapping[str, Any]:
@@ -170,7 +197,7 @@ class Arm:
     @property
     def tuned_parameters(self) -> int | None:
         """The number of learned parameters: 0 for a frozen model without prompt or adapter; None where not known."""
-        if self.uses_prompt:
+        if self.uses_prompt or self.training[0]:
             return self.training[0].get("tuned_parameters")
         return None if {"peft", "delta"} & self.runs[0].model_args.keys() else 0
 
@@ -217,6 +244,8 @@ def read_arms(
     several_bases = len({run.base_model for run in runs}) > 1
     arms: dict[str, Arm] = {}
     for (key, family), members in groups.items():
+        members, repeated = _without_repeats(members)
+        left_out += repeated
         arm_runs, trainings = [run for run, _ in members], [training for _, training in members]
         given_name = names[arm_runs[0].path]
         name = given_name or _describe(arm_runs, several_bases)
@@ -228,6 +257,31 @@ def read_arms(
         if all(trainings) and len({_configuration(*member) for member in members}) > 1:
             not_comparable.append(f"{name}: the mean of runs that differ in more than their seed")
     return list(arms.values()), left_out + not_comparable
+
+
+def _without_repeats(
+    members: Sequence[tuple[EvaluationRun, dict[str, Any]]],
+) -> tuple[list[tuple[EvaluationRun, dict[str, Any]]], list[str]]:
+    """Leave out runs that are another one once more, though the harness had another seed; the newest counts.
+
+    Scoring without shots draws nothing. So a prompt that was scored twice is one run, and without a prompt a model of
+    which two runs have the same scores.
+
+    Returns:
+        The runs with their training, and a line for each that is left out.
+    """
+    newest: dict[Any, tuple[EvaluationRun, dict[str, Any]]] = {}
+    left_out = []
+    for run, training in sorted(members, key=lambda member: member[0].date.timestamp() if member[0].date else 0.0):
+        without_prompt = json.dumps([run.model_args, run.family], sort_keys=True, default=str), str(run.scores)
+        key = id(run) if run.num_fewshot else run.prompt_digest or without_prompt
+        if key in newest:
+            left_out.append(
+                f"left out: {newest[key][0].path} repeats {run.path}: another seed of the harness is no run"
+            )
+        newest[key] = (run, training)
+    kept = {id(run) for run, _ in newest.values()}
+    return [member for member in members if id(member[0]) in kept], left_out
 
 
 def comparable(runs: Sequence[EvaluationRun]) -> tuple[list[EvaluationRun], list[str]]:
@@ -339,11 +393,11 @@ def left_out_languages(arms: Sequence[Arm], languages: Sequence[set[str]], targe
 def training_record(run: EvaluationRun) -> dict[str, Any]:
     """Return the record of how the run's prompt was trained; empty where it is not known.
 
-    It is in the results. If it is not, for example in those of other tools, the prompt file that they name is read,
-    provided that its digest is the recorded one and that it lies below the current folder: a results file must not
-    decide what is opened on this machine.
+    It is in the results: that of the prompt, or of the model if that was tuned alone. If it is not, for example in
+    those of other tools, the prompt file that they name is read, provided that its digest is the recorded one and that
+    it lies below the current folder: a results file must not decide what is opened on this machine.
     """
-    recorded = run.config.get("prompt_metadata")
+    recorded = run.config.get("prompt_metadata") or run.config.get("model_metadata")
     if isinstance(recorded, dict) and recorded:
         return recorded
     place = run.model_args.get("prompt")

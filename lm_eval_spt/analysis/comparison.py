@@ -1,172 +1,131 @@
 """Differences between arms: in the source language, over the target languages, and in each language.
 
-Every arm is compared with one reference, in the same languages and on the same documents. Each resample is drawn once
-for all arms, so that what the arms have in common cancels.
+Every arm is compared with one reference, in the same languages and on the same documents, so that what the arms have in
+common cancels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from lm_eval_spt.analysis.arms import Arm
 from lm_eval_spt.analysis.distances import KINDS, Distances
-from lm_eval_spt.analysis.documents import Answers, read_answers
+from lm_eval_spt.analysis.languages import language as facts_of
 from lm_eval_spt.analysis.languages import seen_by
-from lm_eval_spt.analysis.statistics import DOCUMENT_RESAMPLES, Estimate, bootstrap_p, estimate, halves, holm, resample
-from lm_eval_spt.common.errors import UserError
+from lm_eval_spt.analysis.noise import Estimates, Noise
+from lm_eval_spt.analysis.statistics import halving_threshold, holm
 
 Row = dict[str, Any]
 
-
-@dataclass(frozen=True)
-class Comparison:
-    """Differences of arms from a reference.
-
-    Attributes:
-        means: a row for each arm and scope: the source language, the mean over the targets, the transfer gap, the
-            languages seen and unseen; for each distance the close half, the distant half, and distant minus close.
-        per_language: a row for each arm and language, with p-values also corrected for the number of languages (Holm).
-        target_means: arm, the reference included, to the mean score over the targets with its interval.
-        resampled: what was resampled for the intervals: ``documents``, or ``languages``, which give none for a single
-            language.
-        notes: why documents could not be resampled.
-    """
-
-    means: Sequence[Row]
-    per_language: Sequence[Row]
-    target_means: Mapping[str, Estimate]
-    resampled: str
-    notes: Sequence[str]
+GROUPINGS = ("family", "script", "macro_area", "seen")
 
 
-def compare(
-    arms: Sequence[Arm],
-    reference: Arm,
-    distances: Distances,
-    metric: str,
-    targets: Sequence[str],
-    over_documents: bool = True,
-) -> Comparison:
+def compare(noise: Noise, reference: Arm, distances: Distances, targets: Sequence[str]) -> tuple[list[Row], list[Row]]:
     """Compare each arm with the reference.
 
     Args:
-        arms: the arms, all of which have the source language and the targets.
-        reference: one of `arms`.
+        noise: of the arms, in the source language and the targets.
+        reference: one of the arms.
         distances: the distances from the source language.
-        metric: such as ``acc``.
         targets: the target languages.
-        over_documents: resample documents if the harness logged its samples; otherwise languages.
+
+    Returns:
+        A row for each arm and scope: the source language, the mean over the targets, the transfer gap, the languages
+        seen and unseen, each family; for each distance the close half, the distant half, and distant minus close. And a
+        row for each arm and language, with p-values also corrected for the number of languages (Holm).
     """
-    languages = [distances.source, *targets]
-    answers: dict[str, Answers] = {}
-    notes = []
-    if over_documents:
-        try:
-            answers = _answers(arms, languages, metric)
-        except UserError as problem:
-            notes.append(f"resampled over languages, not over documents: {problem}")
-
-    def scores_and_draws(arm: Arm) -> tuple[np.ndarray, np.ndarray | None]:
-        """An arm's scores `[languages]` and, if documents are resampled, their resamples `[resamples, languages]`."""
-        by_language = arm.scores(metric)
-        scores = np.array([by_language[language].value for language in languages])
-        if not answers:
-            return scores, None
-        counts = resample(len(answers[arm.name].labels), DOCUMENT_RESAMPLES)
-        return scores, answers[arm.name].resampled(metric, counts)
-
     means: list[Row] = []
     per_language: list[Row] = []
-    target_means = {}
-    resampled = "documents" if answers else "languages"
-    reference_scores, reference_draws = scores_and_draws(reference)
-    for arm in arms:
-        scores, draws = scores_and_draws(arm)
-        scopes = _scopes(arm, distances, targets)
-        mean = float(scopes["targets"] @ scores)
-        mean_draws = _draws(scopes["targets"], scores, draws)
-        target_means[arm.name] = Estimate(mean, mean, mean) if mean_draws is None else estimate(mean, mean_draws)
+    for arm in noise.arms:
         if arm is reference:
             continue
-        label = {"arm": arm.name, "reference": reference.name, "metric": metric, "resampled": resampled}
-        scores -= reference_scores
-        if draws is not None:
-            draws = draws - reference_draws
-        for scope, weights in scopes.items():
-            row = {"scope": scope, "languages": int(np.count_nonzero(weights))}
-            means.append(label | row | _tested(float(weights @ scores), _draws(weights, scores, draws)))
-        corrected = [None] * len(languages) if draws is None else holm(bootstrap_p(draws).tolist())
-        for index, language in enumerate(languages):
-            tested = _tested(float(scores[index]), None if draws is None else draws[:, index])
-            per_language.append(label | {"language": language} | tested | {"p_holm": corrected[index]})
-    return Comparison(means, per_language, target_means, resampled, notes)
+        label = {"arm": arm.name, "reference": reference.name, "metric": noise.metric}
+        scopes = scopes_of(arm, distances, targets)
+        weights = np.stack(list(scopes.values()))
+        estimates = noise.estimate(noise.measure(arm, weights), noise.measure(reference, weights))
+        for index, scope in enumerate(scopes):
+            of_scope = {"scope": scope, "languages": int(np.count_nonzero(weights[index]))}
+            means.append(label | of_scope | _tested(estimates, index))
+        each = np.eye(len(noise.languages))
+        estimates = noise.estimate(noise.measure(arm, each), noise.measure(reference, each))
+        corrected = holm(estimates.p)
+        for index, language in enumerate(noise.languages):
+            tested = {"language": language} | _tested(estimates, index)
+            per_language.append(label | tested | {"p_holm": known(corrected[index])})
+    return means, per_language
 
 
-def _answers(arms: Sequence[Arm], languages: Sequence[str], metric: str) -> dict[str, Answers]:
-    """The answers of all arms; UserError if an arm has none, or has other documents than the first."""
-    answers: dict[str, Answers] = {}
-    for arm in arms:
-        answers[arm.name] = read_answers(arm.runs, languages, metric)
-        if not np.array_equal(answers[arm.name].labels, answers[arms[0].name].labels):
-            raise UserError(f"{arm.name!r} and {arms[0].name!r} were not scored on the same documents")
-    return answers
-
-
-def _tested(value: float, draws: np.ndarray | None) -> Row:
-    """A difference with its interval and p-value, which are None without resamples."""
-    if draws is None:
-        return {"difference": value, "low": None, "high": None, "p": None}
-    interval = estimate(value, draws)
-    return {"difference": value, "low": interval.low, "high": interval.high, "p": float(bootstrap_p(draws))}
-
-
-def _draws(weights: np.ndarray, scores: np.ndarray, draws: np.ndarray | None) -> np.ndarray | None:
-    """Resamples of a weighted mean: over documents if there are `draws` of them, else over languages."""
-    return _over_languages(weights, scores) if draws is None else draws @ weights
-
-
-def _scopes(arm: Arm, distances: Distances, targets: Sequence[str]) -> dict[str, np.ndarray]:
-    """What differences are computed for: scope to weights over the source language and the targets `[1 + targets]`."""
-
-    def mean_over(chosen: Iterable[bool]) -> np.ndarray:
-        weights = np.array([False, *chosen], dtype=np.float64)
-        return weights / max(weights.sum(), 1)
-
+def scopes_of(arm: Arm, distances: Distances, targets: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return what is estimated of arms: scope to weights over the source language and the targets `[1 + targets]`."""
     source = np.eye(1, 1 + len(targets))[0]
     all_targets = mean_over([True] * len(targets))
     scopes = {"source": source, "targets": all_targets, "transfer gap": source - all_targets}
+    groups = groups_of(arm, targets)
+    scopes |= {
+        name: weights for (grouping, name), weights in groups.items() if grouping == "seen" and name != "unknown"
+    }
+    for kind, (_, close, distant) in halves_of(distances, targets).items():
+        scopes |= {f"{kind}: close": close, f"{kind}: distant": distant, f"{kind}: distant - close": distant - close}
+    return scopes | {f"family: {name}": weights for (grouping, name), weights in groups.items() if grouping == "family"}
+
+
+def groups_of(arm: Arm, targets: Sequence[str]) -> dict[tuple[str, str], np.ndarray]:
+    """Return families, scripts, areas, and the languages that the base model saw and did not see.
+
+    Returns:
+        (grouping, group), the largest group of a grouping first, to weights `[1 + targets]`.
+    """
     seen = seen_by(arm.base_model)
-    if seen is not None:
-        scopes |= {"seen": mean_over(t in seen for t in targets), "unseen": mean_over(t not in seen for t in targets)}
+    groups: dict[tuple[str, str], np.ndarray] = {}
+    for grouping in GROUPINGS:
+        if grouping == "seen":
+            names = ["unknown" if seen is None else "seen" if target in seen else "unseen" for target in targets]
+        else:
+            names = [group_of(target, grouping) or "unknown" for target in targets]
+        for name in sorted(set(names), key=lambda name: (-names.count(name), name)):
+            groups[grouping, name] = mean_over(own == name for own in names)
+    return groups
+
+
+def halves_of(distances: Distances, targets: Sequence[str]) -> dict[str, tuple[float, np.ndarray, np.ndarray]]:
+    """Return for each distance at which the targets differ the largest of a close language, and the halves' weights."""
+    halves = {}
     for kind in KINDS:
         vector = distances.vector(kind, targets)
-        for half in halves(np.zeros((1, len(targets))), vector):
-            close, distant = mean_over(vector <= half.threshold), mean_over(vector > half.threshold)
-            scopes |= {
-                f"{kind}: close": close,
-                f"{kind}: distant": distant,
-                f"{kind}: distant - close": distant - close,
-            }
-    return {scope: weights for scope, weights in scopes.items() if weights.any()}
+        threshold = halving_threshold(vector)
+        if threshold is not None:
+            halves[kind] = threshold, mean_over(vector <= threshold), mean_over(vector > threshold)
+    return halves
 
 
-def _over_languages(weights: np.ndarray, scores: np.ndarray) -> np.ndarray | None:
-    """Resamples of a weighted mean over languages; None if there are not two languages to draw from.
+def mean_over(chosen: Iterable[bool]) -> np.ndarray:
+    """Return the weights `[1 + targets]` of the mean over some of the targets; the source has none."""
+    weights = np.array([False, *chosen], dtype=np.float64)
+    return weights / max(weights.sum(), 1)
 
-    Languages with positive and with negative weights are drawn separately. The source language is not drawn: it is
-    fixed.
-    """
-    draws = np.full(DOCUMENT_RESAMPLES, weights[0] * scores[0])
-    drawn = False
-    for seed, sign in enumerate((1, -1)):
-        members = np.flatnonzero(np.sign(weights[1:]) == sign) + 1
-        if len(members) > 1:
-            draws += resample(len(members), DOCUMENT_RESAMPLES, seed) @ (weights[members] * scores[members])
-            drawn = True
-        elif len(members):
-            draws += weights[members] @ scores[members]
-    return draws if drawn else None
+
+def group_of(language: str, grouping: str) -> str | None:
+    """Return the ``family``, ``branch``, ``script`` or ``macro_area`` of a language's code; None if it is unknown."""
+    facts = facts_of(language)
+    return (facts.script_name if grouping == "script" else str(getattr(facts, grouping))) or None
+
+
+def known(number: float) -> float | None:
+    """Return a number, None for NaN."""
+    return None if math.isnan(number) else float(number)
+
+
+def _tested(estimates: Estimates, index: int) -> Row:
+    """A difference with its interval, its p-value and the smallest difference that would have been found."""
+    difference = estimates[index]
+    return {
+        "difference": difference.value,
+        "low": known(difference.low),
+        "high": known(difference.high),
+        "p": known(estimates.p[index]),
+        "detectable": known(estimates.detectable[index]),
+    }

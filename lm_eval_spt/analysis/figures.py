@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lm_eval_spt.analysis.arms import Arm, curves
-from lm_eval_spt.analysis.comparison import Row
+from lm_eval_spt.analysis.comparison import Row, group_of
 from lm_eval_spt.analysis.distances import KINDS, coordinates
-from lm_eval_spt.analysis.transfer import MEAN, Analysis, group_of
+from lm_eval_spt.analysis.transfer import MEAN, Analysis
 from lm_eval_spt.analysis.world_map import draw_land, equal_earth
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.common.files import write
@@ -144,7 +144,15 @@ def _families(analysis: Analysis) -> Figure:
     figure, panel = _new(height=_height(len(families), len(analysis.arms)))
     styles = [_style(index) for index in range(len(analysis.arms))]
     _family_points(panel, families, [_scores(analysis, arm) for arm in analysis.arms], styles)
-    panel.set_xlabel(f"{analysis.metric} (%)")
+    ends = [
+        {row["group"]: (row["mean_low"], row["mean_high"]) for row in rows}
+        for rows in (
+            analysis.rows("groups", arm=arm, run=MEAN, metric=analysis.metric, grouping="family")
+            for arm in analysis.arms
+        )
+    ]
+    _family_intervals(panel, families, ends, styles)
+    panel.set_xlabel(f"{analysis.metric} (%), with 95% intervals")
     _legend(figure, analysis.arms, styles)
     return figure
 
@@ -164,6 +172,14 @@ def _family_differences(analysis: Analysis, pairs: Sequence[tuple[str, str, str]
         scores, others = _scores(analysis, name), _scores(analysis, subtracted)
         differences.append({language: scores[language] - others[language] for language in scores})
     _family_points(panel, families, differences, styles)
+    ends = [
+        {
+            row["scope"].removeprefix("family: "): (row["low"], row["high"])
+            for row in analysis.rows("differences", arm=name, reference=subtracted)
+        }
+        for _, name, subtracted in pairs
+    ]
+    _family_intervals(panel, families, ends, styles)
     panel.set_xlabel(title)
     _legend(figure, [label for label, _, _ in pairs], styles)
     return figure
@@ -240,8 +256,13 @@ def _prompt_length(analysis: Analysis, arms: Sequence[Arm], lengths: Sequence[tu
         members = sorted(members, key=lambda member: arms[member].runs[0].prompt_length or 0)
         x = [arms[member].runs[0].prompt_length for member in members]
         for key, line in (("targets", "-"), ("source", "--")):
-            y = [100 * means[arms[member].name][key] for member in members]
+            rows = [means[arms[member].name] for member in members]
+            y = [100 * row[key] for row in rows]
             panel.plot(x, y, line, markersize=4, **_style(index))
+            ends = [(at, row[f"{key}_low"], row[f"{key}_high"]) for at, row in zip(x, rows, strict=True)]
+            for at, low, high in ends if key == "targets" else ():
+                if low is not None:
+                    panel.vlines(at, 100 * low, 100 * high, color=_style(index)["color"], linewidth=0.8)
     panel.set_xscale("log", base=2)
     ticks = sorted({arms[member].runs[0].prompt_length or 0 for _, members in lengths for member in members})
     panel.set_xticks(ticks, [str(tick) for tick in ticks])
@@ -293,6 +314,20 @@ def _family_points(
     panel.set_ylim(len(families) - 0.5, -0.5)
     panel.grid(axis="x", color="0.9", linewidth=0.6)
     panel.set_axisbelow(True)
+
+
+def _family_intervals(
+    panel: Axes,
+    families: Mapping[str, Sequence[str]],
+    series: Sequence[Mapping[str, tuple[float | None, float | None]]],
+    styles: Sequence[dict[str, Any]],
+) -> None:
+    """Draw the interval of each family's mean, family to its ends as shares of 1, where it has one."""
+    for offset, by_family, style in zip(_offsets(len(series)), series, styles, strict=True):
+        for position, family in enumerate(families):
+            low, high = by_family.get(family, (None, None))
+            if low is not None and high is not None:
+                panel.plot([100 * low, 100 * high], [position + offset] * 2, color=style["color"], linewidth=0.8)
 
 
 def _height(families: int, arms: int) -> float:

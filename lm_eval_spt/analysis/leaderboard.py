@@ -8,19 +8,17 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lm_eval_spt.analysis.arms import Arm, learned_what_is_scored, left_out_languages, partial_data
-from lm_eval_spt.analysis.statistics import LEVEL, resample
+from lm_eval_spt.analysis.noise import Noise
 from lm_eval_spt.common.errors import UserError
+
+METHOD = (
+    "Mean score over the target languages, each counting the same. {}. Rank ranges: arms share ranks unless their "
+    "difference is significant at 5% for all pairs together (Holm); an arm whose spread over seeds is not known has "
+    "none of its own."
+)
 
 METRICS = ("acc", "macro_f1", "acc_norm", "f1", "exact_match", "mcc")
 """The metrics that are ranked by in any case, if all arms have them: more is better."""
-
-RESAMPLES = 5000
-METHOD = (
-    f"Mean score over the target languages, each counting the same. Intervals ({LEVEL:.0%}): percentile bootstrap, "
-    f"{RESAMPLES} resamples of the languages. Rank ranges: arms whose paired difference over the same resamples is "
-    f"not significant share ranks; all pairs hold together at {LEVEL:.0%} (the largest studentised difference, as in "
-    "Mogstad, Romano, Shaikh and Wilhelm 2024, Inference for Ranks)."
-)
 
 
 @dataclass(frozen=True)
@@ -31,13 +29,15 @@ class Standing:
         position: the place in the order of the means, from 1 on.
         rank: the first and the last rank that the data leave open.
         mean: the mean score over the target languages.
-        interval: the ends of the mean's interval.
+        interval: the ends of the mean's interval; None where nothing is known of its noise.
+        intervals: language to the ends of the score's interval, for the languages that all arms have.
     """
 
     position: int
     rank: tuple[int, int]
     mean: float
-    interval: tuple[float, float]
+    interval: tuple[float, float] | None
+    intervals: Mapping[str, tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class Leaderboard:
         targets: the languages that every arm has, without the source; the ranking is over these.
         arms: the arms, ordered by the first metric.
         standings: metric to the arms' standings, in the order of `arms`; the first metric is the one asked for.
+        method: how they came about, in words.
         notices: lines that say what was left out and why, and how complete the data are.
     """
 
@@ -56,6 +57,7 @@ class Leaderboard:
     targets: Sequence[str]
     arms: Sequence[Arm]
     standings: Mapping[str, Sequence[Standing]]
+    method: str
     notices: Sequence[str] = field(default_factory=list)
 
 
@@ -87,53 +89,53 @@ def rank(arms: Sequence[Arm], source: str, metric: str = "acc", notices: Iterabl
             f"the arms have no target language in common (source: {source}): leave out {smallest.name!r}, or score it "
             "in the languages of the others"
         )
-    standings = {}
-    for name in metrics:
-        scores = [arm.scores(name) for arm in arms]
-        standings[name] = stand(np.array([[by_language[target].value for target in targets] for by_language in scores]))
+    with_source = all(source in arm.scores(name) for arm in arms for name in metrics)
+    covered = [source, *targets] if with_source else targets
+    noises = {name: Noise(arms, covered, name, source=source) for name in metrics}
+    standings = {name: stand(noise) for name, noise in noises.items()}
     order = sorted(range(len(arms)), key=lambda index: standings[metric][index].position)
     return Leaderboard(
         source,
         targets,
         [arms[index] for index in order],
         {name: [by_arm[index] for index in order] for name, by_arm in standings.items()},
-        [*notices, *learned_what_is_scored(arms), *partial_data(arms), *_caveats(arms, languages, targets)],
+        METHOD.format(noises[metric].method),
+        [
+            *notices,
+            *learned_what_is_scored(arms),
+            *partial_data(arms),
+            *_caveats(arms, languages, targets),
+            *noises[metric].notes,
+        ],
     )
 
 
-def stand(scores: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> list[Standing]:
-    """Rank arms by their mean, with the ranks that chance leaves open.
-
-    Languages are resampled with replacement, the same ones for all arms. An arm is better than another if their
-    difference exceeds c standard errors; c is the bootstrap's quantile of the largest studentised deviation among all
-    pairs, so that all comparisons hold together (Mogstad et al. 2024).
+def stand(noise: Noise) -> list[Standing]:
+    """Rank arms by their mean over the target languages, with the ranks that chance leaves open.
 
     Args:
-        scores: `[arms, languages]`, shares of 1.
-        resamples: the number of bootstrap resamples.
-        seed: the seed of the resampling.
+        noise: of the arms in the target languages, and in the source where all arms have it.
     """
-    count, languages = scores.shape
-    means, resampled = scores.mean(axis=1), resample(languages, resamples, seed) @ scores.T / languages
-    low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
-
-    largest = np.zeros(resamples)
-    differences, errors = means[:, None] - means, np.zeros((count, count))
-    for arm in range(count):  # one arm against all: the memory of all pairs at once would be too much
-        deviations = resampled[:, [arm]] - resampled - differences[arm]
-        errors[arm] = np.maximum(deviations.std(axis=0), 1e-12)  # 0 where two differ by the same in every language
-        largest = np.maximum(largest, np.abs(deviations / errors[arm]).max(axis=1))
-    better = (differences > np.quantile(largest, LEVEL) * errors) & (languages > 1)
-    positions = np.empty(count, dtype=int)
-    positions[np.argsort(-means, kind="stable")] = np.arange(1, count + 1)
+    weights = np.array([language != noise.source for language in noise.languages], dtype=float)
+    weights /= weights.sum()
+    estimates = [noise.estimate(noise.measure(arm, weights[None]))[0] for arm in noise.arms]
+    each = np.eye(len(noise.languages))
+    ends = [noise.estimate(noise.measure(arm, each)).ends for arm in noise.arms]
+    positions = np.empty(len(estimates), dtype=int)
+    positions[np.argsort([-estimate.value for estimate in estimates], kind="stable")] = range(1, len(estimates) + 1)
     return [
         Standing(
-            int(positions[arm]),
-            (1 + int(better[:, arm].sum()), count - int(better[arm].sum())),
-            float(means[arm]),
-            (float(low[arm]), float(high[arm])),
+            int(position),
+            rank,
+            estimate.value,
+            None if np.isnan(estimate.low) else (estimate.low, estimate.high),
+            {
+                language: (low, high)
+                for language, low, high in zip(noise.languages, *map(np.ndarray.tolist, of_arm), strict=True)
+                if not np.isnan(low)
+            },
         )
-        for arm in range(count)
+        for position, rank, estimate, of_arm in zip(positions, noise.ranks(weights), estimates, ends, strict=True)
     ]
 
 
@@ -144,9 +146,9 @@ def ranking_lines(board: Leaderboard) -> list[str]:
     for arm, standing in zip(board.arms, standings, strict=True):
         first, last = standing.rank
         ranks = f"{first}" if first == last else f"{first}–{last}"
-        low, high = (100 * end for end in standing.interval)
+        interval = " – ".join(f"{100 * end:4.1f}" for end in standing.interval or ()) or "–"
         name = arm.name if arm.name.isprintable() else repr(arm.name)
-        lines.append(f"{ranks:7}  {100 * standing.mean:8.1f}  {low:4.1f} – {high:4.1f}   {len(arm.runs):4}  {name}")
+        lines.append(f"{ranks:7}  {100 * standing.mean:8.1f}  {interval:11}   {len(arm.runs):4}  {name}")
     return lines
 
 
@@ -155,4 +157,4 @@ def _caveats(arms: Sequence[Arm], languages: Sequence[set[str]], targets: Sequen
     if left_out := left_out_languages(arms, languages, targets):
         yield f"ranked over {left_out}"
     if len(targets) < 10:
-        yield f"{len(targets)} target languages are few: intervals and rank ranges are rough"
+        yield f"{len(targets)} target languages are few"

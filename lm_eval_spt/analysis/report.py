@@ -6,11 +6,12 @@ import csv
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lm_eval_spt.analysis.comparison import Row
+from lm_eval_spt.analysis.statistics import Estimate
 from lm_eval_spt.analysis.tables import (
     ArmScores,
     Cell,
@@ -43,9 +44,11 @@ LATEX = {
 } | {character: f"\\{character}" for character in "&%$#_{}"}
 
 
-def transfer_table(scores: ArmScores, source: str, majority: float | None = None) -> str:
+def transfer_table(
+    scores: ArmScores, source: str, majority: float | None = None, means: Mapping[str, Estimate] | None = None
+) -> str:
     """Return :func:`lm_eval_spt.analysis.tables.language_table` in Markdown."""
-    return _markdown(language_table(scores, source, majority))
+    return _markdown(language_table(scores, source, majority, means=means))
 
 
 def as_markdown(analysis: Analysis, majority: float | None = None) -> str:

@@ -36,6 +36,7 @@ RECORDED = {
     "prompt_placement": str,
     "prompt_length": int,
     "prompt_metadata": dict,
+    "model_metadata": dict,
     "limit": int | float,
     "model_args": dict | str,
 }
@@ -363,7 +364,8 @@ def _check_record(path: Path, content: Mapping[str, Any]) -> None:
     limit = config.get("limit")
     if limit is not None and not 0 < limit < 2**53:
         raise UserError(f"{path} says limit {limit!r}, expected a number above 0: score it again")
-    check_metadata(config.get("prompt_metadata") or {})
+    for name in ("prompt_metadata", "model_metadata"):
+        check_metadata(config.get(name) or {})
 
 
 def _common(path: Path, what: str, by_task: Mapping[str, Any], tasks: Mapping[str, str]) -> Any:

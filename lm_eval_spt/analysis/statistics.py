@@ -1,42 +1,29 @@
-"""Correlations, intervals and p-values. Random numbers have a fixed seed: the same data give the same numbers.
+"""Sources of variance, and the intervals and p-values that follow from them; correlations; corrections.
 
-To resample n items with replacement is to give each of them a count. One matrix of counts `[resamples, n]` serves every
-statistic, and what is resampled together (arms, languages, distances) stays paired.
+An estimate (a mean, a difference, a gap) has several independent sources of variance: training seeds, test documents
+and, where asked for, languages. Each is estimated on its own, and is known as well as its degrees of freedom say: two
+seeds leave one. The model, and the simulation that it is held to, are in docs/statistics.md.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import special
+from scipy import special, stats
 
-LANGUAGE_RESAMPLES = 1000
-DOCUMENT_RESAMPLES = 10_000  # a p-value that is corrected for 205 languages has to be able to fall below 0.05
 LEVEL = 0.95
+POWER = 0.8
 
-METHODS = {
-    "correlation": "Pearson's r and Spearman's rho over the target languages; "
-    f"{LEVEL:.0%} percentile intervals, {LANGUAGE_RESAMPLES} bootstrap resamples of the languages; "
-    "two-sided p from Student's t, corrected for the six distances by Holm's method",
-    "halves": "target languages split at the distance that makes two halves as equal as possible, those at the same "
-    f"distance together; {LEVEL:.0%} percentile interval of the gap, "
-    f"{LANGUAGE_RESAMPLES} bootstrap resamples of the languages within each half",
-    "documents": f"bootstrap over documents, {DOCUMENT_RESAMPLES} resamples, the same documents in every "
-    f"language (they are translations of each other), arm and run; {LEVEL:.0%} percentile intervals, two-sided p, in "
-    "single languages corrected for their number by Holm's method; scores are the mean over an arm's runs, whose "
-    "spread over seeds is not part of the interval",
-    "languages": f"bootstrap over languages, {DOCUMENT_RESAMPLES} resamples, the same languages for all arms; "
-    f"{LEVEL:.0%} percentile intervals, two-sided p; a single language has neither",
-}
-"""How the numbers are computed, in words, for the reports."""
+EXCESS = 1.25
+"""By what power of its share in the variance a source's t-quantile counts. With 1, Cochran's rule, two seeds that add
+little to the documents make intervals that cover 98%; with 1.25 they cover 93 to 97%, whatever the shares."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value and the ends of its interval."""
+    """A value and the ends of its interval; they are NaN where there is none."""
 
     value: float
     low: float
@@ -44,228 +31,209 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Correlation:
-    """The correlations of scores with a distance over a number of languages; p-values are not corrected."""
-
-    languages: int
-    pearson: Estimate
-    pearson_p: float
-    spearman: Estimate
-    spearman_p: float
-
-
-@dataclass(frozen=True)
-class Halves:
-    """Scores in the languages close to the source and in those far from it.
+class Source:
+    """A part of the variance of k estimates.
 
     Attributes:
-        threshold: the largest distance in the close half.
-        close: the mean score of the close half.
-        distant: the mean score of the distant half.
-        gap: close minus distant.
-        close_languages: the number of languages in the close half.
-        distant_languages: the number of languages in the distant half.
+        variance: `[k]`.
+        freedom: the degrees of freedom that it was estimated with, one number or `[k]`.
     """
 
-    threshold: float
-    close: float
-    distant: float
-    gap: Estimate
-    close_languages: int
-    distant_languages: int
+    variance: np.ndarray
+    freedom: float | np.ndarray
 
 
-@functools.lru_cache(maxsize=32)
-def resample(count: int, resamples: int, seed: int = 0) -> np.ndarray:
-    """Return how often each of `count` items is drawn in each resample: `[resamples, count]`, rows sum to `count`."""
-    counts = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
-    counts = counts.astype(np.float32)  # exact, and products of it are fast
-    counts.flags.writeable = False  # all callers share it
-    return counts
+def seeds_source(values: np.ndarray) -> Source:
+    """Return what seeds add to the variance of a mean over rows, and with them all that differs between rows.
 
-
-def estimate(value: float, resampled: np.ndarray) -> Estimate:
-    """Return a value with the percentile interval of its resamples `[resamples]`; NaN among them is ignored."""
-    resampled = resampled[~np.isnan(resampled)]
-    if not len(resampled):
-        return Estimate(value, float("nan"), float("nan"))
-    low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Estimate(value, float(low), float(high))
-
-
-def bootstrap_p(resampled: np.ndarray) -> np.ndarray:
-    """Return the two-sided p-value of each column of `[resamples, ...]` against 0.
-
-    It is twice the smaller share of resamples on either side of 0. The observed value counts as one of them, so that p
-    is never 0. Values that differ from 0 by rounding errors of float32 lie on both sides.
+    Args:
+        values: `[rows, k]`, a row for each run, or for each pair of runs that is compared.
     """
-    resampled = np.round(resampled, 6)
-    below, above = (resampled <= 0).sum(axis=0), (resampled >= 0).sum(axis=0)
-    return np.minimum(1, 2 * (np.minimum(below, above) + 1) / (len(resampled) + 1))
+    rows = len(values)
+    return Source(values.var(axis=0, ddof=1) / rows, rows - 1)
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
+def documents_source(influence: np.ndarray, both: np.ndarray | float = 0.0, floor: np.ndarray | float = 0.0) -> Source:
+    """Return what the choice of documents adds to the variance of a mean over rows.
+
+    Scores are crossed: each seed answers each document. With S rows and D documents the variance of the mean is
+    (MS_seeds + MS_documents - MS_both) / (S D).
+
+    Args:
+        influence: how much each document moves each value, scaled so that the sum of squares is the variance of one row
+            (see :mod:`lm_eval_spt.analysis.documents`): `[rows, k, documents]`.
+        both: what :func:`seeds_and_documents` gives, where the seeds' source holds it already.
+        floor: where no document moves a value, one is taken to do so, by this much: none in D is not none at all.
+    """
+    mean, documents = influence.mean(axis=0), influence.shape[2]
+    variance = np.maximum(np.einsum("kd,kd->k", mean, mean, dtype=np.float64) - both, 0)
+    silent = np.abs(influence).max(axis=(0, 2)) < 1e-7
+    return Source(np.where(silent, (floor / documents) ** 2, variance), documents - 1)
+
+
+def seeds_and_documents(influence: np.ndarray) -> np.ndarray:
+    """Return MS_both / (S D): what seeds and documents together add to the variance of a mean over rows `[k]`."""
+    rest = influence - influence.mean(axis=0)
+    return np.einsum("skd,skd->k", rest, rest) / (len(rest) * (len(rest) - 1))
+
+
+def languages_sources(values: np.ndarray, weights: np.ndarray) -> list[Source]:
+    """Return what the choice of languages adds to the variance of weighted means over them.
+
+    Languages with positive weights and those with negative ones are samples of their own: those close to the source
+    and those far from it.
+
+    Args:
+        values: a score, or a difference of scores, in each language: `[languages]`.
+        weights: `[k, languages]`; 0 for a language that is fixed, such as the source.
+    """
+    sources = []
+    for chosen in (weights > 0, weights < 0):
+        count, own = chosen.sum(axis=1), np.where(chosen, weights, 0)
+        mean = own @ values / np.where(count, own.sum(axis=1), 1)
+        squares = ((own * (values - mean[:, None])) ** 2).sum(axis=1)
+        sources.append(Source(squares * count / np.maximum(count - 1, 1), np.maximum(count - 1, 1)))
+    return sources
+
+
+def standard_error(sources: Sequence[Source]) -> np.ndarray:
+    """Return the standard errors of estimates with these sources of variance `[k]`."""
+    return np.sqrt(np.sum([source.variance for source in sources], axis=0))
+
+
+def quantile(sources: Sequence[Source], tail: float | np.ndarray) -> np.ndarray:
+    """Return how many standard errors lie between the estimate and the point beyond which `tail` is left `[k]`.
+
+    With one source it is Student's t. With several, each adds what its t is above the normal quantile, by the power
+    :data:`EXCESS` of its share in the variance. With the power 1 this is Cochran's rule (1964, Approximate Significance
+    Levels of the Behrens-Fisher Test, Biometrics 20).
+    """
+    variance = np.maximum(np.sum([source.variance for source in sources], axis=0), 1e-300)
+    normal = -special.ndtri(tail)
+    result = np.full(len(variance), normal)
+    for source in sources:
+        share = (source.variance / variance) ** EXCESS
+        result += share * (-special.stdtrit(source.freedom, tail) - normal)
+    return result
+
+
+def interval(values: np.ndarray, sources: Sequence[Source]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ends of the estimates' intervals, each `[k]`."""
+    reach = quantile(sources, (1 - LEVEL) / 2) * standard_error(sources)
+    return values - reach, values + reach
+
+
+def p_values(values: np.ndarray, sources: Sequence[Source]) -> np.ndarray:
+    """Return the two-sided p-values of estimates against 0 `[k]`: below 0.05 where the 95% interval leaves 0 out."""
+    observed = np.abs(values) / np.maximum(standard_error(sources), 1e-150)
+    low, high = np.full(len(values), -40.0), np.full(len(values), np.log(0.5))  # logarithms of the tail's probability
+    for _ in range(32):
+        middle = (low + high) / 2
+        beyond = quantile(sources, np.exp(middle)) > observed
+        low, high = np.where(beyond, middle, low), np.where(beyond, high, middle)
+    return np.where(np.isnan(observed), np.nan, 2 * np.exp(high))
+
+
+def detectable(sources: Sequence[Source]) -> np.ndarray:
+    """Return the smallest true differences that are found with a probability of 80% at the level 5% `[k]`.
+
+    It is the minimum detectable effect (Bloom 1995, Evaluation Review 19): standard errors times the sum of the two
+    quantiles.
+    """
+    return (quantile(sources, (1 - LEVEL) / 2) + quantile(sources, 1 - POWER)) * standard_error(sources)
+
+
+def holm(p_values: Sequence[float] | np.ndarray) -> list[float]:
     """Return p-values corrected for their number by Holm's step-down method (1979); NaN stays NaN and is not counted.
 
     The smallest of m is multiplied by m, the next by m - 1, and so on; none may fall below the one before.
     """
-    corrected = np.full(len(p_values), np.nan)
-    tested = [index for index in np.argsort(p_values) if not np.isnan(p_values[index])]
-    largest = 0.0
-    for rank, index in enumerate(tested):
-        largest = max(largest, min(1.0, (len(tested) - rank) * p_values[index]))
-        corrected[index] = largest
+    given = np.asarray(p_values, dtype=np.float64)
+    corrected = np.full(len(given), np.nan)
+    order = np.argsort(given)
+    order = order[: int((~np.isnan(given)).sum())]  # NaN is sorted last
+    factors = np.arange(len(order), 0, -1)
+    corrected[order] = np.minimum(np.maximum.accumulate(factors * given[order]), 1)
     return corrected.tolist()
 
 
-def correlate(scores: np.ndarray, distances: np.ndarray) -> list[list[Correlation]]:
-    """Correlate the scores of arms with distances, all intervals over the same resamples of the languages.
+def pearson(scores: np.ndarray, distance: np.ndarray) -> tuple[float, np.ndarray]:
+    """Return Pearson's r and how it changes with each score: its gradient.
 
     Args:
-        scores: `[arms, languages]`.
-        distances: `[kinds, languages]`; a language whose distance is NaN is left out for that kind.
+        scores: `[languages]`.
+        distance: `[languages]`.
 
     Returns:
-        For each arm a correlation for each kind. It is NaN for fewer than three languages, or if the scores or the
-        distances are constant.
+        r and `[languages]`; NaN for fewer than three languages, or if the scores or the distances are constant.
     """
-    nothing = Estimate(np.nan, np.nan, np.nan)
-    correlations = [[Correlation(0, nothing, np.nan, nothing, np.nan)] * len(distances) for _ in scores]
-    # Kinds with distances for the same languages share the ranks of the scores, which take the most time.
-    for known in np.unique(~np.isnan(distances), axis=0):
-        kinds = np.flatnonzero((~np.isnan(distances) == known).all(axis=1))
-        languages = int(known.sum())
-        known_scores, known_distances = scores[:, known], distances[np.ix_(kinds, known)]
-        if languages < 3:
-            for arm_correlations in correlations:
-                for kind in kinds:
-                    arm_correlations[kind] = Correlation(languages, nothing, np.nan, nothing, np.nan)
-            continue
-        counts = resample(languages, LANGUAGE_RESAMPLES)
-        resampled_r = [_resampled_pearson(known_scores, distance, counts) for distance in known_distances]
-        distance_ranks = [resampled_ranks(distance, counts) for distance in known_distances]
-        for arm, row in enumerate(known_scores):
-            score_ranks = resampled_ranks(row, counts)
-            for position, kind in enumerate(kinds):
-                distance = known_distances[position]
-                r, rho = _pearson(row, distance), _pearson(ranks(row), ranks(distance))
-                resampled_rho = _rank_correlation(score_ranks, distance_ranks[position], counts)
-                correlations[arm][kind] = Correlation(
-                    languages,
-                    estimate(r, resampled_r[position][:, arm]),
-                    _correlation_p(r, languages),
-                    estimate(rho, resampled_rho),
-                    _correlation_p(rho, languages),
-                )
-    return correlations
+    if len(scores) < 3 or np.ptp(scores) < 1e-9 or np.ptp(distance) < 1e-9:
+        return np.nan, np.full(len(scores), np.nan)
+    x, y = scores - scores.mean(), distance - distance.mean()
+    x_norm, y_norm = np.linalg.norm(x), np.linalg.norm(y)
+    r = float(np.clip(x @ y / (x_norm * y_norm), -1, 1))
+    return r, (y / y_norm - r * x / x_norm) / x_norm
 
 
-def ranks(values: np.ndarray) -> np.ndarray:
-    """Return the rank of each of `values` `[n]`, from 1 on; ties share their mean rank."""
-    return resampled_ranks(values, np.ones((1, len(values))))[0]
+def spearman(scores: np.ndarray, distance: np.ndarray) -> tuple[float, np.ndarray]:
+    """Return Spearman's rho and, for small changes of the scores, how it changes with each.
 
-
-def resampled_ranks(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Return the rank of each value within each resample; ties share their mean rank.
+    Ranks change in steps. For the gradient they are smoothed: score m counts among those below score l with the
+    probability that a normal number is below (x_l - x_m) / h, h being Silverman's bandwidth.
 
     Args:
-        values: `[n]`.
-        counts: `[resamples, n]`, see :func:`resample`.
+        scores: `[languages]`.
+        distance: `[languages]`.
 
     Returns:
-        The ranks `[resamples, n]`; those of values that were not drawn have no meaning.
+        As :func:`pearson`.
     """
-    _, group, sizes = np.unique(values, return_inverse=True, return_counts=True)
-    by_value = counts[:, np.argsort(group, kind="stable")]
-    drawn = np.add.reduceat(by_value, np.concatenate([[0], np.cumsum(sizes)[:-1]]), axis=1)
-    return (np.cumsum(drawn, axis=1) - (drawn - 1) / 2)[:, group]
+    rho, by_rank = pearson(stats.rankdata(scores), stats.rankdata(distance))
+    if np.isnan(rho):
+        return rho, by_rank
+    bandwidth = 1.06 * scores.std(ddof=1) * len(scores) ** -0.2
+    density = stats.norm.pdf((scores[:, None] - scores) / bandwidth) / bandwidth
+    return rho, by_rank * density.sum(axis=1) - by_rank @ density
 
 
-def halves(scores: np.ndarray, distance: np.ndarray) -> list[Halves]:
-    """Compare the languages close to the source with those far from it.
+def correlation_estimate(
+    r: float, languages: int, sources: Sequence[Source], by_ranks: bool = False
+) -> tuple[Estimate, float]:
+    """Return a correlation with its interval, and its p-value, by Fisher's z.
+
+    A correlation says something of languages, so that these are always taken as drawn at random: their part in the
+    variance of z is 1 / (n - 3), for ranks (1 + rho^2 / 2) / (n - 3) (Bonett and Wright 2000, Psychometrika 65).
 
     Args:
-        scores: `[arms, languages]`.
-        distance: `[languages]`; languages whose distance is NaN are left out.
-
-    Returns:
-        The halves of each arm; an empty list if all languages are at the same distance.
+        r: the correlation.
+        languages: their number n.
+        sources: the other sources of r's variance, each of one number.
+        by_ranks: whether it is Spearman's rho.
     """
-    known = ~np.isnan(distance)
-    scores, distance = scores[:, known], distance[known]
-    threshold = halving_threshold(distance)
-    if threshold is None:
-        return []
-    close, distant = scores[:, distance <= threshold], scores[:, distance > threshold]
-    resampled = [
-        resample(half.shape[1], LANGUAGE_RESAMPLES, seed) @ half.T / half.shape[1]
-        for seed, half in enumerate((close, distant))
+    if np.isnan(r) or languages < 4:
+        return Estimate(r, np.nan, np.nan), np.nan
+    z = np.array([np.arctanh(np.clip(r, -1 + 1e-12, 1 - 1e-12))])
+    scale = max((1 - r**2) ** 2, 1e-24)
+    of_languages = (1 + r**2 / 2 if by_ranks else 1) / (languages - 3)
+    parts = [
+        Source(np.array([of_languages]), 1e9),
+        *(Source(source.variance / scale, source.freedom) for source in sources),
     ]
-    gaps = resampled[0] - resampled[1]
-    return [
-        Halves(
-            threshold,
-            float(near.mean()),
-            float(far.mean()),
-            estimate(float(near.mean() - far.mean()), gaps[:, arm]),
-            len(near),
-            len(far),
-        )
-        for arm, (near, far) in enumerate(zip(close, distant, strict=True))
-    ]
+    (low,), (high,) = interval(z, parts)
+    return Estimate(r, float(np.tanh(low)), float(np.tanh(high))), float(p_values(z, parts)[0])
 
 
 def halving_threshold(distance: np.ndarray) -> float | None:
     """Return the largest distance of a close language, so that the halves are as equal as possible.
 
     Args:
-        distance: `[languages]`; languages at the same distance stay together.
+        distance: `[languages]`; languages at the same distance stay together; NaN is left out.
 
     Returns:
         The threshold; None if all languages are at the same distance.
     """
+    distance = distance[~np.isnan(distance)]
     thresholds = np.unique(distance)[:-1]
     if not len(thresholds):
         return None
     return float(min(thresholds, key=lambda value: abs(2 * (distance <= value).sum() - len(distance))))
-
-
-def _pearson(x: np.ndarray, y: np.ndarray) -> float:
-    x, y = x - x.mean(), y - y.mean()
-    norms = np.sqrt((x @ x) * (y @ y))
-    return float(np.clip(x @ y / norms, -1, 1)) if norms > 1e-12 else float("nan")
-
-
-def _resampled_pearson(scores: np.ndarray, distance: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Pearson's r of each arm in each resample `[resamples, arms]`, by moments.
-
-    Args:
-        scores: `[arms, n]`.
-        distance: `[n]`.
-        counts: `[resamples, n]`.
-    """
-    n = counts.shape[1]
-    x, y = distance - distance.mean(), scores - scores.mean(axis=1, keepdims=True)
-    mean_x, mean_y = (counts @ x)[:, None] / n, counts @ y.T / n
-    covariance = counts @ (x * y).T / n - mean_x * mean_y
-    variance = ((counts @ x**2)[:, None] / n - mean_x**2) * (counts @ (y**2).T / n - mean_y**2)
-    return np.divide(
-        covariance, np.sqrt(variance.clip(0)), out=np.full_like(covariance, np.nan), where=variance > 1e-12
-    )
-
-
-def _rank_correlation(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Spearman's rho in each resample `[resamples]`, from the ranks within it; all arguments `[resamples, n]`."""
-    mean = (counts.shape[1] + 1) / 2
-    weighted_x, weighted_y = counts * (x - mean), counts * (y - mean)
-    variance = np.einsum("rn,rn->r", weighted_x, x - mean) * np.einsum("rn,rn->r", weighted_y, y - mean)
-    covariance = np.einsum("rn,rn->r", weighted_x, y - mean)
-    return np.divide(covariance, np.sqrt(variance), out=np.full_like(covariance, np.nan), where=variance > 1e-12)
-
-
-def _correlation_p(r: float, count: int) -> float:
-    """The two-sided p-value of a correlation: t = r sqrt((n - 2) / (1 - r^2)) with n - 2 degrees of freedom."""
-    if np.isnan(r):
-        return float("nan")
-    t = r * np.sqrt((count - 2) / max(1 - r**2, 1e-300))
-    return float(2 * special.stdtr(count - 2, -abs(t)))

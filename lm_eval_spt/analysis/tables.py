@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from lm_eval_spt.analysis.comparison import Row
+from lm_eval_spt.analysis.noise import SIGNIFICANCE
 from lm_eval_spt.analysis.results import Score
 from lm_eval_spt.analysis.statistics import Estimate
 from lm_eval_spt.analysis.transfer import MEAN, Analysis
 
 MISSING = "–"
 """What is shown where there is no number."""
-
-SIGNIFICANCE = 0.05
 
 ArmScores = Mapping[str, Mapping[str, Score]]
 """The scores of arms: arm's name to language to score."""
@@ -142,10 +141,17 @@ def analysis_tables(analysis: Analysis, majority: float | None = None) -> list[T
         }
         for arm in analysis.arms
     }
-    return [*arm_tables(analysis), language_table(scores, analysis.source, majority, f"{metric} per language")]
+    means = {row["arm"]: _estimate(row, "targets") for row in analysis.rows("scores", run=MEAN, metric=metric)}
+    return [*arm_tables(analysis), language_table(scores, analysis.source, majority, f"{metric} per language", means)]
 
 
-def language_table(scores: ArmScores, source: str, majority: float | None = None, title: str = "") -> Table:
+def language_table(
+    scores: ArmScores,
+    source: str,
+    majority: float | None = None,
+    title: str = "",
+    means: Mapping[str, Estimate] | None = None,
+) -> Table:
     """Return a row per language, the source first, and a column per arm.
 
     The last row is the mean over the target languages that all arms have.
@@ -155,6 +161,7 @@ def language_table(scores: ArmScores, source: str, majority: float | None = None
         source: the source language's code.
         majority: the score of always giving the most frequent answer, as a share of 1, shown as a column of its own.
         title: the table's.
+        means: for arms whose interval is known, the mean over those target languages.
     """
     languages = sorted({language for by_language in scores.values() for language in by_language} - {source})
     shared = [language for language in languages if all(language in by_language for by_language in scores.values())]
@@ -163,11 +170,14 @@ def language_table(scores: ArmScores, source: str, majority: float | None = None
     def row(label: Cell, language: str) -> list[Cell]:
         return [label, *constant, *(by_language.get(language) for by_language in scores.values())]
 
-    means = [mean_score([by_language[language] for language in shared]) for by_language in scores.values()]
+    last = [
+        (means or {}).get(arm) or mean_score([by_language[language] for language in shared])
+        for arm, by_language in scores.items()
+    ]
     rows = [
         row(Strong(source, "(source)"), source),
         *(row(language, language) for language in languages),
-        [Strong(f"mean of {len(shared)} target languages"), *constant, *means],
+        [Strong(f"mean of {len(shared)} target languages"), *constant, *last],
     ]
     names = list(scores) if majority is None else ["majority class", *scores]
     return Table(title, [Column("language"), *(Column(name, percent) for name in names)], rows)
@@ -177,7 +187,7 @@ def mean_score(scores: Sequence[Score]) -> Score | None:
     """Return the mean of scores in several languages, None without any.
 
     The mean has no standard error: the languages' errors do not give it. The documents are translations of each other,
-    so that the languages err together. :func:`lm_eval_spt.analysis.transfer.analyse` computes an interval.
+    so that the languages err together. :class:`lm_eval_spt.analysis.noise.Noise` has its interval.
     """
     return Score(statistics.fmean(score.value for score in scores), None) if scores else None
 
@@ -198,16 +208,16 @@ def _scores(analysis: Analysis) -> Table:
     rows: list[list[Cell]] = []
     for row in analysis.rows("scores", run=MEAN):
         groups = analysis.rows("groups", arm=row["arm"], run=MEAN, metric=row["metric"], grouping="seen")
-        means = {group["group"]: group["mean"] for group in groups}
+        means = {group["group"]: _estimate(group, "mean") for group in groups}
         rows.append(
             [
                 row["arm"],
                 row["runs"],
                 row["metric"],
-                None if row["source"] is None else Score(row["source"], row["source_stderr"]),
+                _estimate(row, "source"),
                 _estimate(row, "targets"),
                 row["spread_over_runs"],
-                row["transfer_gap"],
+                _estimate(row, "transfer_gap"),
                 means.get("seen"),
                 means.get("unseen"),
             ]
@@ -222,9 +232,9 @@ def _scores(analysis: Analysis) -> Table:
 
 def _groups(analysis: Analysis, grouping: str) -> Table:
     """A row per group, a column per arm."""
-    means: dict[tuple[str, int], dict[str, float]] = {}
+    means: dict[tuple[str, int], dict[str, Estimate]] = {}
     for row in analysis.rows("groups", run=MEAN, metric=analysis.metric, grouping=grouping):
-        means.setdefault((row["group"], row["languages"]), {})[row["arm"]] = row["mean"]
+        means.setdefault((row["group"], row["languages"]), {})[row["arm"]] = _estimate(row, "mean")
     columns = [Column(grouping), Column("languages"), *(Column(arm, percent) for arm in analysis.arms)]
     rows = [
         [group, languages, *(by_arm.get(arm) for arm in analysis.arms)] for (group, languages), by_arm in means.items()
@@ -289,19 +299,21 @@ def _differences(analysis: Analysis) -> Table:
         Column("languages"),
         Column("difference", percent),
         Column("p", p_value),
+        Column("80% power at", percent),
     ]
     rows: list[list[Cell]] = []
     for arm in analysis.arms:
         for row in analysis.rows("differences", arm=arm):
-            if not row["scope"].endswith((": close", ": distant")):
+            if not row["scope"].endswith((": close", ": distant")) and not row["scope"].startswith("family: "):
                 difference = _estimate(row, "difference", "low", "high")
-                rows.append([arm, row["scope"], row["languages"], difference, row["p"]])
+                rows.append([arm, row["scope"], row["languages"], difference, row["p"], row["detectable"]])
         languages = analysis.rows("language_differences", arm=arm)
         if languages and languages[0]["p_holm"] is not None:
             changed = [row["difference"] for row in languages if row["p_holm"] < SIGNIFICANCE]
             better, worse = sum(change > 0 for change in changed), sum(change < 0 for change in changed)
             counts = f"{better} better, {worse} worse"
-            rows.append([arm, "single languages", len(languages), counts, f"Holm < {SIGNIFICANCE}"])
+            smallest = statistics.median(row["detectable"] for row in languages)
+            rows.append([arm, "single languages", len(languages), counts, f"Holm < {SIGNIFICANCE}", smallest])
     return Table(f"{analysis.metric}: difference from {analysis.reference!r} in points", columns, rows, 2)
 
 

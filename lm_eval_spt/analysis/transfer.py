@@ -12,12 +12,21 @@ from dataclasses import dataclass
 import numpy as np
 
 from lm_eval_spt.analysis.arms import Arm, learned_what_is_scored, left_out_languages, partial_data
-from lm_eval_spt.analysis.comparison import Comparison, Row, compare
+from lm_eval_spt.analysis.comparison import Row, compare, group_of, groups_of, halves_of, known, mean_over
 from lm_eval_spt.analysis.distances import KINDS, Distances
 from lm_eval_spt.analysis.languages import language as facts_of
 from lm_eval_spt.analysis.languages import seen_by
+from lm_eval_spt.analysis.noise import Estimates, Measured, Noise
 from lm_eval_spt.analysis.results import EvaluationRun, Score, mean_over_runs
-from lm_eval_spt.analysis.statistics import METHODS, correlate, halves, holm
+from lm_eval_spt.analysis.statistics import (
+    LEVEL,
+    Estimate,
+    Source,
+    correlation_estimate,
+    holm,
+    pearson,
+    spearman,
+)
 from lm_eval_spt.common.errors import UserError
 
 MEAN = "mean"
@@ -59,12 +68,21 @@ class Analysis:
 
 @dataclass(frozen=True)
 class _Series:
-    """An arm as a whole, or one of its runs, with its scores by metric and language: rows are made for each."""
+    """An arm as a whole, or one of its runs as it is: rows are made for each.
+
+    Attributes:
+        arm: the arm.
+        run: :data:`MEAN`, or the results file of the run.
+        runs: the runs, or this one.
+        scores: metric to language to score.
+        noises: metric to the noise of the source language and the targets.
+    """
 
     arm: Arm
     run: str
     runs: Sequence[EvaluationRun]
     scores: Mapping[str, Mapping[str, Score]]
+    noises: Mapping[str, Noise]
 
     @property
     def label(self) -> Row:
@@ -73,13 +91,19 @@ class _Series:
     def values(self, metric: str, languages: Sequence[str]) -> np.ndarray:
         return np.array([self.scores[metric][language].value for language in languages])
 
+    def measure(self, metric: str, weights: np.ndarray) -> Measured:
+        return self.noises[metric].measure(self.arm, weights, None if self.run == MEAN else self.runs[0])
+
+    def estimate(self, metric: str, weights: Sequence[np.ndarray]) -> Estimates:
+        return self.noises[metric].estimate(self.measure(metric, np.stack(weights)))
+
 
 def analyse(
     arms: Sequence[Arm],
     distances: Distances,
     metric: str = "acc",
     reference: str | None = None,
-    over_documents: bool = True,
+    random_languages: bool = False,
     notes: Iterable[str] = (),
 ) -> Analysis:
     """Analyse how the scores of arms carry over from the source language to others.
@@ -89,7 +113,7 @@ def analyse(
         distances: the distances from the source language to all others.
         metric: the metric of correlations, halves and differences; any that all runs have.
         reference: the name of the arm that the others are compared with; default: the first.
-        over_documents: for the differences resample documents, if the harness logged its samples; otherwise languages.
+        random_languages: whether intervals also say how the numbers carry over to other languages like these.
         notes: lines to begin the notes with.
 
     Raises:
@@ -106,40 +130,40 @@ def analyse(
     reference = arms[0].name if reference is None else reference
     if reference not in by_name:
         raise UserError(f"there is no arm {reference!r} to compare with: the arms are {', '.join(map(repr, by_name))}")
-    metrics = [metric, *(other for other in METRICS if other != metric and all(arm.scores(other) for arm in arms))]
+    others = [other for other in METRICS if other != metric and all(source in arm.scores(other) for arm in arms)]
+    metrics = [metric, *others]
     languages = [{language for name in metrics for language in arm.scores(name)} - {source} for arm in arms]
     targets = sorted(set.intersection(*(set(arm.scores(name)) for arm in arms for name in metrics)) - {source})
     if not targets:
         raise UserError(f"the arms have no target language in common (source: {source}): score them in the same ones")
 
+    noises = {name: Noise(arms, [source, *targets], name, random_languages, source) for name in metrics}
     single = [(arm, str(run.path), [run]) for arm in arms if len(arm.runs) > 1 for run in arm.runs]
     all_series = [
-        _Series(arm, run, runs, {name: mean_over_runs(runs, name) for name in metrics})
+        _Series(arm, run, runs, {name: mean_over_runs(runs, name) for name in metrics}, noises)
         for arm, run, runs in [*((arm, MEAN, arm.runs) for arm in arms), *single]
     ]
-    differences = compare(arms, by_name[reference], distances, metric, targets, over_documents)
+    noise = noises[metric]
+    differences, language_differences = compare(noise, by_name[reference], distances, targets)
+    each = [(name, series) for name in metrics for series in all_series]
     tables = {
-        "languages": [row for series in all_series for row in _language_rows(series, distances)],
-        "scores": [
-            _score_row(series, source, targets, name, differences if name == metric and series.run == MEAN else None)
-            for name in metrics
-            for series in all_series
-        ],
-        "groups": [
-            row for name in metrics for series in all_series for row in _group_rows(series, source, targets, name)
-        ],
-        "correlations": _correlation_rows(all_series, distances, metric, targets),
+        "languages": [row for series in all_series for row in _language_rows(series, distances, targets)],
+        "scores": [_score_row(series, source, targets, name) for name, series in each],
+        "groups": [row for name, series in each for row in _group_rows(series, targets, name)],
+        "correlations": [row for series in all_series for row in _correlation_rows(series, distances, metric, targets)],
         "halves": _halves_rows(all_series, distances, metric, targets),
-        "differences": differences.means,
-        "language_differences": differences.per_language,
+        "differences": differences,
+        "language_differences": language_differences,
     }
     method = {
-        "scores": "means over target languages, each counting the same; of several runs, the mean of their scores; "
-        "standard errors are the harness's",
+        "scores": "means over target languages, each counting the same; of several runs, the mean of their scores",
+        "intervals": noise.method,
+        "differences": f"beside each is the smallest that would be found with a probability of 80% at {1 - LEVEL:.0%}",
+        "correlations": "Pearson's r and Spearman's rho over the target languages, by Fisher's z; languages are always "
+        "taken as drawn from others like them; two-sided p, corrected for the six distances by Holm's method",
+        "halves": "target languages split at the distance that makes two halves as equal as possible, those at the "
+        "same distance together",
         "distances": distances.method,
-        "correlations": METHODS["correlation"],
-        "halves": METHODS["halves"],
-        "means and differences": METHODS[differences.resampled],
     }
     return Analysis(
         source,
@@ -149,19 +173,18 @@ def analyse(
         reference,
         tables,
         method,
-        [*notes, *_caveats(arms, languages, targets, distances), *differences.notes],
+        [*notes, *_caveats(arms, languages, targets, distances), *noise.notes],
     )
 
 
-def group_of(language: str, grouping: str) -> str | None:
-    """Return the ``family``, ``branch``, ``script`` or ``macro_area`` of a language's code; None if it is unknown."""
-    known = facts_of(language)
-    return (known.script_name if grouping == "script" else getattr(known, grouping)) or None
-
-
-def _language_rows(series: _Series, distances: Distances) -> list[Row]:
-    """A row for every language that the arm has."""
+def _language_rows(series: _Series, distances: Distances, targets: Sequence[str]) -> list[Row]:
+    """A row for every language that the arm has. For single runs the standard errors are the harness's."""
     seen = seen_by(series.arm.base_model)
+    errors: dict[str, dict[str, float | None]] = {metric: {} for metric in series.scores}
+    if series.run == MEAN:
+        for metric, of_metric in errors.items():
+            estimates = series.estimate(metric, list(np.eye(1 + len(targets))))
+            of_metric |= dict(zip([distances.source, *targets], map(known, estimates.error), strict=True))
     rows = []
     for language in sorted({language for by_language in series.scores.values() for language in by_language}):
         row = series.label | {
@@ -177,7 +200,7 @@ def _language_rows(series: _Series, distances: Distances) -> list[Row]:
             score, at_source = by_language.get(language), by_language.get(distances.source)
             row |= {
                 metric: score.value if score else None,
-                f"{metric}_stderr": score.stderr if score else None,
+                f"{metric}_stderr": errors[metric].get(language, score.stderr) if score else None,
                 f"{metric}_gap": at_source.value - score.value if score and at_source else None,
             }
         row |= {f"{kind}_distance": distances.values[kind].get(language) for kind in KINDS}
@@ -185,22 +208,22 @@ def _language_rows(series: _Series, distances: Distances) -> list[Row]:
     return rows
 
 
-def _score_row(series: _Series, source: str, targets: Sequence[str], metric: str, intervals: Comparison | None) -> Row:
-    scores = series.scores[metric]
-    mean = float(series.values(metric, targets).mean())
-    at_source = scores.get(source)
-    return series.label | {
-        "runs": len(series.runs),
-        "metric": metric,
-        "source": at_source.value if at_source else None,
-        "source_stderr": at_source.stderr if at_source else None,
-        "targets": mean,
-        "targets_low": intervals.target_means[series.arm.name].low if intervals else None,
-        "targets_high": intervals.target_means[series.arm.name].high if intervals else None,
-        "target_languages": len(targets),
-        "spread_over_runs": _spread([run.scores[metric] for run in series.runs], targets),
-        "transfer_gap": at_source.value - mean if at_source else None,
-    }
+def _score_row(series: _Series, source: str, targets: Sequence[str], metric: str) -> Row:
+    at_source, mean = np.eye(1, 1 + len(targets))[0], mean_over([True] * len(targets))
+    estimates = series.estimate(metric, [at_source, mean, at_source - mean])
+    return (
+        series.label
+        | {"runs": len(series.runs), "metric": metric, "target_languages": len(targets)}
+        | _with_ends("source", estimates[0])
+        | _with_ends("targets", estimates[1])
+        | _with_ends("transfer_gap", estimates[2])
+        | {"spread_over_runs": _spread([run.scores[metric] for run in series.runs], targets)}
+    )
+
+
+def _with_ends(name: str, estimate: Estimate) -> Row:
+    """An estimate as entries of a row: the value under `name`, the ends of its interval beside it."""
+    return {name: known(estimate.value), f"{name}_low": known(estimate.low), f"{name}_high": known(estimate.high)}
 
 
 def _spread(run_scores: Sequence[Mapping[str, Score]], targets: Sequence[str]) -> float | None:
@@ -209,85 +232,83 @@ def _spread(run_scores: Sequence[Mapping[str, Score]], targets: Sequence[str]) -
     return basic.stdev(means) if len(means) > 1 else None
 
 
-def _group_rows(series: _Series, source: str, targets: Sequence[str], metric: str) -> Iterable[Row]:
+def _group_rows(series: _Series, targets: Sequence[str], metric: str) -> Iterable[Row]:
     """Means per family, script and area, and of the languages that the base model saw and did not see."""
-    scores = series.scores[metric]
-    seen = seen_by(series.arm.base_model)
-    for grouping in ("family", "script", "macro_area", "seen"):
-        groups: dict[str, list[str]] = {}
-        for language in targets:
-            if grouping != "seen":
-                group = group_of(language, grouping)
-            else:
-                group = None if seen is None else "seen" if language in seen else "unseen"
-            groups.setdefault(group or "unknown", []).append(language)
-        for name, members in sorted(groups.items(), key=lambda item: (-len(item[1]), item[0])):
-            mean = basic.fmean(scores[language].value for language in members)
-            yield series.label | {
-                "metric": metric,
-                "grouping": grouping,
-                "group": name,
-                "languages": len(members),
-                "mean": mean,
-                "transfer_gap": scores[source].value - mean if source in scores else None,
-            }
+    groups = groups_of(series.arm, targets)
+    source = np.eye(1, 1 + len(targets))[0]
+    estimates = series.estimate(metric, [*groups.values(), *(source - weights for weights in groups.values())])
+    for index, ((grouping, name), weights) in enumerate(groups.items()):
+        yield (
+            series.label
+            | {"metric": metric, "grouping": grouping, "group": name, "languages": int(np.count_nonzero(weights))}
+            | _with_ends("mean", estimates[index])
+            | _with_ends("transfer_gap", estimates[len(groups) + index])
+        )
 
 
-def _correlation_rows(
-    all_series: Sequence[_Series], distances: Distances, metric: str, targets: Sequence[str]
-) -> list[Row]:
-    """A row for each series and distance."""
-    values = np.array([series.values(metric, targets) for series in all_series])
-    table = correlate(values, np.array([distances.vector(kind, targets) for kind in KINDS]))
+def _correlation_rows(series: _Series, distances: Distances, metric: str, targets: Sequence[str]) -> list[Row]:
+    """A row for each distance."""
+    scores = series.values(metric, targets)
+    vectors = {kind: distances.vector(kind, targets) for kind in KINDS}
+    found = {
+        (kind, name): correlate(scores[~np.isnan(vector)], vector[~np.isnan(vector)])
+        for kind, vector in vectors.items()
+        for name, correlate in (("pearson", pearson), ("spearman", spearman))
+    }
+    gradients = np.zeros((len(found), 1 + len(targets)))
+    for index, (kind, name) in enumerate(found):
+        gradients[index, 1:][~np.isnan(vectors[kind])] = np.nan_to_num(found[kind, name][1])
+    noise = series.noises[metric]
+    sources = noise.fixed_sources(series.measure(metric, gradients))
+    estimates: dict[tuple[str, str], tuple[Estimate, float]] = {}
+    for index, (kind, name) in enumerate(found):
+        own = [Source(source.variance[[index]], source.freedom) for source in sources]
+        count = int((~np.isnan(vectors[kind])).sum())
+        estimates[kind, name] = correlation_estimate(found[kind, name][0], count, own, by_ranks=name == "spearman")
+    corrected = {
+        name: dict(zip(KINDS, holm([estimates[kind, name][1] for kind in KINDS]), strict=True))
+        for name in ("pearson", "spearman")
+    }
     rows = []
-    for series, correlations in zip(all_series, table, strict=True):
-        pearson_corrected = holm([correlation.pearson_p for correlation in correlations])
-        spearman_corrected = holm([correlation.spearman_p for correlation in correlations])
-        for position, (kind, correlation) in enumerate(zip(KINDS, correlations, strict=True)):
-            rows.append(
-                series.label
-                | {
-                    "metric": metric,
-                    "distance": kind,
-                    "languages": correlation.languages,
-                    "languages_without_distance": len(targets) - correlation.languages,
-                    "pearson": correlation.pearson.value,
-                    "pearson_low": correlation.pearson.low,
-                    "pearson_high": correlation.pearson.high,
-                    "pearson_p": correlation.pearson_p,
-                    "pearson_p_holm": pearson_corrected[position],
-                    "spearman": correlation.spearman.value,
-                    "spearman_low": correlation.spearman.low,
-                    "spearman_high": correlation.spearman.high,
-                    "spearman_p": correlation.spearman_p,
-                    "spearman_p_holm": spearman_corrected[position],
-                    "distance_method": distances.method,
-                }
-            )
+    for kind, vector in vectors.items():
+        missing = int(np.isnan(vector).sum())
+        row = series.label | {
+            "metric": metric,
+            "distance": kind,
+            "languages": len(targets) - missing,
+            "languages_without_distance": missing,
+        }
+        for name in ("pearson", "spearman"):
+            estimate, p = estimates[kind, name]
+            row |= _with_ends(name, estimate)
+            row |= {f"{name}_p": known(p), f"{name}_p_holm": known(corrected[name][kind])}
+        rows.append(row | {"distance_method": distances.method})
     return rows
 
 
 def _halves_rows(all_series: Sequence[_Series], distances: Distances, metric: str, targets: Sequence[str]) -> list[Row]:
     """A row for each distance and series; none for a distance at which all targets are the same."""
-    values = np.array([series.values(metric, targets) for series in all_series])
+    halves = halves_of(distances, targets)
+    if not halves:
+        return []
+    weights = [part for _, close, distant in halves.values() for part in (close, distant, close - distant)]
+    estimates = [series.estimate(metric, weights) for series in all_series]
     rows = []
-    for kind in KINDS:
-        for series, split in zip(all_series, halves(values, distances.vector(kind, targets)), strict=False):
+    for index, (kind, (threshold, close, distant)) in enumerate(halves.items()):
+        for series, of_series in zip(all_series, estimates, strict=True):
             rows.append(
                 series.label
                 | {
                     "metric": metric,
                     "distance": kind,
-                    "threshold": split.threshold,
-                    "close_languages": split.close_languages,
-                    "distant_languages": split.distant_languages,
-                    "close": split.close,
-                    "distant": split.distant,
-                    "gap": split.gap.value,
-                    "gap_low": split.gap.low,
-                    "gap_high": split.gap.high,
-                    "distance_method": distances.method,
+                    "threshold": threshold,
+                    "close_languages": int(np.count_nonzero(close)),
+                    "distant_languages": int(np.count_nonzero(distant)),
                 }
+                | _with_ends("close", of_series[3 * index])
+                | _with_ends("distant", of_series[3 * index + 1])
+                | _with_ends("gap", of_series[3 * index + 2])
+                | {"distance_method": distances.method}
             )
     return rows
 

@@ -93,11 +93,11 @@ def run(arguments: argparse.Namespace) -> None:
     }
     places = {name: folder / name.replace(" ", "_") for name in arms}
     for name, (model_args, tasks) in arms.items():
-        for old in places[name].glob("**/results_*.json"):
+        for old in [*places[name].glob("**/results_*.json"), *places[name].glob("**/samples_*.jsonl")]:
             old.unlink()
         run_printed(
             f"lm_eval --model spt --model_args {shlex.quote(model_args)} --tasks {tasks} --batch_size auto "
-            f"--output_path {shlex.quote(str(places[name]))}"
+            f"--log_samples --output_path {shlex.quote(str(places[name]))}"
         )
     named = " ".join(shlex.quote(f"{name}={place}") for name, place in places.items())
     page = folder / "leaderboard.html"

@@ -29,7 +29,11 @@ def parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument("--model-args", default="", help="further arguments, as in lm_eval")
     parser.add_argument("--gguf-file", metavar="NAME", help="GGUF file in the base model's folder or repository")
     parser.add_argument("--include-path", metavar="FOLDER", help="folder with further tasks")
-    parser.add_argument("--log-samples", action="store_true", help="also write every answer")
+    parser.add_argument(
+        "--log-samples",
+        action="store_true",
+        help="also write the harness's own samples, with all texts; a compact form is always written",
+    )
     parser.add_argument("--batch-size", default="auto", help="as in lm_eval (default: auto)")
     parser.add_argument("--device", help="such as cpu or cuda:1 (default: the best that is here)")
     add_harness_options(parser)

@@ -29,11 +29,9 @@ def parser(prog: str) -> argparse.ArgumentParser:
         "--reference", metavar="NAME", help="arm that the others are compared with (default: the first)"
     )
     parser.add_argument(
-        "--bootstrap",
-        choices=("documents", "languages"),
-        default="documents",
-        help="what is resampled for differences; documents need what lm_eval --log_samples writes, else it is "
-        "languages (default: documents)",
+        "--random-languages",
+        action="store_true",
+        help="take the languages as drawn from others like them: intervals say how numbers carry over to these",
     )
     parser.add_argument(
         "--distances",
@@ -79,7 +77,7 @@ def run(arguments: argparse.Namespace) -> None:
         distances(source, scored, arguments.formula, arguments.distances),
         metric,
         arguments.reference,
-        arguments.bootstrap == "documents",
+        arguments.random_languages,
         left_out,
     )
     written = [path for place in arguments.output for path in report.save(analysis, Path(place), arguments.majority)]

@@ -28,6 +28,7 @@ from lm_eval_spt.harness.local_data import local_copy, metadata_of
 from lm_eval_spt.harness.many_prompts import ManyPromptsLM
 from lm_eval_spt.harness.options import EvaluationOptions
 from lm_eval_spt.harness.patches import MODEL_NAME, load_tasks, match_tasks, results_name, task_manager, with_loaded
+from lm_eval_spt.harness.samples import as_parquet, samples_path
 from lm_eval_spt.prompt.ensemble import Ensemble, matching_names, read_prompt, split_names
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 
@@ -56,9 +57,10 @@ def evaluate_prompts(
 ) -> list[Path]:
     """Score prompts on harness tasks and write one results file of the harness for each.
 
-    A prompt whose results are there already, made by this function with the same settings (and with samples, where they
-    are asked for), is left out: an interrupted evaluation goes on where it stopped. Results of other settings stay
-    beside the new ones.
+    The answers to single documents are always kept beside the results, in a compact form (see
+    :mod:`lm_eval_spt.harness.samples`); `log_samples` has the harness write its own, with all texts, too. A prompt
+    whose results and samples are there already, made by this function with the same settings, is left out: an
+    interrupted evaluation goes on where it stopped. Results of other settings stay beside the new ones.
 
     Args:
         prompts: prompt files, folders, Hub repositories, glob patterns of files, or several of these joined by ``+``:
@@ -217,7 +219,7 @@ def _score(
     template = selected_template(lm, wanted)
     tracker = tracking.EvaluationTracker(output_path=output)
     arguments = machine | wanted.arguments()
-    results = simple_evaluate(model=lm, tasks=list(tasks), task_manager=manager, log_samples=log_samples, **arguments)
+    results = simple_evaluate(model=lm, tasks=list(tasks), task_manager=manager, log_samples=True, **arguments)
     if results is None:
         return False
     tracker.general_config_tracker.log_experiment_args(
@@ -235,6 +237,8 @@ def _score(
         if log_samples:
             for task, of_task in samples.items():
                 tracker.save_results_samples(task_name=task, samples=of_task)
+        (written,) = folder.rglob("results_*.json")
+        samples_path(written).write_bytes(as_parquet(samples))
     return True
 
 
@@ -289,7 +293,7 @@ def _finished(folder: Path, settings: dict[str, Any], log_samples: bool) -> Path
     Args:
         folder: of a prompt's results.
         settings: what decides them; the file may hold more tasks.
-        log_samples: whether the answers have to be there as well.
+        log_samples: whether the harness's own samples have to be there as well.
     """
     for path in sorted(folder.glob("results_*.json"), reverse=True):
         try:
@@ -299,7 +303,7 @@ def _finished(folder: Path, settings: dict[str, Any], log_samples: bool) -> Path
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue  # of lm_eval, or written halfway
         stamp = path.stem.removeprefix("results_")
-        samples = [path.with_name(f"samples_{task}_{stamp}.jsonl") for task in settings["tasks"]] if log_samples else []
-        if same and all(file.is_file() for file in samples):
+        full = [path.with_name(f"samples_{task}_{stamp}.jsonl") for task in settings["tasks"]] if log_samples else []
+        if same and all(file.is_file() for file in (samples_path(path), *full)):
             return path
     return None

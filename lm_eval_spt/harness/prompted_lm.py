@@ -39,7 +39,7 @@ from lm_eval_spt.inference.gguf import GGUFFile, find_gguf, gguf_options
 from lm_eval_spt.inference.virtual_tokens import model_inputs, place
 from lm_eval_spt.prompt.ensemble import Ensemble
 from lm_eval_spt.prompt.fingerprint import embedding_fingerprint
-from lm_eval_spt.prompt.metadata import PromptKind
+from lm_eval_spt.prompt.metadata import PromptKind, record_in
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 
 if TYPE_CHECKING:
@@ -326,13 +326,17 @@ class PromptedLM(HFLM):
             )
 
     def get_model_info(self) -> dict[str, Any]:
-        """Return what HFLM reports of the model, and which prompt it had."""
+        """Return what HFLM reports of the model, which prompt it had, and how it was tuned if this package did."""
         info = super().get_model_info()
         info["base_model_fingerprint"] = self.fingerprint
         if self.gguf is not None:
             info["gguf_sha256"] = self.gguf.sha256
         if self.prompt is not None:
             info |= prompt_info(self.prompt)
+        for folder in filter(None, (self.peft, self.base_model_name)):
+            if record := record_in(Path(folder)):
+                info["model_metadata"] = record
+                break
         return info
 
     def set_cache_hook(self, cache_hook: CacheHook) -> None:

@@ -11,12 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 from lm_eval_spt.analysis.arms import Arm, common_metrics, data_set, source_language
+from lm_eval_spt.analysis.noise import Noise
 from lm_eval_spt.analysis.report import transfer_table
-from lm_eval_spt.analysis.results import Score
+from lm_eval_spt.analysis.statistics import Estimate
 from lm_eval_spt.analysis.tables import mean_score
 from lm_eval_spt.analysis.task_languages import task_languages
 from lm_eval_spt.common.errors import UserError
@@ -253,18 +255,33 @@ def _results(own: Sequence[Arm], others: Sequence[Arm], source: str) -> str:
     """A table of this prompt's scores in every language, beside the other results by its first metric."""
     if not own:
         return ""
-    columns: dict[str, dict[str, Score]] = {}
+    columns: dict[str, tuple[Arm, str]] = {}
     for arm in own:
         name = arm.name if len(own) == 1 else f"{arm.name} ({arm.runs[0].family})"
-        columns |= {f"{_cell(name)}, {metric}": arm.scores(metric) for metric in _metrics(arm)}
+        columns |= {f"{_cell(name)}, {metric}": (arm, metric) for metric in _metrics(arm)}
     first = _metrics(own[0])[:1]
     for arm in others:
         name = arm.name if len(arm.runs) == 1 else f"{arm.name} (mean of {len(arm.runs)} runs)"
-        columns |= {f"{_cell(name)}, {metric}": arm.scores(metric) for metric in first if arm.scores(metric)}
-    return (
-        f"## Results\n\nIn percent, with standard errors over the test documents; learned on {source} alone.\n\n"
-        f"{transfer_table(columns, source)}"
-    ).rstrip()
+        columns |= {f"{_cell(name)}, {metric}": (arm, metric) for metric in first if arm.scores(metric)}
+    scores = {name: arm.scores(metric) for name, (arm, metric) in columns.items()}
+    targets = sorted(set.intersection(*map(set, scores.values())) - {source})
+    weights = np.full((1, len(targets)), 1 / max(len(targets), 1))
+    means: dict[str, Estimate] = {}
+    notes: dict[str, None] = {}
+    for name, (arm, metric) in columns.items() if targets else ():
+        noise = Noise([arm], targets, metric)
+        # A card is about this very prompt: only of the others is it asked what other seeds would have given.
+        means[name] = noise.estimate(noise.measure(arm, weights, arm.runs[0] if arm in own else None))[0]
+        notes |= dict.fromkeys(noise.about_documents if arm in own else noise.notes)
+    lines = [
+        "## Results",
+        f"In percent; learned on {source} alone. Of a language ± is the harness's standard error over the test "
+        "documents; the mean has its 95% interval: what other documents would have changed and, of other arms, other "
+        "seeds.",
+        transfer_table(scores, source, means=means).rstrip(),
+        *(f"- {_cell(note)}" for note in notes),
+    ]
+    return "\n\n".join(lines)
 
 
 def _metrics(arm: Arm) -> list[str]:

@@ -39,12 +39,20 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from lm_eval_spt.common.errors import UserError, shown
-from lm_eval_spt.common.files import parse_json
+from lm_eval_spt.common.files import parse_json, read_text
 
 FORMAT_VERSION = 1
+
+MODEL_RECORD = "lm_eval_spt.json"
+"""The file in the folder of a tuned model or adapter that says how it was trained, as a prompt file's metadata does."""
+
+MAX_MODEL_RECORD = 2**20
+"""Bytes of such a file."""
+
 Placement = Literal["prefix", "suffix", "both"]
 PLACEMENTS: tuple[Placement, ...] = get_args(Placement)
 
@@ -152,6 +160,15 @@ def in_words(counts: Mapping[str, int]) -> str:
     """Return what :func:`scored_documents` found as a clause."""
     named = " and ".join(f"{count:,} of the {purpose} documents" for purpose, count in counts.items() if count)
     return f"{named} are also scored"
+
+
+def record_in(folder: Path) -> dict[str, Any]:
+    """Return the record in the folder of a tuned model or adapter; empty where there is none."""
+    try:
+        record = parse_json(read_text(folder / MODEL_RECORD, MAX_MODEL_RECORD))
+    except (OSError, ValueError, UserError):
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def _expect(entries: Mapping[str, Any], key: str, holds: bool, expected: str) -> None:

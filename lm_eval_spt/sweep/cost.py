@@ -335,8 +335,7 @@ def disk_needed(plan: Plan, sizes: TextSizes, runs: Sequence[SweepRun]) -> int:
             needed += 4 * model.total if run.config.tune in ("all", "model") else 0
         tasks = len(single_tasks(run.targets, plan.include_path))
         needed += 10_000 + 6_000 * tasks  # a results file of 21 tasks has 4.9 kB for each
-        if plan.evaluate.get("log_samples"):
-            needed += 4_000 * sizes.test(run.config, run.targets).documents
+        needed += (4_000 if plan.evaluate.get("log_samples") else 100) * sizes.test(run.config, run.targets).documents
     return needed
 
 

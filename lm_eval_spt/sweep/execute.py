@@ -214,7 +214,7 @@ class Worker:
         place.mkdir(parents=True, exist_ok=True)
         date = path.stem.removeprefix("results_")
         older = [file for file in place.iterdir() if date not in file.name]
-        samples = sorted(path.parent.glob(f"samples_*{date}.jsonl"))
+        samples = sorted(path.parent.glob(f"samples_*{date}.*"))
         for file in (*samples, path):  # the results file last: once it is there, all files are
             file.replace(place / file.name)
         results = str((place / path.name).relative_to(self.plan.output))

@@ -15,6 +15,7 @@ from typing import Any
 
 from lm_eval_spt.common.errors import UserError, printable
 from lm_eval_spt.common.files import is_text, parse_json, read_text, write
+from lm_eval_spt.harness.samples import samples_path
 from lm_eval_spt.sweep.plan import Plan, SweepRun
 from lm_eval_spt.train.config import differences
 
@@ -84,12 +85,13 @@ def record_of(plan: Plan, run: SweepRun) -> Record:
 
 
 def _has_results(plan: Plan, record: Record) -> bool:
-    """Tell whether the results that a record names are there, with the answers where the sweep wants them."""
+    """Tell whether the results that a record names are there, with their samples."""
     if record.results is None:
         return False
     path = plan.output / record.results
     samples = path.parent.glob(f"samples_*_{path.stem.removeprefix('results_')}.jsonl")
-    return path.is_file() and (not plan.evaluate.get("log_samples") or any(samples))
+    full = not plan.evaluate.get("log_samples") or any(samples)
+    return path.is_file() and samples_path(path).is_file() and full
 
 
 def _checked(content: Any, run: SweepRun) -> Record:

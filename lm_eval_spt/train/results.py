@@ -9,12 +9,11 @@ from typing import Any
 
 from lm_eval_spt.analysis.task_languages import task_languages
 from lm_eval_spt.common.errors import UserError
-from lm_eval_spt.prompt.metadata import scored_documents
+from lm_eval_spt.prompt.metadata import record_in, scored_documents
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from lm_eval_spt.train import checkpoint
 from lm_eval_spt.train.config import TrainingConfig, differences
 from lm_eval_spt.train.run import TrainingRun
-from lm_eval_spt.train.tuning import record_in
 
 
 def save_results(run: TrainingRun, *, interrupted: bool = False) -> SoftPrompt | None:

@@ -16,15 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from lm_eval_spt.common.errors import UserError
-from lm_eval_spt.common.files import parse_json, read_text
 from lm_eval_spt.harness.lm import SPTLM
+from lm_eval_spt.prompt.metadata import MODEL_RECORD
 from lm_eval_spt.train.config import MODEL_LR, TrainingConfig
-
-RECORD = "lm_eval_spt.json"
-"""The file in a tuned model's folder that says how it was trained, as a prompt file's metadata does."""
-
-MAX_RECORD = 2**20
-"""Bytes of such a file."""
 
 
 class TunableModel:
@@ -101,7 +95,7 @@ class TunableModel:
                 self.lm.model.save_pretrained(new, **options)
                 if self._tune != "lora":
                     self.lm.tokenizer.save_pretrained(new)
-                (new / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+                (new / MODEL_RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
                 for file in new.rglob("*"):
                     _make_durable(file)
                 if folder.exists():
@@ -115,15 +109,6 @@ def check_replaceable(folder: Path) -> None:
     """Raise UserError where `folder` exists and is nothing that :meth:`TunableModel.save` could have written."""
     if folder.exists() and not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise UserError(f"{folder} is there and holds no model: it is not replaced by one, choose another --output")
-
-
-def record_in(folder: Path) -> dict[str, Any]:
-    """Return the record that :meth:`TunableModel.save` wrote; empty where there is none."""
-    try:
-        record = parse_json(read_text(folder / RECORD, MAX_RECORD))
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
 
 
 def _make_durable(file: Path) -> None:

@@ -9,15 +9,19 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
-from statistics import mean, stdev
 
-from scipy.stats import t
+import numpy as np
 
+from lm_eval_spt.analysis.arms import Arm, training_record
+from lm_eval_spt.analysis.comparison import halves_of, mean_over
 from lm_eval_spt.analysis.distances import distances
-from lm_eval_spt.analysis.results import read_run, results_files
-from lm_eval_spt.analysis.statistics import halving_threshold
+from lm_eval_spt.analysis.noise import Noise
+from lm_eval_spt.analysis.results import EvaluationRun, Score, read_run, results_files
+from lm_eval_spt.analysis.statistics import Estimate
 from lm_eval_spt.common.files import write
+from lm_eval_spt.harness.samples import samples_path
 from results.archive import unpack
 
 HERE = Path(__file__).parent
@@ -52,62 +56,60 @@ MODELS: dict[str, Tables] = {
 
 SOURCE, DISTANCE = "eng_Latn", "syntactic"
 
-Seeds = dict[str, dict[str, float]]
-"""Accuracies in percent by language, seed by seed."""
+
+def arm_of(name: str, results: Path, pattern: str) -> Arm:
+    """Return an arm of the runs in the folders of `results` that match.
+
+    Without samples, what documents add is only known to be less than the harness's standard errors, which is many times
+    what they add to a difference: then it is left out, and intervals are over seeds alone.
+    """
+    runs: list[EvaluationRun] = []
+    trainings = []
+    for folder in sorted(results.glob(pattern)):
+        run = read_run(results_files(folder)[0])
+        if not samples_path(run.path).is_file():
+            scores = {code: Score(score.value, None) for code, score in run.scores["acc"].items()}
+            run = replace(run, scores={"acc": scores})
+        _, _, seed = folder.name.rpartition("seed")
+        runs.append(run)
+        trainings.append(training_record(run) | ({"seed": int(seed)} if seed.isdecimal() else {}))
+    return Arm(name, runs, trainings)
 
 
-def by_seed(results: Path, pattern: str) -> Seeds:
-    """Return the scores of the runs in the folders of `results` that match."""
-    return {
-        folder.name.rpartition("seed")[2]: {
-            language: 100 * score.value for language, score in read_run(results_files(folder)[0]).scores["acc"].items()
-        }
-        for folder in sorted(results.glob(pattern))
-    }
-
-
-def over_seeds(values: list[float]) -> str:
-    """Return a mean with its 95% interval from Student's t, where there are values and seeds for one."""
-    if len(values) < 2:
-        return f"{values[0]:.1f} (one seed)" if values else "–"
-    half = t.ppf(0.975, len(values) - 1) * stdev(values) / len(values) ** 0.5
-    return f"{mean(values):.1f} [{mean(values) - half:.1f}, {mean(values) + half:.1f}]"
-
-
-def gains(runs: Seeds, reference: Seeds, languages: list[str]) -> list[float]:
-    """Return how much better runs are than the reference with the same seed, in the mean over languages, in points."""
-    return [mean(runs[seed][code] - reference[seed][code] for code in languages) for seed in runs if seed in reference]
+def in_points(estimate: Estimate, note: str = "") -> str:
+    """Return a difference with its 95% interval, if it has one, in points."""
+    value, low, high = (100 * number for number in (estimate.value, estimate.low, estimate.high))
+    return f"{value:.1f}" if np.isnan(low) else f"{value:.1f} [{low:.1f}, {high:.1f}]{note}"
 
 
 def summary(results: Path, tables: Tables) -> str:
-    """Return a table of all arms of a model: scores, and differences from the reference seed by seed.
+    """Return a table of all arms of a model: scores, and differences from the reference.
 
     The last column is how much more the arm gains (or loses less) over the reference in the half of the target
     languages that is syntactically distant from the source than in the close half.
     """
     lines = []
-    for table, arms in tables.items():
-        (first, reference), *rest = [(arm, by_seed(results, pattern)) for arm, pattern in arms.items()]
-        targets = sorted({code for scores in reference.values() for code in scores} - {SOURCE})
+    for table, patterns in tables.items():
+        arms = [arm_of(name, results, pattern) for name, pattern in patterns.items()]
+        targets = sorted(set(arms[0].scores("acc")) - {SOURCE})
         lines = lines or [
             f"| comparison | arm | English | {len(targets)} others | others, from the reference "
             "| distant minus close |\n|---|---|---:|---:|---:|---:|",
         ]
-        far = distances(SOURCE, targets)
-        threshold = halving_threshold(far.vector(DISTANCE, targets))
-        close, distant = (
-            [code for code in targets if (far.values[DISTANCE][code] <= threshold) == near] for near in (True, False)
-        )
-        for arm, runs in [(first, reference), *rest]:
-            source, others = (
-                mean(mean(scores[code] for code in codes) for scores in runs.values()) for codes in ([SOURCE], targets)
-            )
-            compared = "– | –"
-            if arm != first:
-                of_halves = (gains(runs, reference, half) for half in (distant, close))
-                uneven = [far_off - near for far_off, near in zip(*of_halves, strict=True)]
-                compared = f"{over_seeds(gains(runs, reference, targets))} | {over_seeds(uneven)}"
-            lines.append(f"| {table} | {arm} | {source:.1f} | {others:.1f} | {compared} |")
+        _, close, distant = halves_of(distances(SOURCE, targets), targets)[DISTANCE]
+        others = mean_over([True] * len(targets))
+        noise = Noise(arms, [SOURCE, *targets], "acc")
+        reference, *rest = (noise.measure(arm, np.stack([others, distant - close])) for arm in arms)
+        for arm, measured in zip(arms, [reference, *rest], strict=True):
+            scores = arm.scores("acc")
+            means = [100 * scores[SOURCE].value, 100 * measured.values[:, 0].mean()]
+            compared = ["–", "–"]
+            if measured is not reference:
+                estimates = noise.estimate(measured, reference)
+                note = {"borrowed": " (one run)", "unknown": " (one run)"}.get(measured.spread, "")
+                compared = [in_points(estimates[index], note) for index in range(2)]
+            cells = [table, arm.name, *(f"{value:.1f}" for value in means), *compared]
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

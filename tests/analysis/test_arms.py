@@ -16,6 +16,8 @@ from lm_eval_spt.prompt.ensemble import Ensemble
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from tests.helpers.results import write_prompt, write_results
 
+FILE = "results_2025-06-15T15-06-40.000000.json"
+
 
 def test_runs_that_differ_in_the_seed_alone_are_one_arm(tmp_path: Path) -> None:
     for seed in (0, 1):
@@ -131,8 +133,9 @@ def some_prompts(folder: Path) -> dict[str, SoftPrompt | Ensemble]:
         for seed in range(3)
     ]
     record = dict(parts[0].metadata)
-    settings = record["hyperparameters"]
-    del record["num_virtual_tokens"], record["hidden_size"], record["prompt_kind"], settings["reparameterization"]
+    settings = record["hyperparameters"] | {"reparameterization": "none"}
+    record["hyperparameters"] = settings
+    del record["num_virtual_tokens"], record["hidden_size"], record["prompt_kind"]
     averaged = record | {"hyperparameters": settings | {"average_checkpoints": 3}, "validation": {"averaged_epochs": 3}}
     deep = record | {"placement": "prefix", "hyperparameters": settings | {"prompt_kind": "kv", "tune": "lora"}}
     return {
@@ -195,3 +198,42 @@ def test_a_record_that_holds_anything_is_described_all_the_same(tmp_path: Path, 
     file = write_results(tmp_path / "p", {"eng_Latn": 0.8}, prompt=prompt, prompt_metadata=record)
     (arm,) = read_arms([(None, file)])[0]
     assert "suffix" in arm.description
+
+
+def test_a_prompt_that_was_scored_twice_is_one_run(tmp_path: Path) -> None:
+    prompts = [write_prompt(tmp_path / f"{seed}.safetensors", seed=seed) for seed in (0, 1)]
+    for number, (seed, prompt) in enumerate([(0, prompts[0]), (7, prompts[0]), (0, prompts[1])]):
+        write_results(
+            tmp_path / "mine" / str(number), {"eng_Latn": 0.8, "deu_Latn": 0.4}, prompt=prompt, random_seed=seed
+        )
+    (arm,), left_out = read_arms([("mine", tmp_path / "mine")])
+    assert len(arm.runs) == 2
+    assert [line.rpartition("repeats")[0].strip() for line in left_out] == [f"left out: {tmp_path / 'mine/0'}/{FILE}"]
+    for number, scores in enumerate(
+        [{"eng_Latn": 0.2}, {"eng_Latn": 0.2}, {"eng_Latn": 0.3}]
+    ):  # the last is another model
+        write_results(tmp_path / "none" / str(number), scores, random_seed=number)
+    (arm,), left_out = read_arms([("none", tmp_path / "none")])
+    assert (len(arm.runs), len(left_out)) == (2, 1)
+    for seed in (1, 2):  # shots are drawn anew
+        write_results(tmp_path / "shots" / str(seed), {"eng_Latn": 0.2}, num_fewshot=3, fewshot_seed=seed)
+    (arm,), left_out = read_arms([("shots", tmp_path / "shots")])
+    assert (len(arm.runs), left_out) == (2, [])
+
+
+def test_what_a_seed_could_have_changed_is_told_by_the_record(tmp_path: Path) -> None:
+    def arm(name: str, **options) -> Arm:
+        return read_arms([(name, write_results(tmp_path / name, {"eng_Latn": 0.8}, **options).parent)])[0][0]
+
+    learned = write_prompt(tmp_path / "p.safetensors", seed=3, shots_seed=5)
+    template = write_prompt(tmp_path / "t.safetensors", epochs=0, init="text")
+    tuned = {"seed": 4, "tuned_parameters": 9, "hyperparameters": {"shots_seed": None}}
+    assert not arm("plain").is_random and not arm("template", prompt=template).is_random
+    assert arm("prompt", prompt=learned).is_random and arm("shots", num_fewshot=2).is_random
+    assert arm("peft", model_args="pretrained=x,peft=y").is_random
+    assert arm("tuned", model_metadata=tuned).is_random and arm("tuned", model_metadata=tuned).tuned_parameters == 9
+    assert arm("prompt", prompt=learned).documents_seeds == [5]
+    assert arm("tuned", model_metadata=tuned).documents_seeds == [4]
+    assert arm("plain").documents_seeds == [None]
+    other = write_prompt(tmp_path / "q.safetensors", length=9, seed=1)
+    assert arm("prompt", prompt=learned).kind == arm("longer", prompt=other).kind != arm("plain").kind

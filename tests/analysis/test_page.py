@@ -289,13 +289,13 @@ def test_one_language_has_all_arms_with_intervals_and_its_nearest_languages(
 ) -> None:
     german = sorted(languages()).index("deu_Latn")
     choose(browser, "one", str(german))
-    scores = {arm.name: arm.scores("acc")["deu_Latn"] for arm in board.arms}
     shown = dict(zip(column(browser, "one-table", 0), column(browser, "one-table", 2), strict=True))
-    assert shown.keys() == scores.keys()
-    for name, score in scores.items():
-        low, high = map(float, shown[name].split(" – "))
-        half = 1.96 * score.stderr
-        assert (low, high) == pytest.approx((100 * (score.value - half), 100 * (score.value + half)), abs=0.06)
+    assert shown.keys() == {arm.name for arm in board.arms}
+    for arm, standing in zip(board.arms, board.standings["acc"], strict=True):
+        low, high = (100 * min(max(end, 0), 1) for end in standing.intervals["deu_Latn"])
+        assert [float(end) for end in shown[arm.name].split(" – ")] == pytest.approx([low, high], abs=0.06)
+        if len(arm.runs) == 1 and not arm.uses_prompt:  # nothing was learned and no samples are there
+            assert high - low == pytest.approx(100 * 2 * 1.96 * 0.03, abs=0.01)
     both_runs = next(arm for arm in board.arms if len(arm.runs) == 2)
     row = column(browser, "one-table", 0).index(both_runs.name)
     assert column(browser, "one-table", 3)[row] == ", ".join(
@@ -330,7 +330,7 @@ def test_what_is_the_same_for_all_arms_stands_above_the_ranking(browser: Browser
     common = browser.evaluate("element('ranking-common').textContent")
     assert "trained on sib200_eng_Latn, 8 shots" in common and "harness 0.4.13" in common
     heads = browser.evaluate("[...document.querySelectorAll('#ranking thead th')].map(head => head.innerText)")
-    assert heads[3].splitlines()[-1] == "over languages"  # what the interval contains
+    assert heads[3].splitlines()[-1] == "over seeds and documents"  # what the interval contains
     assert not {"Tasks", "Harness"} & {*heads}
     descriptions = dict(zip(column(browser, "ranking", 0), column(browser, "ranking", 8), strict=True))
     assert descriptions["mlp 4"] == "suffix, 4 tokens, mlp reparameterization"

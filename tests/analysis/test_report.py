@@ -53,7 +53,7 @@ def test_the_command_prints_markdown_and_saves_every_format(tmp_path, capsys):
     printed = capsys.readouterr()
     assert printed.out == (out / "one.md").read_text() == (out / "all" / "transfer.md").read_text()
     assert "wrote" in printed.err
-    for method in ("2 arccos(cosine) / pi", "lang2vec", "Holm", "bootstrap over languages"):
+    for method in ("2 arccos(cosine) / pi", "lang2vec", "Holm", "Fisher's z", "docs/statistics.md"):
         assert method in printed.out
         assert method in (out / "all" / "transfer.tex").read_text()
     content = json.loads((out / "all" / "transfer.json").read_text())
@@ -116,7 +116,7 @@ def test_200_runs_of_205_languages_take_seconds_and_little_memory(tmp_path):
     # The harness records every task's settings, which make up most of a file.
     content["configs"] = {task: {"task": task, "process_results": "x" * 3000} for task in content["results"]}
     for number in range(200):
-        content["config"]["random_seed"] = number
+        content["config"]["prompt_digest"] = f"{number:08}"
         folder = tmp_path / "runs" / str(number // 4)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"results_{number}.json").write_text(json.dumps(content))

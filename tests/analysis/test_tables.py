@@ -53,9 +53,10 @@ def test_cells_hold_the_numbers_of_the_analysis(tmp_path):
     scores, *_, languages = analysis_tables(analysis, majority=0.25)
     by_name = dict(zip([column.name for column in scores.columns], scores.rows[0], strict=True))
     (row,) = analysis.rows("scores", metric="acc")
-    assert (by_name["runs"], by_name["transfer gap"]) == (1, row["transfer_gap"])
-    assert by_name["eng_Latn"] == Score(row["source"], row["source_stderr"])
+    assert by_name["runs"] == 1
+    for column, key in (("transfer gap", "transfer_gap"), ("eng_Latn", "source"), ("mean of 30 targets", "targets")):
+        assert by_name[column] == Estimate(row[key], row[f"{key}_low"], row[f"{key}_high"])
     assert "over runs" not in by_name  # there is one run: the column would be empty
-    assert languages.rows[0] == [Strong("eng_Latn", "(source)"), 0.25, Score(row["source"], row["source_stderr"])]
-    mean = languages.rows[-1][2]
-    assert isinstance(mean, Score) and mean.value == pytest.approx(row["targets"])
+    assert languages.rows[0][:2] == [Strong("eng_Latn", "(source)"), 0.25]
+    assert languages.rows[0][2] == Score(row["source"], pytest.approx(0.03))
+    assert languages.rows[-1][2] == by_name["mean of 30 targets"]

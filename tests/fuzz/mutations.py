@@ -40,7 +40,7 @@ def mutate(data: bytes, kind: str, rng: random.Random) -> bytes:
 
     Args:
         data: a file's content, which need not be valid any more.
-        kind: ``json``, ``jsonl``, ``yaml``, ``safetensors`` or ``text``.
+        kind: ``json``, ``jsonl``, ``yaml``, ``safetensors``, ``text``; any other is damaged byte by byte.
         rng: decides.
     """
     for _ in range(rng.choice((1, 1, 1, 2, 4))):

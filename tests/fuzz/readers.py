@@ -24,22 +24,23 @@ import numpy as np
 import torch
 
 from lm_eval_spt.analysis.arms import read_arms
-from lm_eval_spt.analysis.documents import read_answers
+from lm_eval_spt.analysis.documents import influence_of, read_answers
 from lm_eval_spt.analysis.html import page
 from lm_eval_spt.analysis.html.page import as_json, contents
 from lm_eval_spt.analysis.languages import language
 from lm_eval_spt.analysis.leaderboard import rank, ranking_lines
 from lm_eval_spt.analysis.results import EvaluationRun, read_runs
-from lm_eval_spt.analysis.statistics import resample
 from lm_eval_spt.analysis.task_languages import read_languages, task_languages
 from lm_eval_spt.cli.sweep import _print_runs
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.common.tables import read_rows
 from lm_eval_spt.harness.evaluate import _finished
+from lm_eval_spt.harness.samples import as_parquet
 from lm_eval_spt.harness.text_classification import read_file
 from lm_eval_spt.hub.every_eval_ever import export
 from lm_eval_spt.hub.model_card import model_card, read_card
 from lm_eval_spt.prompt.inspection import as_text, report
+from lm_eval_spt.prompt.metadata import MODEL_RECORD
 from lm_eval_spt.prompt.peft import PEFT_CONFIG, PEFT_WEIGHTS
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from lm_eval_spt.sweep import records
@@ -53,7 +54,6 @@ from lm_eval_spt.train.objective import Outcome
 from lm_eval_spt.train.processes import Processes
 from lm_eval_spt.train.run import TrainingRun
 from lm_eval_spt.train.state import resume, state_of
-from lm_eval_spt.train.tuning import RECORD
 from tests.helpers.paths import ROOT
 
 
@@ -164,17 +164,35 @@ SAMPLES = b"".join(
 )
 
 
+COMPACT_SAMPLES = as_parquet(
+    {
+        "sib200_eng_Latn": [
+            {"metrics": ["acc", "macro_f1"], "filtered_resps": [(-1.0, True), (-2.0, False)]} | json.loads(line)
+            for line in SAMPLES.splitlines()
+        ]
+    }
+)
+
+
 def read_samples(path: Path) -> None:
-    """Read the answers to single documents, and resample both kinds of metric."""
-    run = EvaluationRun(path, "sib200", {}, {}, {}, None, None, None, None, None, None, None, None, {}, [])
-    beside = path.with_name("samples_sib200_eng_Latn_x.jsonl")
-    path.replace(beside)
-    run = EvaluationRun(
-        path.with_name("results_x.json"), *(getattr(run, name) for name in list(run.__dataclass_fields__)[1:])
-    )
+    """Read the answers to single documents, as the harness writes them, and what they make of both kinds of metric."""
+    path.replace(path.with_name("samples_sib200_eng_Latn_x.jsonl"))
+    _use_samples(path)
+
+
+def read_compact_samples(path: Path) -> None:
+    path.replace(path.with_name("samples_x.parquet"))
+    _use_samples(path)
+
+
+def _use_samples(path: Path) -> None:
+    results = path.with_name("results_x.json")
+    run = EvaluationRun(results, "sib200", {}, {}, {}, None, None, None, None, None, None, None, None, {}, [])
     for metric in ("acc", "macro_f1"):
-        answers = read_answers([run], ["eng_Latn"], metric)
-        assert np.isfinite(answers.resampled(metric, resample(len(answers.labels), 20))).all()
+        answers = read_answers(run, ["eng_Latn"], metric)
+        if len(answers.documents) > 1:
+            scores, influence = influence_of(answers.values, answers.known, metric)
+            assert np.isfinite(scores).all() and np.isfinite(influence).all()
 
 
 LOGGED = b"".join(
@@ -400,6 +418,7 @@ READERS = {
         Reader("samples", "jsonl", "given.jsonl", [SAMPLES], read_samples),
         Reader("exported samples", "jsonl", "given.jsonl", [LOGGED], export_samples),
         Reader("task languages", "yaml", "languages.yaml", TASK_LANGUAGES, read_task_languages),
+        Reader("compact samples", "parquet", "given.parquet", [COMPACT_SAMPLES], read_compact_samples),
         Reader("settings", "yaml", "run.yaml", SETTINGS, read_settings),
         Reader(
             "topics", "text", "test.tsv",
@@ -418,7 +437,7 @@ READERS = {
         ),
         Reader("checkpoint", "safetensors", "p.checkpoint", _checkpoints(), read_checkpoint),
         Reader(
-            "tuned model", "json", RECORD,
+            "tuned model", "json", MODEL_RECORD,
             [json.dumps({"base_model": "mini", "hyperparameters": _tuned(Path("x")).hyperparameters()}).encode()],
             read_tuned,
         ),

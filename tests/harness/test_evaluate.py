@@ -9,6 +9,7 @@ import pytest
 import yaml
 from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
+from pyarrow import parquet
 
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.common.paths import tasks_folder
@@ -16,6 +17,7 @@ from lm_eval_spt.harness.evaluate import evaluate_prompts
 from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.harness.many_prompts import ManyPromptsLM
 from lm_eval_spt.harness.patches import task_manager
+from lm_eval_spt.harness.samples import samples_path
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from tests.helpers.models import random_prompt
 from tests.helpers.requests import loglikelihoods
@@ -72,6 +74,15 @@ def test_every_prompt_gets_what_it_would_get_alone(files, tmp_path, model_args):
             for sample in expected["samples"][task]:
                 answers = loglikelihoods(sample)
                 assert rows[f"samples_{task} {sample['doc_id']}"] == pytest.approx(answers, abs=1e-4)
+        compact = parquet.read_table(samples_path(path)).to_pylist()
+        assert len(compact) == sum(len(expected["samples"][task]) for task in TASKS)
+        by_document = {(row["task"], row["doc_id"]): row for row in compact}
+        for task in TASKS:
+            for sample in expected["samples"][task]:
+                row = by_document[task, str(sample["doc"]["index_id"])]
+                assert (row["acc"], row["macro_f1"]) == (sample["acc"], list(sample["macro_f1"]))
+                assert row["target"] == str(sample["target"])
+                assert row["loglikelihoods"] == pytest.approx(loglikelihoods(sample), abs=1e-4)
 
 
 def test_contexts_are_read_once_for_all_suffix_prompts(files, monkeypatch):
@@ -104,6 +115,7 @@ def test_what_is_there_is_not_done_again(files, tmp_path, monkeypatch):
     first[0].write_text(before.decode()[:100])
     with pytest.raises(TypeError):  # a file that was written halfway does not count
         evaluate_prompts(files[:1], TASKS, str(tmp_path), **options)
+    assert samples_path(both[1]).is_file() and not list(both[1].parent.glob("*.jsonl"))
     with pytest.raises(TypeError):  # nor do other settings
         evaluate_prompts(files[1:2], TASKS, str(tmp_path), **{**options, "num_fewshot": 1})
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from lm_eval_spt.analysis.distances import distances
 from lm_eval_spt.analysis.languages import languages
 from lm_eval_spt.analysis.results import read_run
 from lm_eval_spt.analysis.transfer import Analysis, analyse
+from lm_eval_spt.harness.samples import as_parquet, samples_path
+from lm_eval_spt.harness.text_classification import macro_f1 as topics_macro_f1
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 
 
@@ -27,19 +29,21 @@ def write_results(
     num_fewshot: int = 0,
     limit: float | None = None,
     base_model: str = "org/bloom-560m",
+    macro_f1: Mapping[str, float] | None = None,
     **config: Any,
 ) -> Path:
     """Write a results file as ``lm_eval --model spt`` does, with accuracy and macro-F1 in every language.
 
     Args:
         folder: what ``--output_path`` would be.
-        scores: language to accuracy; macro-F1 is 0.05 less.
+        scores: language to accuracy.
         family: the tasks' name without the language.
         prompt: the prompt file that was scored.
         version: of the tasks.
         num_fewshot: documents shown before each scored one.
         limit: as ``--limit``.
         base_model: the frozen model.
+        macro_f1: language to macro-F1; by default it is 0.05 less than the accuracy.
         config: further entries of the file's `config`.
     """
     tasks = {f"{family}_{language}": value for language, value in scores.items()}
@@ -65,7 +69,7 @@ def write_results(
                 "sample_len": 204,
                 "acc,none": value,
                 "acc_stderr,none": 0.03,
-                "macro_f1,none": value - 0.05,
+                "macro_f1,none": value - 0.05 if macro_f1 is None else macro_f1[task.removeprefix(f"{family}_")],
                 "macro_f1_stderr,none": 0.031,
             }
             for task, value in tasks.items()
@@ -113,27 +117,56 @@ LABELS = np.random.default_rng(0).integers(0, 7, 60)
 """The right answers of the 60 documents of :func:`write_answers`."""
 
 
-def write_answers(folder: Path, skill: dict[str, float], seed: int = 0, **options: Any) -> Path:
-    """Write a results file and its samples: 60 documents, answered right with a probability for each language."""
-    random = np.random.default_rng(seed)
-    hardness = random.random(len(LABELS))
-    scores, lines = {}, {}
+def write_answers(
+    folder: Path, skill: dict[str, float], seed: int = 0, compact: bool = False, luck: float = 0.0, **options: Any
+) -> Path:
+    """Write a results file and its samples: 60 documents, answered right with a probability for each language.
+
+    Args:
+        folder: what ``--output_path`` would be.
+        skill: language to the probability.
+        seed: of what is guessed; which documents are hard is the same for all.
+        compact: write the samples as ``lm-eval-spt evaluate`` does, not as the harness does.
+        luck: what the seed adds to the probability in all languages.
+        options: of :func:`write_results`.
+    """
+    random = np.random.default_rng([seed, 7])
+    hardness = np.random.default_rng(99).random(len(LABELS))
+    scores, f1, samples = {}, {}, {}
     for code, chance in skill.items():
-        predicted = np.where(hardness < chance, LABELS, random.integers(0, 7, len(LABELS)))
+        predicted = np.where(hardness < chance + luck, LABELS, random.integers(0, 7, len(LABELS)))
         scores[code] = float((predicted == LABELS).mean())
-        samples = [
-            {"doc_id": i, "target": str(label), "acc": float(label == answer), "macro_f1": [int(label), int(answer)]}
-            for i, (label, answer) in enumerate(zip(LABELS, predicted, strict=True))
+        pairs = [(int(label), int(answer)) for label, answer in zip(LABELS, predicted, strict=True)]
+        f1[code] = topics_macro_f1(pairs)
+        samples[f"{options.get('family', 'sib200')}_{code}"] = [
+            {
+                "doc_id": i,
+                "doc": {"index_id": 1000 + i},
+                "target": str(pair[0]),
+                "metrics": ["acc", "macro_f1"],
+                "acc": float(pair[0] == pair[1]),
+                "macro_f1": list(pair),
+                "filtered_resps": [[-1.0 * (choice != pair[1]), choice == pair[1]] for choice in range(7)],
+            }
+            for i, pair in reversed(list(enumerate(pairs)))
         ]
-        lines[code] = "".join(json.dumps(sample) + "\n" for sample in reversed(samples))
-    file = write_results(folder, scores, **options)
-    stamp = file.stem.removeprefix("results_")
-    for code, text in lines.items():
-        (folder / f"samples_{options.get('family', 'sib200')}_{code}_{stamp}.jsonl").write_text(text)
+    file = write_results(folder, scores, macro_f1=f1, **options)
+    if compact:
+        samples_path(file).write_bytes(as_parquet(samples))
+    else:
+        for task, of_task in samples.items():
+            lines = "".join(json.dumps(sample) + "\n" for sample in of_task)
+            (folder / f"samples_{task}_{file.stem.removeprefix('results_')}.jsonl").write_text(lines)
     return file
+
+
+def arm_of(name: str, files: Sequence[Path], seeds: Sequence[int] | None = None, **training: Any) -> Arm:
+    """Return an arm: results files, and what the training documents of each were drawn with if it was trained."""
+    records = [{}] * len(files) if seeds is None else [{"seed": seed, "tasks": ["x"], **training} for seed in seeds]
+    return Arm(name, [read_run(file) for file in files], records)
 
 
 def analysed(arms: dict[str, list[Path]], **options: Any) -> Analysis:
     """Analyse arms, given as name and results files, without a record of their training; English is the source."""
-    made = [Arm(name, [read_run(file) for file in files], [{}] * len(files)) for name, files in arms.items()]
+    made = [arm_of(name, files) for name, files in arms.items()]
     return analyse(made, distances("eng_Latn", languages()), **options)

@@ -173,7 +173,7 @@ def test_what_is_pushed_is_loaded_by_the_repositorys_name(
 
 def test_the_scores_are_pushed_as_the_hub_reads_them(hub: Hub, prompt_file: Path, results: Path) -> None:
     write_results(results / "instruct", {"eng_Latn": 0.75}, family="sib200_instruct", prompt=prompt_file)
-    write_results(results / "elsewhere", {"eng_Latn": 0.75}, family="nusax", prompt=prompt_file)
+    write_results(results / "elsewhere", {"eng_Latn": 0.75}, family="mini_topics", prompt=prompt_file)
     write_results(results / "part", {"eng_Latn": 0.75}, family="sib200_bloom", prompt=prompt_file, limit=20)
     arms, _ = read_arms([("sib200", results / "prompt"), ("no prompt", results / "none"), ("i", results / "instruct")])
     push(

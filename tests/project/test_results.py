@@ -10,18 +10,21 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from lm_eval_spt.analysis.results import EvaluationRun, read_all
+from lm_eval_spt.analysis.documents import read_influence
+from lm_eval_spt.analysis.results import EvaluationRun, read_all, read_run
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.harness.lm import SPTLM
+from lm_eval_spt.harness.samples import samples_path
 from lm_eval_spt.train.examples import load_tasks
 from results.archive import pack, unpack
 from results.findings import few_shot
 from results.findings import tables as findings
 from results.sib200 import tables as sib200
 from tests.helpers.paths import ROOT
-from tests.helpers.results import some_scores, write_prompt, write_results
+from tests.helpers.results import some_scores, write_answers, write_prompt, write_results
 from tests.helpers.scoring import requests, values
 
 
@@ -68,6 +71,24 @@ def test_an_archive_holds_all_that_is_read(tmp_path: Path) -> None:
 
     pack(again, tmp_path / "again.json.gz")
     assert (tmp_path / "again.json.gz").read_bytes() == (tmp_path / "raw.json.gz").read_bytes()
+
+
+def test_an_archive_keeps_compact_samples(tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    file = write_answers(raw / "a", {"eng_Latn": 0.4, "deu_Latn": 0.7}, compact=True)
+    pack(raw, tmp_path / "raw.json.gz")
+    again = unpack(tmp_path / "raw.json.gz", tmp_path / "again")
+    for metric in ("acc", "macro_f1"):
+        before, after = (
+            read_influence([read_run(path)], ["eng_Latn", "deu_Latn"], metric)
+            for path in (file, again / file.relative_to(raw))
+        )
+        assert np.array_equal(before, after)
+    pack(again, tmp_path / "again.json.gz")
+    assert (tmp_path / "again.json.gz").read_bytes() == (tmp_path / "raw.json.gz").read_bytes()
+    samples_path(file).write_bytes(b"no Parquet")
+    with pytest.raises(UserError, match="expected compact samples"):
+        pack(raw, tmp_path / "raw.json.gz")
 
 
 def test_what_is_no_archive_is_told_in_one_line(tmp_path: Path) -> None:

@@ -7,9 +7,11 @@ import json
 import pytest
 
 from lm_eval_spt.analysis.arms import read_arms
+from lm_eval_spt.analysis.noise import Noise
 from lm_eval_spt.cli import main
 from lm_eval_spt.cli.sweep import sweep
 from lm_eval_spt.harness.lm import SPTLM
+from lm_eval_spt.harness.samples import samples_path
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from lm_eval_spt.sweep.plan import read_plan
 from lm_eval_spt.train.loop import train
@@ -25,6 +27,7 @@ def test_every_run_leaves_a_prompt_and_results_under_its_name(done):
     for run in runs:
         written = record(output, run.name)
         assert (output / written["results"]).is_file() and written["error"] is None
+        assert samples_path(output / written["results"]).is_file()
         if run.prompted:
             assert SoftPrompt.load(run.config.output).metadata["seed"] == run.config.seed
 
@@ -46,6 +49,7 @@ def test_results_are_those_of_the_harness(done, name):
 def test_other_tools_read_the_results(done):
     arms, left_out = read_arms([(None, done[1].output / "results")])
     assert not left_out and sorted(len(arm.runs) for arm in arms) == [1, 2, 2]
+    assert Noise(arms, [target.rpartition("mini_topics_")[2] for target in TARGETS], "macro_f1").notes == []
 
 
 def test_an_ensemble_and_an_average_of_runs_are_arms_of_their_own(tmp_path):

@@ -11,6 +11,7 @@ import yaml
 from lm_eval_spt.cli import main
 from lm_eval_spt.cli.sweep import sweep
 from lm_eval_spt.harness.lm import SPTLM
+from lm_eval_spt.harness.samples import samples_path
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from lm_eval_spt.sweep.execute import Worker
 from lm_eval_spt.sweep.plan import read_plan
@@ -68,6 +69,14 @@ def test_samples_that_are_asked_for_and_tasks_from_elsewhere_count(done, tmp_pat
         save_record(changed, run, as_if)
         assert record_of(changed, run).done == ("include_path" in change)
         shutil.copytree(done[1].output / "runs", tmp_path / "out" / "runs", dirs_exist_ok=True)
+
+
+def test_results_without_their_compact_samples_are_made_again(done, tmp_path):
+    plan = read_plan(copy_sweep(done, tmp_path))
+    record = record_of(plan, plan.runs[0])
+    assert record.done
+    samples_path(plan.output / record.results).unlink()
+    assert not record_of(plan, plan.runs[0]).done and record_of(plan, plan.runs[0]).trained == record.trained
 
 
 def test_other_settings_are_refused(done, tmp_path, capsys):

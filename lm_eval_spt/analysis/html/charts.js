@@ -193,7 +193,7 @@ function drawDifferences(place, differences, label) {
 function drawLengths(place, series, arms, metric, label) {
   const data = series.flatMap((one) => one.arms.map((index) => {
     const { mean, interval } = arms[index].scores[metric];
-    const [low, high] = interval.map((share) => 100 * share);
+    const [low, high] = (interval ?? [mean, mean]).map((share) => 100 * share);
     return { series: one.name, arm: arms[index].name, length: arms[index].prompt_length, mean: 100 * mean, low, high };
   }));
   const lengths = [...new Set(data.map((d) => d.length))];

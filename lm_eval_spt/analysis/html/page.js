@@ -138,10 +138,10 @@ function drawLanguages(languages) {
 
 function scoreRows(languages, arms) {
   return arms.flatMap((arm) => languages.flatMap((language) => board.metrics.flatMap((name) => {
-    const { values, errors, runs } = arm.scores[name];
+    const { values, margins, runs } = arm.scores[name];
     const row = { arm: arm.name, language, metric: name };
-    const mean = { ...row, run: "mean", score: values[language.index], error: errors[language.index] };
-    const single = runs.map((scores, index) => ({ ...row, run: arm.runs[index], score: scores[language.index], error: null }));
+    const mean = { ...row, run: "mean", score: values[language.index], interval: intervalOf(values[language.index], margins[language.index], name) };
+    const single = runs.map((scores, index) => ({ ...row, run: arm.runs[index], score: scores[language.index], interval: null }));
     return [mean, ...single].filter((one) => one.score !== null);
   })));
 }
@@ -156,7 +156,8 @@ function scoreColumns() {
     { title: "Run", value: (row) => row.run },
     { title: "Metric", value: (row) => row.metric },
     { title: "Score", value: (row) => row.score },
-    { title: "Standard error", value: (row) => row.error },
+    { title: "Interval from", value: (row) => row.interval?.[0] },
+    { title: "Interval to", value: (row) => row.interval?.[1] },
     ...ofLanguage.map((column) => ({ ...column, value: (row) => column.value(row.language) })),
   ];
 }
@@ -175,15 +176,15 @@ function drawHeat(languages) {
 
 // -- one language -----------------------------------------------------------------------------------------------------
 
-// 1.96 of the harness's standard errors on either side, as far as scores go.
-function intervalOf(value, error) {
-  return value === null || error === null ? null : [Math.max(0, value - 1.96 * error), Math.min(1, value + 1.96 * error)];
+function intervalOf(value, margin, name = metric()) { // as far as scores go
+  const lowest = name === "mcc" ? -1 : 0;
+  return value === null || margin === null ? null : [Math.max(lowest, value - margin), Math.min(1, value + margin)];
 }
 
 function scoresInOne(language) {
-  return shownArms().map(({ name, description, scores: { [metric()]: { values: all, errors, runs } } }) => {
-    const [value, error] = [all[language.index], errors[language.index]];
-    return { name, description, value, interval: intervalOf(value, error), runs: runs.map((scores) => percent(scores[language.index])).join(", ") || null };
+  return shownArms().map(({ name, description, scores: { [metric()]: { values: all, margins, runs } } }) => {
+    const value = all[language.index];
+    return { name, description, value, interval: intervalOf(value, margins[language.index]), runs: runs.map((scores) => percent(scores[language.index])).join(", ") || null };
   });
 }
 
@@ -193,7 +194,7 @@ function drawOne() {
   const columns = [
     { title: "Arm", value: (row) => row.name },
     { title: scoreLabel(), number: true, value: (row) => row.value, text: (row) => percent(row.value) },
-    { title: "95% interval", note: "over documents", number: true, value: (row) => row.interval?.[0] ?? null, text: (row) => inPercent(row.interval) },
+    { title: "95% interval", note: board.contained, number: true, value: (row) => row.interval?.[0] ?? null, text: (row) => inPercent(row.interval) },
     ...(rows.some((row) => row.runs) ? [{ title: "Its runs, %", value: (row) => row.runs }] : []),
     { title: "Prompt", value: (row) => row.description },
   ];

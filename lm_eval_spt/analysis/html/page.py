@@ -18,14 +18,14 @@ from typing import Any
 from lm_eval_spt.analysis.arms import Arm, curves, data_set
 from lm_eval_spt.analysis.distances import KINDS, coordinates, distances, nearest
 from lm_eval_spt.analysis.languages import language, seen_by
-from lm_eval_spt.analysis.leaderboard import METHOD, Leaderboard, Standing
+from lm_eval_spt.analysis.leaderboard import Leaderboard, Standing
 from lm_eval_spt.analysis.results import Score
 
 PARTS = Path(__file__).parent
 SCRIPTS = ("d3.min.js", "plot.min.js", "table.js", "charts.js", "page.js")
 DECIMALS = 4  # of a score, which is a share of 1
 NEAREST = 10  # languages that are shown beside one language
-CONTAINED = "over languages"  # what the intervals of means contain; stands in the head of the ranking
+CONTAINED = "over seeds and documents"  # what the intervals contain; stands in the heads of tables
 
 
 def page(board: Leaderboard) -> str:
@@ -56,7 +56,7 @@ def contents(board: Leaderboard) -> dict[str, Any]:
     return {
         "source": board.source,
         "summary": _summary(board),
-        "method": METHOD,
+        "method": board.method,
         "contained": CONTAINED,
         "notices": list(board.notices),
         "metric": next(iter(board.standings)),
@@ -109,11 +109,13 @@ def _scores(arm: Arm, metric: str, standing: Standing, codes: list[str], source:
         "position": standing.position,
         "rank": standing.rank,
         "mean": _round(standing.mean),
-        "interval": [_round(end) for end in standing.interval],
+        "interval": [_round(end) for end in standing.interval] if standing.interval else None,
         "source": _round(at_source.value) if at_source else None,
         "gap": _round(at_source.value - standing.mean) if at_source else None,
         "values": _values(scores, codes),
-        "errors": [_round(scores[code].stderr) if code in scores else None for code in codes],
+        "margins": [  # half of the intervals' widths
+            _round((ends[1] - ends[0]) / 2) if (ends := standing.intervals.get(code)) else None for code in codes
+        ],
         "runs": [_values(run.scores[metric], codes) for run in arm.runs] if len(arm.runs) > 1 else [],
     }
 
