@@ -300,7 +300,7 @@ class Noise:
             known = [seed for seed in arm.documents_seeds if seed is not None]
             if _spread(arm) == "unknown":
                 lenders = [other.name for other in self.arms if _spread(other) == "runs" and other.kind == arm.kind]
-                said = f"the pooled spread of {', '.join(lenders)} is taken" if lenders else "it has no rank of its own"
+                said = f"the pooled spread of {_some(lenders)} is taken" if lenders else "it has no rank of its own"
                 alone.setdefault(said, []).append(arm.name)
             elif len(known) == len(arm.runs) > 1 and len(set(known)) < len(known):
                 yield (
@@ -309,7 +309,12 @@ class Noise:
                 )
         for said, names in alone.items():
             missing = "one run: " if "taken" in said else "one run: the spread over seeds is not in it, and "
-            yield f"{', '.join(names)}: {missing}{said}"
+            yield f"{_some(names)}: {missing}{said}"
+
+
+def _some(names: Sequence[str], most: int = 10) -> str:
+    """A list of names that does not get long."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _spread(arm: Arm) -> str:
