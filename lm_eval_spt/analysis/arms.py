@@ -29,6 +29,18 @@ MAX_TASKS = 5
 NO_EFFECT = ("seed", "shots_seed", "preset", "context_cache")
 """Hyper-parameters in which the runs of an arm may differ."""
 
+TUNED = {"all": "all weights", "model": "the model's weights", "lora": "LoRA"}
+"""What ``--tune`` tunes beside the prompt, or instead of one."""
+
+COMBINED = {
+    "probability": "ensemble of {} prompts (mean of probabilities)",
+    "log_probability": "ensemble of {} prompts (mean of log-probabilities)",
+    "mean": "mean of {} prompts",
+    "interpolate": "interpolation of {} prompts",
+    "concat": "{} prompts in a row",
+}
+"""What several prompts become: by what an ensemble averages, and by the mode of ``compose``."""
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -125,7 +137,57 @@ class Arm:
             "trained_on": training.get("tasks"),
             "placement": run.prompt_placement,
             "prompt_length": run.prompt_length,
+            "prompt_kind": self._prompt_kind,
+            "made_of": self._made_of,
         }
+
+    @property
+    def _prompt_kind(self) -> str:
+        """Of the prompt, or of an ensemble's members; records of older versions know one kind only."""
+        training = self.training[0]
+        return training.get("prompt_kind") or self._hyperparameters.get("prompt_kind") or "embeddings"
+
+    @property
+    def _made_of(self) -> dict[str, Any]:
+        """How several prompts became this one; empty for a prompt that was trained as it is.
+
+        Which prompts is left out of an ensemble whose members differ in their seed alone: other seeds give a run of the
+        same arm.
+        """
+        made = {key: value for key in ("ensemble", "composed") if isinstance(value := self.training[0].get(key), dict)}
+        if "ensemble" in made and "lr" in self._hyperparameters:  # which are the members' where all have the same
+            members = made["ensemble"].get("members")
+            made["ensemble"] = made["ensemble"] | {"members": len(members) if isinstance(members, list) else None}
+        return made
+
+    @property
+    def description(self) -> str:
+        """What the arm's prompt is, in words, such as ``suffix, 16 tokens`` or ``ensemble of 4 prompts, ...``."""
+        run, training, given = self.runs[0], self.training[0], self._hyperparameters
+        tuned = TUNED.get(str(given.get("tune")))
+        words = [f"{tuned} tuned"] if tuned else []
+        words += ["with a PEFT adapter"] if "peft" in run.model_args else []
+        if not self.uses_prompt:
+            return ", ".join(["no prompt", *words])
+        length, several = run.prompt_length, []
+        for key, parts in (("ensemble", "members"), ("composed", "prompts")):
+            made = training.get(key)
+            if isinstance(made, dict) and isinstance(made.get(parts), list):
+                count, how = len(made[parts]), made.get("average") or made.get("mode")
+                several.append(COMBINED.get(str(how), "{} prompts in one").format(count))
+                if key == "ensemble" and length and count:
+                    length //= count  # an ensemble counts the tokens of all members
+        averaged = {str((training.get("validation") or {}).get("averaged_epochs")) for training in self.training}
+        if len(averaged) == 1 and averaged != {"None"}:
+            words.append(f"mean of the last {averaged.pop()} epochs")
+        if self.reparameterization not in (None, "none"):
+            words.append(f"{self.reparameterization} reparameterization")
+        if given.get("epochs") == 0:
+            words.append("not trained")
+        placement = {"both": "prefix and suffix"}.get(str(run.prompt_placement), run.prompt_placement or "prompt")
+        kind = "deep prefix" if self._prompt_kind == "kv" else placement
+        tokens = [f"{length} {'token' if length == 1 else 'tokens'}{' each' if 'ensemble' in training else ''}"]
+        return ", ".join([*several, kind, *(tokens if length else []), *words])
 
     @property
     def reparameterization(self) -> str | None:

@@ -134,6 +134,29 @@ def family_nodes(languages: Iterable[str]) -> dict[str, list[str]]:
     return nodes
 
 
+def nearest(languages: Sequence[str], count: int) -> dict[str, list[list[tuple[int, float]]]]:
+    """Find each language's nearest among `languages`, by lang2vec's feature vectors and the angular distance.
+
+    Args:
+        languages: codes that begin with ISO 639-3's.
+        count: how many.
+
+    Returns:
+        For each kind (see :data:`KINDS`), in the order of `languages`, the positions in `languages` of the nearest and
+        their distances, the nearest first. Of those equally near, the geographically nearer come first.
+    """
+    codes = [code.partition("_")[0] for code in languages]
+    tables = {kind: _matrix(_lang2vec(KINDS[kind][0]), kind, codes, codes) for kind in KINDS}
+    found = {}
+    for kind, matrix in tables.items():
+        orders = np.lexsort((tables["geographic"], matrix))  # NaN comes last
+        found[kind] = [
+            [(int(other), float(row[other])) for other in order if other != own and not np.isnan(row[other])][:count]
+            for own, (order, row) in enumerate(zip(orders, matrix, strict=True))
+        ]
+    return found
+
+
 def coordinates(languages: Iterable[str]) -> dict[str, tuple[float, float]]:
     """Return where languages are spoken, as one point each: latitude and longitude in degrees.
 
@@ -179,26 +202,30 @@ def _measure(
     table: _Table, kind: str, languages: Sequence[str], formula: str, stand_ins: dict[str, str]
 ) -> dict[str, float]:
     """Distances of `languages` from the first of them. Stand-ins that were used are added to `stand_ins`."""
-    columns = [column for column, name in enumerate(table.names) if name.startswith(KINDS[kind][1])]
-    vectors: dict[str, np.ndarray | None] = {}
     for language in languages:
-        code = table.code(language)
-        vectors[language] = None if code is None else table.values[table.rows[code]][columns].astype(np.float64)
-        if code not in (None, language):
+        if (code := table.code(language)) not in (None, language):
             stand_ins[language] = str(code)
+    row = _matrix(table, kind, languages[:1], languages, formula)[0]
+    return {language: float(value) for language, value in zip(languages, row, strict=True) if not np.isnan(value)}
 
-    start = vectors[languages[0]]
-    measured = {}
-    for language, vector in vectors.items():
-        if start is None or vector is None:
-            continue
-        shared = (start >= 0) & (vector >= 0)
-        u, v = start[shared], vector[shared]
-        norms = np.linalg.norm(u) * np.linalg.norm(v)
-        if norms > 0:
-            cosine = float(np.clip(u @ v / norms, -1, 1))
-            measured[language] = round(1 - cosine if formula == "cosine" else 2 * math.acos(cosine) / math.pi, 6)
-    return measured
+
+def _matrix(
+    table: _Table, kind: str, starts: Sequence[str], languages: Sequence[str], formula: str = "angular"
+) -> np.ndarray:
+    """Distances `[starts, languages]`, each on the features that both have; NaN where there are none."""
+    columns = [column for column, name in enumerate(table.names) if name.startswith(KINDS[kind][1])]
+
+    def features(of: Sequence[str]) -> np.ndarray:
+        codes = [table.code(language) for language in of]
+        unknown = np.full(len(columns), -1)
+        return np.array([unknown if code is None else table.values[table.rows[code]][columns] for code in codes], float)
+
+    u, v = features(starts), features(languages)
+    known_u, known_v = (u >= 0).astype(float), (v >= 0).astype(float)
+    u, v = u * known_u, v * known_v
+    with np.errstate(invalid="ignore"):  # without a shared feature
+        cosines = np.clip(u @ v.T / np.sqrt((u**2 @ known_v.T) * (known_u @ (v**2).T)), -1, 1)
+    return np.round(1 - cosines if formula == "cosine" else 2 * np.arccos(cosines) / math.pi, 6)
 
 
 def _data() -> Path:

@@ -30,12 +30,14 @@ class Standing:
         rank: the first and the last rank that the data leave open.
         mean: the mean score over the target languages.
         interval: the ends of the mean's interval; None where nothing is known of its noise.
+        intervals: language to the ends of the score's interval, for the languages that all arms have.
     """
 
     position: int
     rank: tuple[int, int]
     mean: float
     interval: tuple[float, float] | None
+    intervals: Mapping[str, tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,9 @@ def rank(arms: Sequence[Arm], source: str, metric: str = "acc", notices: Iterabl
             f"the arms have no target language in common (source: {source}): leave out {smallest.name!r}, or score it "
             "in the languages of the others"
         )
-    noises = {name: Noise(arms, targets, name) for name in metrics}
+    with_source = all(source in arm.scores(name) for arm in arms for name in metrics)
+    covered = [source, *targets] if with_source else targets
+    noises = {name: Noise(arms, covered, name, source=source) for name in metrics}
     standings = {name: stand(noise) for name, noise in noises.items()}
     order = sorted(range(len(arms)), key=lambda index: standings[metric][index].position)
     return Leaderboard(
@@ -107,13 +111,16 @@ def rank(arms: Sequence[Arm], source: str, metric: str = "acc", notices: Iterabl
 
 
 def stand(noise: Noise) -> list[Standing]:
-    """Rank arms by their mean over languages, with the ranks that chance leaves open.
+    """Rank arms by their mean over the target languages, with the ranks that chance leaves open.
 
     Args:
-        noise: of the arms in the target languages.
+        noise: of the arms in the target languages, and in the source where all arms have it.
     """
-    weights = np.full(len(noise.languages), 1 / len(noise.languages))
+    weights = np.array([language != noise.source for language in noise.languages], dtype=float)
+    weights /= weights.sum()
     estimates = [noise.estimate(noise.measure(arm, weights[None]))[0] for arm in noise.arms]
+    each = np.eye(len(noise.languages))
+    ends = [noise.estimate(noise.measure(arm, each)).ends for arm in noise.arms]
     positions = np.empty(len(estimates), dtype=int)
     positions[np.argsort([-estimate.value for estimate in estimates], kind="stable")] = range(1, len(estimates) + 1)
     return [
@@ -122,8 +129,13 @@ def stand(noise: Noise) -> list[Standing]:
             rank,
             estimate.value,
             None if np.isnan(estimate.low) else (estimate.low, estimate.high),
+            {
+                language: (low, high)
+                for language, low, high in zip(noise.languages, *map(np.ndarray.tolist, of_arm), strict=True)
+                if not np.isnan(low)
+            },
         )
-        for position, rank, estimate in zip(positions, noise.ranks(weights), estimates, strict=True)
+        for position, rank, estimate, of_arm in zip(positions, noise.ranks(weights), estimates, ends, strict=True)
     ]
 
 

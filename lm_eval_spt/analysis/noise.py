@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -136,6 +137,7 @@ class Noise:
 
     def __post_init__(self) -> None:
         runs = list({id(run): run for arm in self.arms for run in arm.runs}.values())
+        self._pooled: dict[tuple[Any, bytes], tuple[Source, np.ndarray] | None] = {}
         self._index = {id(run): position for position, run in enumerate(runs)}
         of_runs = [run.scores[self.metric] for run in runs]
         self._scores = np.array([[scores[language].value for language in self.languages] for scores in of_runs])
@@ -274,9 +276,15 @@ class Noise:
 
         It is that of the arms of this kind with several runs; None if there are none.
         """
+        key = arm.kind, weights.tobytes()
+        if key not in self._pooled:
+            self._pooled[key] = self._pool(arm.kind, weights)
+        return self._pooled[key]
+
+    def _pool(self, kind: tuple[Any, ...], weights: np.ndarray) -> tuple[Source, np.ndarray] | None:
         variance, both, freedom = np.zeros(len(weights)), np.zeros(len(weights)), 0
         for other in self.arms:
-            if _spread(other) == "runs" and other.kind == arm.kind:
+            if _spread(other) == "runs" and other.kind == kind:
                 measured = self.measure(other, weights)
                 runs = len(measured.values)
                 variance += (runs - 1) * runs * seeds_source(measured.values).variance
@@ -292,7 +300,7 @@ class Noise:
             known = [seed for seed in arm.documents_seeds if seed is not None]
             if _spread(arm) == "unknown":
                 lenders = [other.name for other in self.arms if _spread(other) == "runs" and other.kind == arm.kind]
-                said = f"the pooled spread of {', '.join(lenders)} is taken" if lenders else "it has no rank of its own"
+                said = f"the pooled spread of {_some(lenders)} is taken" if lenders else "it has no rank of its own"
                 alone.setdefault(said, []).append(arm.name)
             elif len(known) == len(arm.runs) > 1 and len(set(known)) < len(known):
                 yield (
@@ -301,7 +309,12 @@ class Noise:
                 )
         for said, names in alone.items():
             missing = "one run: " if "taken" in said else "one run: the spread over seeds is not in it, and "
-            yield f"{', '.join(names)}: {missing}{said}"
+            yield f"{_some(names)}: {missing}{said}"
+
+
+def _some(names: Sequence[str], most: int = 10) -> str:
+    """A list of names that does not get long."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _spread(arm: Arm) -> str:

@@ -24,7 +24,16 @@ from lm_eval_spt.prompt.soft_prompt import SoftPrompt, size_in_words
 Average = Literal["probability", "log_probability"]
 """What is averaged: the probabilities of a document's choices, or the log-likelihoods of their tokens."""
 
-COMMON = ("base_model", "base_model_revision", "embedding_fingerprint", "gguf_file", "gguf_sha256", "task_type")
+COMMON = (
+    "base_model",
+    "base_model_revision",
+    "embedding_fingerprint",
+    "gguf_file",
+    "gguf_sha256",
+    "task_type",
+    "prompt_kind",
+)
+"""Entries of the first member that has them."""
 SHARED = ("tasks", "source_languages", "shots", "training_documents", "hyperparameters")
 """Entries of the members' records that the ensemble has where they all agree."""
 

@@ -6,9 +6,13 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from lm_eval_spt.analysis.arms import Arm, common_metrics, comparable, curves, read_arms, source_language
 from lm_eval_spt.analysis.results import read_run
+from lm_eval_spt.harness.prompted_lm import prompt_info
+from lm_eval_spt.prompt.compose import compose
+from lm_eval_spt.prompt.ensemble import Ensemble
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from tests.helpers.results import write_prompt, write_results
 
@@ -120,6 +124,80 @@ def test_prompts_of_a_task_are_arms_on_the_same_documents(tmp_path: Path) -> Non
     arms, left_out = read_arms([(None, tmp_path)])
     assert [arm.name for arm in arms] == ["bloom-560m (p_prompt_1)", "bloom-560m (p_prompt_2)"]
     assert left_out == []
+
+
+def some_prompts(folder: Path) -> dict[str, SoftPrompt | Ensemble]:
+    """One prompt of each kind, by its description."""
+    parts = [
+        SoftPrompt.load(write_prompt(folder / f"{seed}.safetensors", seed=seed, reparameterization="mlp"))
+        for seed in range(3)
+    ]
+    record = dict(parts[0].metadata)
+    settings = record["hyperparameters"] | {"reparameterization": "none"}
+    record["hyperparameters"] = settings
+    del record["num_virtual_tokens"], record["hidden_size"], record["prompt_kind"]
+    averaged = record | {"hyperparameters": settings | {"average_checkpoints": 3}, "validation": {"averaged_epochs": 3}}
+    deep = record | {"placement": "prefix", "hyperparameters": settings | {"prompt_kind": "kv", "tune": "lora"}}
+    return {
+        "suffix, 4 tokens": SoftPrompt(torch.zeros(4, 8), record, "a"),
+        "suffix, 4 tokens, mean of the last 3 epochs": SoftPrompt(torch.ones(4, 8), averaged, "b"),
+        "deep prefix, 4 tokens, LoRA tuned": SoftPrompt(torch.ones(2, 2, 1, 4, 3), deep, "c"),
+        "ensemble of 3 prompts (mean of probabilities), suffix, 4 tokens each, mlp reparameterization": Ensemble(
+            tuple(parts)
+        ),
+        "ensemble of 3 prompts (mean of log-probabilities), suffix, 4 tokens each, mlp reparameterization": Ensemble(
+            tuple(parts), "log_probability"
+        ),
+        "mean of 3 prompts, suffix, 4 tokens": compose(parts, "mean"),
+        "interpolation of 2 prompts, suffix, 4 tokens": compose(parts[:2], "interpolate", 0.3),
+        "2 prompts in a row, suffix, 8 tokens": compose(parts[:2], "concat"),
+    }
+
+
+def test_kinds_of_prompts_are_told_apart_and_described(tmp_path: Path) -> None:
+    prompts = some_prompts(tmp_path)
+    for number, prompt in enumerate(prompts.values()):
+        write_results(tmp_path / f"runs/{number}", {"eng_Latn": 0.8, "deu_Latn": 0.4}, **prompt_info(prompt))
+    write_results(tmp_path / "runs/none", {"eng_Latn": 0.8, "deu_Latn": 0.4})
+    arms, _ = read_arms([(None, tmp_path / "runs")])
+    assert sorted(arm.description for arm in arms) == sorted([*prompts, "no prompt"])
+
+
+def test_ensembles_of_other_seeds_are_runs_of_one_arm_but_other_means_are_not(tmp_path: Path) -> None:
+    parts = [SoftPrompt.load(write_prompt(tmp_path / f"{seed}.safetensors", seed=seed)) for seed in range(4)]
+    for number, pair in enumerate((parts[:2], parts[2:])):
+        ensemble, mean = Ensemble(tuple(pair)), compose(pair, "mean")
+        write_results(tmp_path / f"runs/e{number}", {"eng_Latn": 0.8}, **prompt_info(ensemble))
+        write_results(tmp_path / f"runs/m{number}", {"eng_Latn": 0.8}, **prompt_info(mean))
+    arms, _ = read_arms([(None, tmp_path / "runs")])
+    assert {arm.name: len(arm.runs) for arm in arms} == {"0+1, 2+3": 2, "0+1": 1, "2+3": 1}
+
+
+def test_a_record_of_an_older_version_is_of_the_same_arm(tmp_path: Path) -> None:
+    prompts = [write_prompt(tmp_path / "old.safetensors"), write_prompt(tmp_path / "new.safetensors", seed=1)]
+    for prompt, kind in zip(prompts, ({}, {"prompt_kind": "embeddings"}), strict=True):
+        record = SoftPrompt.load(prompt).metadata
+        record = record | {"hyperparameters": record["hyperparameters"] | kind}
+        if not kind:
+            record.pop("prompt_kind", None)
+        write_results(tmp_path / prompt.stem, {"eng_Latn": 0.8}, prompt=prompt, prompt_metadata=record)
+    assert [len(arm.runs) for arm in read_arms([(None, tmp_path / "old"), (None, tmp_path / "new")])[0]] == [2]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"ensemble": "two", "composed": []},
+        {"ensemble": {"members": 3}, "composed": {"mode": ["mean"], "prompts": []}},
+        {"ensemble": {"members": [], "average": {}}, "hyperparameters": {"tune": ["all"], "lr": 1}},
+        {"validation": {"averaged_epochs": "many"}, "prompt_kind": {}},
+    ],
+)
+def test_a_record_that_holds_anything_is_described_all_the_same(tmp_path: Path, record: dict) -> None:
+    prompt = write_prompt(tmp_path / "p.safetensors")
+    file = write_results(tmp_path / "p", {"eng_Latn": 0.8}, prompt=prompt, prompt_metadata=record)
+    (arm,) = read_arms([(None, file)])[0]
+    assert "suffix" in arm.description
 
 
 def test_a_prompt_that_was_scored_twice_is_one_run(tmp_path: Path) -> None:

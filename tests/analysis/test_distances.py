@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lm_eval_spt.analysis import distances as module
-from lm_eval_spt.analysis.distances import KINDS, coordinates, distances
+from lm_eval_spt.analysis.distances import KINDS, coordinates, distances, nearest
 from lm_eval_spt.analysis.languages import languages
 from lm_eval_spt.common.errors import UserError
 
@@ -71,6 +71,21 @@ def test_stand_ins_are_used_where_there_is_nothing_and_named():
     assert measured.values["genetic"]["lvs_Latn"] == distances("eng_Latn", ["lav_Latn"]).values["genetic"]["lav_Latn"]
     assert measured.values["genetic"]["eus_Latn"] == 1
     assert distances("eus_Latn", ["eus_Latn"]).values["genetic"]["eus_Latn"] == 0
+
+
+def test_the_nearest_are_those_with_the_smallest_distances():
+    codes = [*languages(), "qqq_Latn"]
+    found = nearest(codes, 5)
+    for kind in KINDS:
+        assert len(found[kind]) == len(codes)
+        assert found[kind][-1] == []  # nothing is known of it
+    for start in ("eng_Latn", "eus_Latn", "kaz_Cyrl", "nqo_Nkoo"):
+        others = [code for code in languages() if code != start]
+        measured = distances(start, others).values
+        for kind in KINDS:
+            near = [(codes[index], far) for index, far in found[kind][codes.index(start)]]
+            order = sorted(others, key=lambda code: (measured[kind][code], measured["geographic"][code], code))
+            assert near == [(code, pytest.approx(measured[kind][code], abs=1e-6)) for code in order[:5]]
 
 
 def test_what_is_missing_is_counted():

@@ -5,13 +5,17 @@
 const COLORS = ["#3b8ad9", "#d9660a", "#12a07a", "#c770a3", "#8a6fd1", "#b58900", "#6b7280"]; // legible on light and dark
 const SYMBOLS = ["circle", "triangle", "square", "diamond", "star", "wye", "cross"]; // told apart without colour, too
 const percent = (share) => (share === null || share === undefined ? null : `${(100 * share).toFixed(1)}`);
+const inPercent = (interval) => interval && interval.map(percent).join(" – ");
 const signed = (share) => (share === null ? null : `${share < 0 ? "−" : "+"}${(100 * Math.abs(share)).toFixed(1)}`);
 
 const widthOf = (place) => Math.max(place.clientWidth, 300); // 0 in a window that is not shown yet
 
 function drawChart(place, options) {
   const chart = Plot.plot({ width: widthOf(place), marginBottom: 42, style: { fontSize: "12px", overflow: "visible" }, ...options });
+  chart.setAttribute("aria-hidden", "true"); // screen readers have the label, and the tables
   place.replaceChildren(chart);
+  place.role = "img";
+  place.ariaLabel = place.dataset.label;
   return chart;
 }
 
@@ -20,55 +24,100 @@ function labelsOnTheLeft(place, longest) {
   return { marginLeft, axis: Plot.axisY({ label: null, tickSize: 0, textOverflow: "ellipsis", lineWidth: (marginLeft - 8) / 13 }) };
 }
 
-function drawIntervals(place, arms, metric, label) {
-  const { marginLeft, axis } = labelsOnTheLeft(place, d3.max(arms, (arm) => arm.name.length));
-  const data = arms.map(({ name, scores: { [metric]: { mean, interval } } }) => (
-    { name, mean: 100 * mean, low: 100 * (interval?.[0] ?? mean), high: 100 * (interval?.[1] ?? mean) }));
+// `rows` are {name, value, interval}; the interval is null where it is not known.
+function drawIntervals(place, rows, label) {
+  const { marginLeft, axis } = labelsOnTheLeft(place, d3.max(rows, (row) => row.name.length) ?? 0);
+  const data = rows.filter((row) => row.value !== null).map(({ name, value, interval }) => (
+    { name, value: 100 * value, low: 100 * (interval?.[0] ?? value), high: 100 * (interval?.[1] ?? value) }));
   drawChart(place, {
     marginLeft,
-    height: 50 + 22 * arms.length,
+    height: 50 + 22 * rows.length,
     x: { label, grid: true, inset: 10 },
-    y: { domain: arms.map((arm) => arm.name) },
+    y: { domain: rows.map((row) => row.name) },
     marks: [
       axis,
       Plot.ruleY(data, { y: "name", x1: "low", x2: "high", strokeWidth: 2, stroke: COLORS[0] }),
       Plot.dot(data, {
-        y: "name", x: "mean", fill: COLORS[0], r: 4,
-        title: (d) => `${d.name}\n${d.mean.toFixed(1)} [${d.low.toFixed(1)}, ${d.high.toFixed(1)}]`, tip: true,
+        y: "name", x: "value", fill: COLORS[0], r: 4,
+        title: (d) => `${d.name}\n${d.value.toFixed(1)} [${d.low.toFixed(1)}, ${d.high.toFixed(1)}]`, tip: true,
       }),
     ],
   });
 }
 
+const ROW = 16; // the height of the heat map's rows
+
+// On a canvas: 200 arms in 205 languages are 41,000 cells, too many for elements of their own.
 function drawHeatMap(place, legend, arms, languages, metric, label) {
-  const data = arms.flatMap((arm) => languages
-    .map((language) => ({ arm, language, score: arm.scores[metric].values[language.index] }))
-    .filter((d) => d.score !== null));
-  const marginLeft = Math.min(140, 0.4 * widthOf(place));
-  const width = Math.min(60, Math.max(16, (widthOf(place) - marginLeft - 50) / arms.length));
-  const chart = drawChart(place, {
-    width: marginLeft + 50 + width * arms.length,
-    height: 110 + 15 * languages.length,
-    marginLeft, marginTop: 100, marginRight: 50,
-    x: { domain: arms.map((arm) => arm.name) },
-    y: { domain: languages.map((language) => language.code) },
-    color: { type: "linear", scheme: "viridis", label },
-    marks: [
-      Plot.axisX({ anchor: "top", label: null, tickSize: 0, tickRotate: -45, textOverflow: "ellipsis", lineWidth: 9 }),
-      Plot.axisY({
-        label: null, tickSize: 0, textOverflow: "ellipsis", lineWidth: (marginLeft - 8) / 13,
-        tickFormat: (code) => languages.find((language) => language.code === code).name,
-      }),
-      Plot.cell(data, {
-        x: (d) => d.arm.name, y: (d) => d.language.code, fill: (d) => 100 * d.score, inset: 0.5,
-        title: (d) => `${d.language.name} (${d.language.code})\n${d.arm.name}\n${percent(d.score)}`, tip: true,
-      }),
-    ],
+  const left = Math.min(150, 0.3 * widthOf(place));
+  const flat = (widthOf(place) - left) / arms.length > 200; // names of arms have room; otherwise they lean
+  const [top, right] = flat ? [24, 0] : [100, 60];
+  const cell = Math.max(4, (widthOf(place) - left - right) / Math.max(arms.length, 1)); // its width
+  const [width, height] = [left + cell * arms.length + right, top + ROW * languages.length];
+  const scoreOf = (arm, language) => arm.scores[metric].values[language.index];
+  const domain = d3.extent(arms.flatMap((arm) => languages.map((language) => scoreOf(arm, language) ?? undefined)));
+  const color = d3.scaleSequential(domain, d3.interpolateViridis);
+  const middle = d3.mean(domain); // viridis is dark below
+
+  const scale = Math.min(devicePixelRatio, 2);
+  const canvas = d3.create("canvas").attr("width", scale * width).attr("height", scale * height)
+    .style("width", `${width}px`).style("height", `${height}px`).node();
+  const pen = canvas.getContext("2d");
+  pen.scale(scale, scale);
+  pen.font = `12px ${getComputedStyle(place).fontFamily}`;
+  pen.textBaseline = "middle";
+  const shorten = (text, longest) => (text.length <= longest ? text : `${text.slice(0, longest - 1)}…`);
+  arms.forEach((arm, i) => languages.forEach((language, j) => {
+    const score = scoreOf(arm, language);
+    if (score === null) return;
+    pen.fillStyle = color(score);
+    pen.fillRect(left + cell * i, top + ROW * j, cell - (cell > 8 ? 1 : 0), ROW - 1);
+    if (cell < 34) return; // too narrow for a number
+    pen.fillStyle = score < middle ? "white" : "black";
+    pen.textAlign = "center";
+    pen.fillText(percent(score), left + cell * (i + 0.5), top + ROW * (j + 0.5));
+  }));
+  pen.fillStyle = getComputedStyle(place).color;
+  pen.textAlign = "right";
+  languages.forEach(({ name }, j) => pen.fillText(shorten(name, left / 7.5), left - 6, top + ROW * (j + 0.5)));
+  pen.textAlign = "left";
+  if (cell < 14) pen.fillText(`${arms.length} arms by rank →`, left, top - 12);
+  else arms.forEach(({ name }, i) => {
+    pen.save();
+    pen.translate(left + cell * (i + 0.5), top - 6);
+    if (!flat) pen.rotate(-Math.PI / 4);
+    else pen.textAlign = "center";
+    pen.fillText(shorten(name, flat ? cell / 7 : 17), 0, 0);
+    pen.restore();
   });
-  legend.replaceChildren(data.length ? chart.legend("color", { width: Math.min(260, legend.clientWidth) }) : "");
+
+  const tip = d3.create("div").attr("class", "tip").attr("hidden", "").node();
+  const point = ({ offsetX, offsetY }) => {
+    const [arm, language] = [arms[Math.floor((offsetX - left) / cell)], languages[Math.floor((offsetY - top) / ROW)]];
+    tip.hidden = !arm || !language;
+    if (tip.hidden) return;
+    tip.textContent = `${language.name} (${language.code})\n${arm.name}\n${percent(scoreOf(arm, language)) ?? "–"}`;
+    const onTheLeft = offsetX > place.scrollLeft + place.clientWidth / 2;
+    tip.style.translate = `${onTheLeft ? "-100%" : "0"} 0`;
+    tip.style.left = `${offsetX + (onTheLeft ? -12 : 12)}px`;
+    tip.style.top = `${Math.min(offsetY + 12, height - 80)}px`;
+  };
+  for (const kind of ["pointermove", "pointerdown"]) canvas.addEventListener(kind, point);
+  canvas.addEventListener("pointerleave", () => { tip.hidden = true; });
+  place.replaceChildren(canvas, tip);
+  const percents = { type: "linear", scheme: "viridis", domain: domain.map((share) => 100 * share), label };
+  legend.replaceChildren(domain[0] === undefined ? "" : Plot.legend({ color: percents, width: Math.min(260, legend.clientWidth) }));
 }
 
 const land = JSON.parse(document.getElementById("land").textContent);
+const outlines = {}; // of the land as a path, by the map's width: to project it takes longer than all else
+
+function drawLand(index, scales, values, { width }, context) {
+  const path = document.createElementNS("http://www.w3.org/2000/svg", "path");
+  path.setAttribute("d", outlines[width] ??= context.path()(land));
+  path.setAttribute("fill-opacity", 0.13);
+  return path;
+}
 
 // `points` are {language, value}; `gain`: the values are differences, which have a colour for each sign.
 function drawMap(place, legend, points, gain, label) {
@@ -83,7 +132,7 @@ function drawMap(place, legend, points, gain, label) {
     projection: { type: "equal-earth", domain: { type: "MultiPoint", coordinates: [[-180, 0], [180, 0], [0, 84], [0, -56]] }, clip: "frame" },
     color: gain ? { type: "diverging", scheme: "RdBu", domain: [-largest, largest], label } : { type: "linear", scheme: "viridis", label },
     marks: [
-      Plot.geo(land, { fill: "currentColor", fillOpacity: 0.13 }),
+      drawLand,
       Plot.dot(points, {
         x: longitude, y: latitude, fill: (d) => 100 * d.value, stroke: "currentColor", strokeWidth: 0.6, r: width < 600 ? 3 : 5,
         title: (d) => `${d.language.name} (${d.language.code})\n${d.language.family}\n${gain ? signed(d.value) : percent(d.value)}`, tip: true,

@@ -6,12 +6,15 @@ const board = JSON.parse(document.getElementById("board").textContent);
 const element = (id) => document.getElementById(id);
 const METRIC_NAMES = { acc: "accuracy", macro_f1: "macro-F1", acc_norm: "normalised accuracy", exact_match: "exact match", f1: "F1", mcc: "Matthews correlation" };
 const EVERY = "all";
+const MOST_COLUMNS = 20; // arms side by side in a table
 
 board.languages.forEach((language, index) => Object.assign(language, { index }));
 const targets = board.languages.filter((language) => language.code !== board.source);
 const ranked = () => d3.sort(board.arms, (arm) => arm.scores[metric()].position);
 const metric = () => element("metric").value;
 const scoreLabel = () => `${METRIC_NAMES[metric()] ?? metric()}, %`;
+
+const pause = (milliseconds) => new Promise((resolve) => { setTimeout(resolve, milliseconds); });
 
 function fillSelect(id, options, chosen) {
   d3.select(element(id)).selectAll("option").data(options).join("option")
@@ -26,50 +29,84 @@ function shownLanguages() {
     .filter(matches("family")).filter(matches("script")).filter(matches("seen"));
 }
 
+function shownArms() {
+  const search = element("arm-search").value.trim().toLowerCase();
+  return ranked().filter((arm) => `${arm.name}\n${arm.description}`.toLowerCase().includes(search));
+}
+
+function armColumns() {
+  return shownArms().slice(0, MOST_COLUMNS).map(({ name, scores: { [metric()]: { values } } }) => (
+    { title: name, number: true, value: (language) => values[language.index], text: (language) => percent(values[language.index]) }));
+}
+
 // -- ranking ----------------------------------------------------------------------------------------------------------
 
-function rankingColumns() {
+// What arms are and come from. What is the same for all stands above the table, which has room for little.
+const FACTS = [
+  { title: "Runs", number: true, value: (arm) => arm.runs.length },
+  { title: "Parameters", number: true, value: (arm) => arm.tuned_parameters, text: ({ tuned_parameters: count }) => count?.toLocaleString("en", count < 1e6 ? {} : { notation: "compact", maximumFractionDigits: 1 }) },
+  { title: "Prompt", value: (arm) => arm.description },
+  { title: "Base model", detail: true, value: (arm) => arm.base_model },
+  { title: "Trained on", detail: true, value: (arm) => arm.trained_on },
+  { title: "Training cost", detail: true, value: (arm) => arm.training_cost },
+  { title: "Seeds", detail: true, value: (arm) => arm.seeds },
+  { title: "Tasks", detail: true, value: (arm) => arm.tasks },
+  { title: "Harness", detail: true, value: (arm) => arm.harness },
+];
+const values = ({ value }) => new Set(board.arms.map(value).filter((one) => (one ?? null) !== null));
+const [COMMON, DIFFERING] = [true, false].map((same) => FACTS.filter((fact) => (values(fact).size <= 1) === same));
+
+function scoreColumnsOfRanking() {
   const score = (arm) => arm.scores[metric()];
   const range = ([first, last]) => (first === last ? `${first}` : `${first}–${last}`);
   return [
     { title: "Arm", value: (arm) => arm.name },
     { title: "Rank", number: true, value: (arm) => score(arm).position, text: (arm) => range(score(arm).rank) },
-    { title: "Mean over targets, %", number: true, value: (arm) => score(arm).mean, text: (arm) => percent(score(arm).mean) },
-    { title: "95% interval", number: true, value: (arm) => score(arm).interval?.[0] ?? null, text: (arm) => score(arm).interval?.map(percent).join(" – ") },
+    { title: "Mean, %", note: "of targets", number: true, value: (arm) => score(arm).mean, text: (arm) => percent(score(arm).mean) },
+    { title: "95% interval", note: board.contained, number: true, value: (arm) => score(arm).interval?.[0] ?? null, text: (arm) => inPercent(score(arm).interval) },
     { title: "Source, %", number: true, value: (arm) => score(arm).source, text: (arm) => percent(score(arm).source) },
-    { title: "Transfer gap", number: true, value: (arm) => score(arm).gap, text: (arm) => signed(score(arm).gap) }, // source minus targets
-    { title: "Runs", number: true, value: (arm) => arm.runs.length },
-    { title: "Seeds", value: (arm) => arm.seeds },
-    { title: "Trained on", value: (arm) => arm.trained_on },
-    { title: "Tuned parameters", number: true, value: (arm) => arm.tuned_parameters, text: (arm) => arm.tuned_parameters?.toLocaleString("en") },
-    { title: "Training cost", value: (arm) => arm.training_cost },
-    { title: "Base model", value: (arm) => arm.base_model },
-    { title: "Prompt", value: (arm) => arm.prompt },
-    { title: "Placement", value: (arm) => arm.placement },
-    { title: "Length", number: true, value: (arm) => arm.prompt_length },
-    { title: "Reparameterization", value: (arm) => arm.reparameterization },
-    { title: "Tasks", value: (arm) => arm.tasks },
-    { title: "Harness", value: (arm) => arm.harness },
+    { title: "Gap", note: "to source", number: true, value: (arm) => score(arm).gap, text: (arm) => signed(score(arm).gap) },
+  ];
+}
+
+const inWords = (facts, arm) => facts.map(({ title, value, text }) => [title.toLowerCase(), (text ?? value)(arm)])
+  .filter(([, text]) => (text ?? null) !== null).map((fact) => fact.join(" ")).join("; ");
+
+function rankingColumns() {
+  const details = DIFFERING.filter((fact) => fact.detail);
+  return [
+    ...scoreColumnsOfRanking(),
+    ...DIFFERING.filter((fact) => !fact.detail),
+    ...(details.length ? [{ title: "Details", value: (arm) => inWords(details, arm) || null }] : []),
   ];
 }
 
 function rankingCsvColumns() {
   const score = (arm) => arm.scores[metric()];
-  const numbers = [
+  const [name, , , , source, gap] = scoreColumnsOfRanking();
+  return [
+    name,
     { title: "Metric", value: () => metric() },
     { title: "First rank", value: (arm) => score(arm).rank[0] },
     { title: "Last rank", value: (arm) => score(arm).rank[1] },
     { title: "Mean over targets", value: (arm) => score(arm).mean },
-    { title: "Interval from", value: (arm) => score(arm).interval[0] },
-    { title: "Interval to", value: (arm) => score(arm).interval[1] },
+    { title: "Interval from", value: (arm) => score(arm).interval?.[0] },
+    { title: "Interval to", value: (arm) => score(arm).interval?.[1] },
+    { ...source, title: "Source" },
+    { ...gap, title: "Transfer gap" },
+    ...FACTS,
+    { title: "Length", value: (arm) => arm.prompt_length },
+    { title: "Reparameterization", value: (arm) => arm.reparameterization },
+    { title: "Prompt files", value: (arm) => arm.prompt },
   ];
-  const [name, , , , ...others] = rankingColumns();
-  return [name, ...numbers, ...others];
 }
 
 function drawRanking() {
+  const common = COMMON.flatMap((fact) => [...values(fact)].map((value) => `${fact.title.toLowerCase()} ${value.toLocaleString("en")}`));
+  element("ranking-common").textContent = common.length ? `The same for all arms for which it is known: ${common.join("; ")}.` : "";
   sortableTable(element("ranking"), rankingColumns(), ranked(), { sort: 1, descending: false, ...element("ranking").order?.() });
-  drawIntervals(element("intervals"), ranked(), metric(), `${METRIC_NAMES[metric()] ?? metric()}, mean over targets, %`);
+  const means = ranked().map(({ name, scores: { [metric()]: { mean, interval } } }) => ({ name, value: mean, interval }));
+  drawIntervals(element("intervals"), means, `${METRIC_NAMES[metric()] ?? metric()}, mean over targets, %`);
 }
 
 // -- languages --------------------------------------------------------------------------------------------------------
@@ -89,21 +126,22 @@ function drawLanguages(languages) {
       title: `Distance (${element("distance").value})`, number: true,
       value: (language) => language.distances[element("distance").value], text: (language) => language.distances[element("distance").value]?.toFixed(2),
     },
-    ...ranked().map(({ name, scores: { [metric()]: { values } } }) => (
-      { title: name, number: true, value: (language) => values[language.index], text: (language) => percent(values[language.index]) })),
+    ...armColumns(),
   ];
-  const means = ranked().map((arm) => percent(d3.mean(languages, (language) => arm.scores[metric()].values[language.index] ?? undefined)));
+  const means = columns.slice(6).map(({ value }) => percent(d3.mean(languages, (language) => value(language) ?? undefined)));
   const total = [`mean of ${languages.length}`, "", "", "", "", "", ...means];
   sortableTable(element("languages"), columns, languages, { total, ...element("languages").order?.() });
-  element("shown").textContent = `${languages.length} of ${board.languages.length} languages shown`;
+  const [count, columnsShown] = [shownArms().length, columns.length - 6];
+  const arms = columnsShown < count ? `the best ${columnsShown} of ${count}` : `${count} of ${board.arms.length}`;
+  element("shown").textContent = `${languages.length} of ${board.languages.length} languages shown, ${arms} arms`;
 }
 
-function scoreRows(languages) {
-  return board.arms.flatMap((arm) => languages.flatMap((language) => board.metrics.flatMap((name) => {
-    const { values, errors, runs } = arm.scores[name];
+function scoreRows(languages, arms) {
+  return arms.flatMap((arm) => languages.flatMap((language) => board.metrics.flatMap((name) => {
+    const { values, margins, runs } = arm.scores[name];
     const row = { arm: arm.name, language, metric: name };
-    const mean = { ...row, run: "mean", score: values[language.index], error: errors[language.index] };
-    const single = runs.map((scores, index) => ({ ...row, run: arm.runs[index], score: scores[language.index], error: null }));
+    const mean = { ...row, run: "mean", score: values[language.index], interval: intervalOf(values[language.index], margins[language.index], name) };
+    const single = runs.map((scores, index) => ({ ...row, run: arm.runs[index], score: scores[language.index], interval: null }));
     return [mean, ...single].filter((one) => one.score !== null);
   })));
 }
@@ -118,7 +156,8 @@ function scoreColumns() {
     { title: "Run", value: (row) => row.run },
     { title: "Metric", value: (row) => row.metric },
     { title: "Score", value: (row) => row.score },
-    { title: "Standard error", value: (row) => row.error },
+    { title: "Interval from", value: (row) => row.interval?.[0] },
+    { title: "Interval to", value: (row) => row.interval?.[1] },
     ...ofLanguage.map((column) => ({ ...column, value: (row) => column.value(row.language) })),
   ];
 }
@@ -132,8 +171,65 @@ const HEAT_ORDERS = {
 
 function drawHeat(languages) {
   const order = HEAT_ORDERS[element("heat-order").value];
-  drawHeatMap(element("heat"), element("heat-legend"), ranked(), d3.sort(languages, order), metric(), scoreLabel());
+  drawHeatMap(element("heat"), element("heat-legend"), shownArms(), d3.sort(languages, order), metric(), scoreLabel());
 }
+
+// -- one language -----------------------------------------------------------------------------------------------------
+
+function intervalOf(value, margin, name = metric()) { // as far as scores go
+  const lowest = name === "mcc" ? -1 : 0;
+  return value === null || margin === null ? null : [Math.max(lowest, value - margin), Math.min(1, value + margin)];
+}
+
+function scoresInOne(language) {
+  return shownArms().map(({ name, description, scores: { [metric()]: { values: all, margins, runs } } }) => {
+    const value = all[language.index];
+    return { name, description, value, interval: intervalOf(value, margins[language.index]), runs: runs.map((scores) => percent(scores[language.index])).join(", ") || null };
+  });
+}
+
+function drawOne() {
+  const language = board.languages[element("one").value];
+  const rows = scoresInOne(language);
+  const columns = [
+    { title: "Arm", value: (row) => row.name },
+    { title: scoreLabel(), number: true, value: (row) => row.value, text: (row) => percent(row.value) },
+    { title: "95% interval", note: board.contained, number: true, value: (row) => row.interval?.[0] ?? null, text: (row) => inPercent(row.interval) },
+    ...(rows.some((row) => row.runs) ? [{ title: "Its runs, %", value: (row) => row.runs }] : []),
+    { title: "Prompt", value: (row) => row.description },
+  ];
+  const { name, code, family, script, seen } = language;
+  element("one-facts").textContent = `${name} (${code}). Family: ${family}; script: ${script}; seen in pre-training: ${seen}.`;
+  sortableTable(element("one-table"), columns, rows, { sort: 1, ...element("one-table").order?.() });
+  drawIntervals(element("one-chart"), d3.sort(rows, (row) => -(row.value ?? -1)), `${scoreLabel()}, in ${name}`);
+  drawNear(language);
+}
+
+function oneCsv() {
+  return asCsv([
+    { title: "Arm", value: (row) => row.name },
+    { title: `${metric()} in ${board.languages[element("one").value].code}`, value: (row) => row.value },
+    { title: "Interval from", value: (row) => row.interval?.[0] },
+    { title: "Interval to", value: (row) => row.interval?.[1] },
+    { title: "Prompt", value: (row) => row.description },
+  ], scoresInOne(board.languages[element("one").value]));
+}
+
+function nearest(language) {
+  return [[language.index, 0], ...language.nearest[element("near-by").value]].map(([index, distance]) => ({ ...board.languages[index], distance }));
+}
+
+const nearColumns = () => [
+  ...LANGUAGE_COLUMNS.slice(0, 4),
+  { title: "Distance", number: true, value: (language) => language.distance, text: (language) => language.distance.toFixed(2) },
+  ...armColumns(),
+];
+
+function drawNear(language) {
+  sortableTable(element("near"), nearColumns(), nearest(language), { sort: 4, descending: false, ...element("near").order?.() });
+}
+
+// -- charts of the languages shown ------------------------------------------------------------------------------------
 
 function drawWorld(languages) {
   const [arm, minus] = ["map-arm", "map-minus"].map((id) => board.arms.find((one) => one.name === element(id).value));
@@ -200,13 +296,24 @@ function drawCurves() {
 
 // -- the page ---------------------------------------------------------------------------------------------------------
 
+let turn = 0;
+let drawn = Promise.resolve(); // once all charts are
+
 function drawShown() {
   const languages = shownLanguages();
   drawLanguages(languages);
-  drawHeat(languages);
-  drawWorld(languages);
-  drawDistances(languages);
-  drawPair(languages);
+  drawn = drawCharts([drawHeat, drawOne, drawWorld, drawDistances, drawPair], languages);
+}
+
+// After a pause, as somebody may be typing, and one after the other, so that the page never stops; a newer call takes over.
+async function drawCharts(charts, languages) {
+  const own = ++turn;
+  await pause(150);
+  for (const draw of charts) {
+    if (own !== turn) return;
+    draw(languages);
+    await pause(0);
+  }
 }
 
 function drawAll() {
@@ -223,6 +330,9 @@ function fillControls() {
   }
   fillSelect("distance", board.distances.map((name) => [name, name]), "genetic");
   fillSelect("heat-order", Object.keys(HEAT_ORDERS).map((name) => [name, name]), "mean score");
+  const byName = d3.sort(board.languages, (language) => language.name);
+  fillSelect("one", byName.map(({ index, name, code }) => [index, `${name} (${code})`]), byName.find((one) => one.code !== board.source)?.index ?? 0);
+  fillSelect("near-by", board.distances.map((name) => [name, name]), "genetic");
   fillSelect("map-arm", names, names[0][0]);
   fillSelect("map-minus", [["", "nothing"], ...names], "");
   fillSelect("pair-first", names, names[0][0]);
@@ -236,8 +346,10 @@ function listen() {
   const withLanguages = (draw) => () => draw(shownLanguages());
   const downloads = {
     "ranking-csv": () => ["ranking.csv", asCsv(rankingCsvColumns(), ranked())],
-    "languages-csv": () => ["scores_shown.csv", asCsv(scoreColumns(), scoreRows(shownLanguages()))],
-    "all-csv": () => ["scores.csv", asCsv(scoreColumns(), scoreRows(board.languages))],
+    "languages-csv": () => ["scores_shown.csv", asCsv(scoreColumns(), scoreRows(shownLanguages(), shownArms()))],
+    "all-csv": () => ["scores.csv", asCsv(scoreColumns(), scoreRows(board.languages, board.arms))],
+    "one-csv": () => ["one_language.csv", oneCsv()],
+    "near-csv": () => ["nearest_languages.csv", asCsv(nearColumns(), nearest(board.languages[element("one").value]))],
     "pair-csv": () => ["differences.csv", pairCsv()],
   };
   for (const [id, file] of Object.entries(downloads)) element(id).addEventListener("click", () => download(...file()));
@@ -247,8 +359,10 @@ function listen() {
   element("filters").addEventListener("submit", (event) => event.preventDefault());
   element("heat-order").addEventListener("change", withLanguages(drawHeat));
   element("scatter-arms").addEventListener("change", withLanguages(drawDistances));
+  for (const id of ["one", "near-by"]) element(id).addEventListener("change", drawOne);
   for (const id of ["map-arm", "map-minus"]) element(id).addEventListener("change", withLanguages(drawWorld));
   for (const id of ["pair-first", "pair-second"]) element(id).addEventListener("change", withLanguages(drawPair));
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll); // a canvas does not follow by itself
   let width = document.body.clientWidth;
   window.addEventListener("resize", () => {
     if (document.body.clientWidth !== width) drawAll(); // a phone's address bar changes the height alone

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval_spt.analysis.arms import Arm, curves, data_set
-from lm_eval_spt.analysis.distances import KINDS, coordinates, distances
+from lm_eval_spt.analysis.distances import KINDS, coordinates, distances, nearest
 from lm_eval_spt.analysis.languages import language, seen_by
 from lm_eval_spt.analysis.leaderboard import Leaderboard, Standing
 from lm_eval_spt.analysis.results import Score
@@ -24,6 +24,8 @@ from lm_eval_spt.analysis.results import Score
 PARTS = Path(__file__).parent
 SCRIPTS = ("d3.min.js", "plot.min.js", "table.js", "charts.js", "page.js")
 DECIMALS = 4  # of a score, which is a share of 1
+NEAREST = 10  # languages that are shown beside one language
+CONTAINED = "over seeds and documents"  # what the intervals contain; stands in the heads of tables
 
 
 def page(board: Leaderboard) -> str:
@@ -50,10 +52,12 @@ def contents(board: Leaderboard) -> dict[str, Any]:
     codes = sorted({language for arm in board.arms for name in board.standings for language in arm.scores(name)})
     measured = distances(board.source, codes)
     places = coordinates(code.partition("_")[0] for code in codes)
+    near = nearest(codes, NEAREST)
     return {
         "source": board.source,
         "summary": _summary(board),
         "method": board.method,
+        "contained": CONTAINED,
         "notices": list(board.notices),
         "metric": next(iter(board.standings)),
         "metrics": list(board.standings),
@@ -63,7 +67,8 @@ def contents(board: Leaderboard) -> dict[str, Any]:
             _language(code, [arm.base_model for arm in board.arms])
             | {"distances": {kind: _round(measured.values[kind].get(code)) for kind in KINDS}}
             | {"place": places.get(code.partition("_")[0])}
-            for code in codes
+            | {"nearest": {kind: [(other, round(far, 3)) for other, far in near[kind][index]] for kind in KINDS}}
+            for index, code in enumerate(codes)
         ],
         "arms": [
             _arm(arm, {name: by_arm[index] for name, by_arm in board.standings.items()}, codes, board.source)
@@ -83,7 +88,7 @@ def _arm(arm: Arm, standings: Mapping[str, Standing], codes: list[str], source: 
         "name": arm.name,
         "base_model": arm.base_model,
         "prompt": _listing(f"{run.prompt_name}@{run.prompt_digest[:8]}" for run in arm.runs if run.prompt_digest),
-        "placement": first.prompt_placement,
+        "description": arm.description,
         "prompt_length": first.prompt_length,
         "reparameterization": arm.reparameterization,
         "trained_on": arm.trained_on,
@@ -108,7 +113,9 @@ def _scores(arm: Arm, metric: str, standing: Standing, codes: list[str], source:
         "source": _round(at_source.value) if at_source else None,
         "gap": _round(at_source.value - standing.mean) if at_source else None,
         "values": _values(scores, codes),
-        "errors": [_round(scores[code].stderr) if code in scores else None for code in codes],
+        "margins": [  # half of the intervals' widths
+            _round((ends[1] - ends[0]) / 2) if (ends := standing.intervals.get(code)) else None for code in codes
+        ],
         "runs": [_values(run.scores[metric], codes) for run in arm.runs] if len(arm.runs) > 1 else [],
     }
 
