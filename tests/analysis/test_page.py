@@ -463,7 +463,10 @@ def test_200_runs_are_searched_and_sorted_quickly(one_browser: Browser, tmp_path
             times.append(one_browser.evaluate(script + "return performance.now() - start; })()"))
         return min(times)
 
-    search = "element('search').value = element('search').value ? '' : 'a'; drawShown()"
+    search = (
+        "const field = element('search'); field.value = field.value ? '' : 'a';"
+        "field.dispatchEvent(new Event('input', {bubbles: true}))"
+    )
     assert milliseconds(search) < 100
     for table in ("ranking", "languages", "one-table"):
         assert milliseconds(f"document.querySelector('#{table} thead button').click()") < 100, table

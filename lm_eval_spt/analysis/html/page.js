@@ -53,10 +53,10 @@ const FACTS = [
   { title: "Tasks", detail: true, value: (arm) => arm.tasks },
   { title: "Harness", detail: true, value: (arm) => arm.harness },
 ];
-const values = ({ value }) => new Set(board.arms.map(value).filter((one) => (one ?? null) !== null));
-const [COMMON, DIFFERING] = [true, false].map((same) => FACTS.filter((fact) => (values(fact).size <= 1) === same));
+const valuesOf = ({ value }) => new Set(board.arms.map(value).filter((one) => (one ?? null) !== null));
+const [COMMON, DIFFERING] = [true, false].map((same) => FACTS.filter((fact) => (valuesOf(fact).size <= 1) === same));
 
-function scoreColumnsOfRanking() {
+function standingColumns() {
   const score = (arm) => arm.scores[metric()];
   const range = ([first, last]) => (first === last ? `${first}` : `${first}–${last}`);
   return [
@@ -75,7 +75,7 @@ const inWords = (facts, arm) => facts.map(({ title, value, text }) => [title.toL
 function rankingColumns() {
   const details = DIFFERING.filter((fact) => fact.detail);
   return [
-    ...scoreColumnsOfRanking(),
+    ...standingColumns(),
     ...DIFFERING.filter((fact) => !fact.detail),
     ...(details.length ? [{ title: "Details", value: (arm) => inWords(details, arm) || null }] : []),
   ];
@@ -83,7 +83,7 @@ function rankingColumns() {
 
 function rankingCsvColumns() {
   const score = (arm) => arm.scores[metric()];
-  const [name, , , , source, gap] = scoreColumnsOfRanking();
+  const [name, , , , source, gap] = standingColumns();
   return [
     name,
     { title: "Metric", value: () => metric() },
@@ -102,7 +102,7 @@ function rankingCsvColumns() {
 }
 
 function drawRanking() {
-  const common = COMMON.flatMap((fact) => [...values(fact)].map((value) => `${fact.title.toLowerCase()} ${value.toLocaleString("en")}`));
+  const common = COMMON.flatMap((fact) => [...valuesOf(fact)].map((value) => `${fact.title.toLowerCase()} ${value.toLocaleString("en")}`));
   element("ranking-common").textContent = common.length ? `The same for all arms for which it is known: ${common.join("; ")}.` : "";
   sortableTable(element("ranking"), rankingColumns(), ranked(), { sort: 1, descending: false, ...element("ranking").order?.() });
   const means = ranked().map(({ name, scores: { [metric()]: { mean, interval } } }) => ({ name, value: mean, interval }));
