@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.write_line(
         f"Tests that were skipped, for the reasons above: {skipped}" if skipped else "No test was skipped."
     )
+
+
+@pytest.fixture(autouse=True)
+def no_handlers_left() -> Iterator[None]:
+    """Commands that run in a test, the harness's among them, log to its standard error, which is closed afterwards."""
+    loggers = [logging.getLogger(name) for name in (None, "lm_eval")]
+    before = [list(logger.handlers) for logger in loggers]
+    yield
+    for logger, handlers in zip(loggers, before, strict=True):
+        logger.handlers = [handler for handler in logger.handlers if handler in handlers]
 
 
 @pytest.fixture(scope="session")

@@ -11,9 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jinja2
-from jinja2 import meta
-
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.common.tables import ENDINGS
 
@@ -167,6 +164,9 @@ def check_columns(config: TaskConfig, columns: Iterable[str], where: str) -> Non
 
 def template_columns(config: TaskConfig) -> list[str]:
     """Return the columns that a task's templates name, as far as that can be told: functions may use others."""
+    import jinja2  # lm_eval's start-up, which reads this module, has no use for it
+    from jinja2 import meta
+
     names: list[str] = []
     for key in TEMPLATES:
         template = getattr(config, key)

@@ -311,6 +311,7 @@ LM: Any = SimpleNamespace(model=_Model(), gguf=None, device=torch.device("cpu"),
 BASE: Any = SimpleNamespace(lm=LM, processes=Processes(), context_cache=lambda config, examples: None)
 EXAMPLES: Any = SimpleNamespace(
     num_fewshot={},
+    scored={},
     training=[Example((((4,), (5,)), ((4,), (6,))), 0)] * 2,
     validation=[Example((((4,), (5,)),), 0)],
     sizes=[2],

@@ -176,7 +176,7 @@ def test_accumulation_changes_nothing_where_tasks_with_and_without_choices_are_m
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({"task": name, **common, **kind}))
     changes = {
         "task": "choice,text", "include_path": str(tmp_path), "shots": None, "validation_shots": None, "epochs": 1,
-        "batch_size": 8, "lr": 1e-3,
+        "batch_size": 8, "lr": 1e-3, "allow_test_documents": True,
     }  # fmt: skip
     whole = run(tmp_path / "whole.safetensors", **changes)[1]
     for parts in (3, 8):
