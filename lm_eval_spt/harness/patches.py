@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 
 from lm_eval_spt.common.errors import UserError, show_user_errors_in_one_line
 from lm_eval_spt.common.paths import tasks_folder
-from lm_eval_spt.harness.local_data import is_called, names_and_values, read_local_copy
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -116,6 +115,8 @@ def use_local_data(tasks: ModuleType) -> None:
 
     @functools.wraps(download)
     def read_or_download(self: Any, *args: Any, **kwargs: Any) -> None:
+        from lm_eval_spt.harness.local_data import read_local_copy  # start-up, which reads this module, is to be quick
+
         dataset = read_local_copy(self.config)
         if dataset is None:
             download(self, *args, **kwargs)
@@ -262,6 +263,8 @@ def load_tasks(manager: TaskManager, names: Iterable[str]) -> dict[str, Any]:
     configs = [index[name].cfg or {} for name in single_tasks(manager, names) if name in index]
     read = list(dict.fromkeys(str(path) for config in configs if (path := config.get("dataset_path"))))
     given = (getattr(manager, "metadata", None) or {}).get("data")
+    from lm_eval_spt.harness.local_data import is_called, names_and_values
+
     unused = [name for name in names_and_values(given, "--data") if not any(is_called(path, name) for path in read)]
     if unused:
         logger.warning("--data %s: none of the tasks reads such a data set; they read %s", unused[0], ", ".join(read))
