@@ -59,6 +59,7 @@ def score(contender: str, shape: str, documents: int, kind: str, length: int, dt
 def train(contender: str, shape: str, length: int, steps: int, dtype: str) -> dict[str, Any]:
     """Measure training steps: cross-entropy of the answer's token over the vocabulary, as PEFT has it."""
     model = models.build(shape, getattr(torch, dtype))
+    model.tie_weights()  # as the harness's class does with a model that it is given
     deep, training = prompt(model, length), examples(TRAINING)[:BATCH]
     if contender == CONTENDERS[0]:
         peft_model = with_peft(model, deep)
