@@ -39,6 +39,14 @@ MODELS: dict[str, Tables] = {
             "instruction": "baselines/instruction",
         },
         "arms-8": {arm: f"arms-8/{arm}-seed*" for arm in ("frozen", "all", "model")},
+        **{
+            f"{documents}_documents-8": {
+                "one prompt": f"frozen-8/{documents}_documents-seed*",
+                "ensemble of four": f"frozen-8/{documents}_documents-ensemble",
+                "average of four": f"frozen-8/{documents}_documents-average",
+            }
+            for documents in ("own", "shared")
+        },
     },
     "mini": {
         **{
