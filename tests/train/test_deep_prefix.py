@@ -14,7 +14,7 @@ from lm_eval_spt.prompt.compose import compose
 from lm_eval_spt.prompt.ensemble import Ensemble
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from lm_eval_spt.train.config import TrainingConfig
-from tests.helpers.models import build_encoder_decoder, random_deep_prefix, random_prompt
+from tests.helpers.models import build_encoder_decoder, build_model, random_deep_prefix, random_prompt
 from tests.helpers.training import TASK, Stopped, accuracy, run, settings_for, stopped_after
 
 KV = {"prompt_kind": "kv", "placement": "prefix"}
@@ -176,7 +176,7 @@ def test_models_and_prompts_that_do_not_fit(tiny_models, tokenizer, tmp_path):
         SPTLM(pretrained=t5, tokenizer=tokenizer, prompt=unsaid)
     one_line(caught)
     config = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"])
-    peft.get_peft_model(llama, config).save_pretrained(str(tmp_path))
+    peft.get_peft_model(build_model("llama"), config).save_pretrained(str(tmp_path))  # it changes the model
     with pytest.raises(UserError, match="type is 'LORA', expected 'PROMPT_TUNING' or .* or 'CARTRIDGE'") as caught:
         SoftPrompt.from_pretrained(tmp_path)
     one_line(caught)
