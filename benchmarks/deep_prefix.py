@@ -19,9 +19,10 @@ from transformers import PreTrainedModel
 
 from benchmarks import alone, machine, models
 from benchmarks.score import AT_ONCE, requests
-from benchmarks.train import BATCH, TRAINING, examples, seconds_per
+from benchmarks.train import BATCH, TRAINING, collate, examples, seconds_per
 from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.inference.deep_prefix import deep_prefix_size
+from lm_eval_spt.prompt.file_format import by_position
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from lm_eval_spt.train.objective import LossRequest, evaluate
 
@@ -66,15 +67,10 @@ def train(contender: str, shape: str, length: int, steps: int, dtype: str) -> di
         peft_model.peft_config["default"].inference_mode = False
         learned = peft_model.prompt_encoder["default"].embedding.weight.requires_grad_()
         rows = [[*example.pairs[0][0], *example.pairs[example.gold][1]] for example in training]
-        time = max(map(len, rows))
-        ids = torch.tensor([row + [0] * (time - len(row)) for row in rows])
-        mask = torch.tensor([[1] * len(row) + [0] * (time - len(row)) for row in rows])
-        labels = torch.full_like(ids, -100)
-        for number, row in enumerate(rows):
-            labels[number, len(row) - 1] = row[-1]
+        batch = collate(rows)
 
         def loss() -> torch.Tensor:
-            return peft_model(input_ids=ids, attention_mask=mask, labels=labels).loss  # type: ignore[no-any-return]
+            return peft_model(**batch).loss  # type: ignore[no-any-return]
     else:
         learned = torch.nn.Parameter(deep.vectors.clone())
         SPTLM(model, deep, tokenizer=models.tokenizer()).try_out(
@@ -88,7 +84,7 @@ def train(contender: str, shape: str, length: int, steps: int, dtype: str) -> di
 
     loss().backward()
     assert learned.grad is not None
-    gradient = learned.grad if learned.dim() == 2 else learned.grad.movedim(-2, 0).flatten(1)
+    gradient = by_position(learned.grad)
     optimizer = torch.optim.AdamW([learned], lr=5e-3)
 
     def step() -> None:

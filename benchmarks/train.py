@@ -93,6 +93,17 @@ def ours(model: PreTrainedModel, length: int, steps: int, placement: str, prompt
     return {"step": step_seconds, "total": total, "cache": building}
 
 
+def collate(batch: list[list[int]]) -> dict[str, torch.Tensor]:
+    """Return rows as a batch of transformers, padded on the right; each row's last token is its label."""
+    time_ = max(map(len, batch))
+    ids = torch.tensor([row + [0] * (time_ - len(row)) for row in batch])
+    mask = torch.tensor([[1] * len(row) + [0] * (time_ - len(row)) for row in batch])
+    labels = torch.full_like(ids, -100)
+    for index, row in enumerate(batch):
+        labels[index, len(row) - 1] = row[-1]
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
 def peft_trainer(model: PreTrainedModel, length: int, steps: int) -> dict[str, float]:
     """PEFT prompt tuning with the HF Trainer, padding to the longest text of a batch, loss on the answer alone."""
     config = PromptTuningConfig(
@@ -100,15 +111,6 @@ def peft_trainer(model: PreTrainedModel, length: int, steps: int) -> dict[str, f
         num_transformer_submodules=1, num_layers=1, num_attention_heads=1,
     )  # fmt: skip
     rows = [[*example.pairs[0][0], *example.pairs[example.gold][1]] for example in examples(TRAINING)]
-
-    def collate(batch: list[list[int]]) -> dict[str, torch.Tensor]:
-        time_ = max(map(len, batch))
-        ids = torch.tensor([row + [0] * (time_ - len(row)) for row in batch])
-        mask = torch.tensor([[1] * len(row) + [0] * (time_ - len(row)) for row in batch])
-        labels = torch.full_like(ids, -100)
-        for index, row in enumerate(batch):
-            labels[index, len(row) - 1] = row[-1]
-        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
     times: list[float] = []
 

@@ -23,6 +23,7 @@ from lm_eval_spt.analysis.results import IN_GROUP, EvaluationRun
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.common.files import MAX_RESULTS_FILE, parse_json, read_text, write
 from lm_eval_spt.common.paths import MINI
+from lm_eval_spt.harness.samples import first_filter
 from lm_eval_spt.hub.model_card import DATASETS
 from lm_eval_spt.prompt.hub_download import REPOSITORY_ID
 
@@ -163,13 +164,9 @@ def _sample_lines(run: EvaluationRun, record: Mapping[str, Any]) -> Iterator[str
         path = run.samples_file(language)
         if not path.is_file():
             continue
-        known = set()
         try:
             with path.open(encoding="utf-8") as file:
-                for logged in map(parse_json, filter(str.strip, file)):
-                    if logged["doc_id"] in known:  # a task with several filters: the first one's scores are exported
-                        continue
-                    known.add(logged["doc_id"])
+                for logged in first_filter(map(parse_json, filter(str.strip, file))):
                     for sample in _samples(run, record, language, logged):
                         yield json.dumps(sample, ensure_ascii=False, allow_nan=False)
         except OSError as error:

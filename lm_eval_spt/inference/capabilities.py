@@ -23,6 +23,19 @@ Layout = Literal["tree", "padded", "rows", "equal"]
 """
 
 
+FAILURES = (
+    AttributeError,
+    AssertionError,
+    IndexError,
+    KeyError,
+    NotImplementedError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What a model raises where it can not do what it is tried on."""
+
+
 @dataclass(frozen=True)
 class Capabilities:
     """What a model can do.

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from lm_eval_spt.common.errors import UserError
+from lm_eval_spt.inference.capabilities import FAILURES
 from lm_eval_spt.inference.kv_cache import KVCache
 from lm_eval_spt.inference.transformers_internals import (
     attention_chunk,
@@ -95,15 +96,7 @@ def _one_token(model: PreTrainedModel) -> list[tuple[Tensor, Tensor]]:
                 known = keys_and_values(plain_cache(model, token))
             if not known or not all(tensor.dim() == 4 and tensor.shape[2] == 1 for pair in known for tensor in pair):
                 raise ValueError("no keys and values of one token")
-        except (
-            AttributeError,
-            IndexError,
-            KeyError,
-            NotImplementedError,
-            RuntimeError,
-            TypeError,
-            ValueError,
-        ) as error:
+        except FAILURES as error:
             raise _no_deep_prefix(model, "not every layer keeps keys and values") from error
         vars(model)[_KEY] = known
     return known

@@ -24,6 +24,7 @@ from transformers.generation.logits_process import EncoderRepetitionPenaltyLogit
 
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.inference import probe, transformers_internals
+from lm_eval_spt.inference.capabilities import FAILURES
 from lm_eval_spt.inference.deep_prefix import is_deep
 from lm_eval_spt.inference.encoder_decoder import reads_padded
 from lm_eval_spt.inference.transformers_internals import (
@@ -252,7 +253,7 @@ def _difference_from_plain(
         output, seen = _call(model, rows, vectors, layout, None, recorded | steps)
     except torch.OutOfMemoryError:
         raise
-    except probe.FAILURES as error:
+    except FAILURES as error:
         return f"it fails: {_reason(error)}"
     shares, moved = [], []
     for number, (row, first) in enumerate(zip(rows, output.sequences[:, seen].tolist(), strict=True)):

@@ -21,7 +21,14 @@ from transformers import LogitsProcessor, PreTrainedModel
 
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.inference import transformers_internals
-from lm_eval_spt.inference.capabilities import Capabilities, Layout, capabilities, evaluation_mode, set_capabilities
+from lm_eval_spt.inference.capabilities import (
+    FAILURES,
+    Capabilities,
+    Layout,
+    capabilities,
+    evaluation_mode,
+    set_capabilities,
+)
 from lm_eval_spt.inference.deep_prefix import is_deep
 from lm_eval_spt.inference.forward import forward_tree, loglikelihoods, prefill
 from lm_eval_spt.inference.scoring import TokenPair, free_memory, score
@@ -40,17 +47,6 @@ multiple of what rounding alone does to them. On two real models in bfloat16 the
 
 GRADIENT = 1e-3
 """How far a gradient in float32 may be from that of the plain pass, as a share of its largest entry."""
-
-FAILURES = (
-    AttributeError,
-    AssertionError,
-    IndexError,
-    KeyError,
-    NotImplementedError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
 
 COPY_ON_CPU, COPY_ON_GPU = 5e10, 5e12
 """Operations, two for a weight and token and each of three readings, up to which a copy in float32 is tried."""

@@ -88,11 +88,10 @@ def check_vectors(vectors: Tensor) -> None:
     kind = kind_of(vectors)
     if 0 in vectors.shape or vectors.ndim != (5 if kind == "kv" else 2) or (kind == "kv" and vectors.shape[1] != 2):
         raise _wrong_shape(TENSOR_NAMES[kind], vectors)
-    by_position = vectors.movedim(-2, 0).flatten(1)
-    broken = (~by_position.isfinite().all(dim=1)).nonzero().flatten().tolist()
+    broken = (~by_position(vectors).isfinite().all(dim=1)).nonzero().flatten().tolist()
     if broken:
         raise UserError(
-            f"vector {broken[0]} (counted from 0) holds NaN or infinity, as do {len(broken)} of {len(by_position)} in "
+            f"vector {broken[0]} (counted from 0) holds NaN or infinity, as do {len(broken)} of {vectors.shape[-2]} in "
             "all: the training diverged or the file is damaged, use another prompt"
         )
 
@@ -100,6 +99,11 @@ def check_vectors(vectors: Tensor) -> None:
 def kind_of(vectors: Tensor) -> PromptKind:
     """Tell from their shape what kind of prompt vectors are."""
     return "kv" if vectors.ndim == 5 else "embeddings"
+
+
+def by_position(vectors: Tensor) -> Tensor:
+    """Return a row for each virtual token, `[P, numbers]`: its vector, or all keys and values of a deep prefix."""
+    return vectors.movedim(-2, 0).flatten(1)
 
 
 def sizes(vectors: Tensor) -> dict[str, Any]:

@@ -22,7 +22,7 @@ VOCABULARY_CHUNK = 16384  # embedding rows held in float32 at a time
 
 def report(prompt: SoftPrompt) -> dict[str, Any]:
     """Return a prompt's identity, record and norms as a JSON object."""
-    norms = prompt.vectors.movedim(-2, 0).flatten(1).norm(dim=1).tolist()
+    norms = file_format.by_position(prompt.vectors).norm(dim=1).tolist()
     by_layer = {}
     if prompt.kind == "kv":
         keys, values = prompt.vectors.norm(dim=-1).flatten(2).mean(dim=-1).unbind(dim=1)

@@ -115,7 +115,7 @@ def write_adapter(folder: Path, vectors: Tensor, metadata: dict[str, Any], task_
         layers, _, heads, _, width = vectors.shape
         config |= {"peft_type": "PREFIX_TUNING", "num_layers": layers, "num_attention_heads": heads}
         config |= {"token_dim": heads * width, "prefix_projection": False}
-        vectors = vectors.permute(3, 0, 1, 2, 4).flatten(1).contiguous()
+        vectors = file_format.by_position(vectors).contiguous()
     else:
         config |= {"peft_type": "PROMPT_TUNING", "prompt_tuning_init": "RANDOM", "token_dim": vectors.shape[1]}
         # Prompt tuning uses neither, but PEFT refuses a model, such as XGLM, where it does not find them.
@@ -171,7 +171,7 @@ def _unpacked(rows: Tensor, config: Mapping[str, Any]) -> Tensor:
             f"{PEFT_WEIGHTS} has rows of {rows.shape[1]} numbers, which {layers} layers with {heads} heads do not "
             "share evenly: the two files do not belong together, copy the folder again"
         )
-    return rows.view(len(rows), layers, 2, heads, -1).permute(1, 2, 3, 0, 4)
+    return rows.unflatten(1, (layers, 2, heads, -1)).movedim(0, -2)
 
 
 def _task_type_of_base(metadata: dict[str, Any]) -> TaskType | None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lm_eval_spt.common.offloading import input_device
 from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.inference.deep_prefix import check_deep_prefix, deep_prefix_size
+from lm_eval_spt.prompt.file_format import by_position
 from lm_eval_spt.train.config import TrainingConfig
 from lm_eval_spt.train.examples import Example
 from lm_eval_spt.train.initialization import (
@@ -69,7 +70,7 @@ class TrainableParameters:
             if config.prompt_kind == "kv":
                 check_deep_prefix(lm.model, config.prompt_length)
                 self._size = deep_prefix_size(lm.model)
-                initial = initial_deep_prefix(lm, config, examples, start).movedim(-2, 0).flatten(1)
+                initial = by_position(initial_deep_prefix(lm, config, examples, start))
             else:
                 self._scale = embedding_scale(embedding)
                 initial = initial_vectors(lm, config, examples, start)
