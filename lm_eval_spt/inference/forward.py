@@ -283,7 +283,8 @@ def loglikelihoods_with_mean(
     weight = None if mean or states.are_logits else _head_to_read_once(model, states.hidden)
     if weight is not None:
         normalizers, best = lm_head.logsumexp(states.hidden, weight)
-        scored = (states.hidden[nodes] * weight[tokens]).sum(dim=-1)
+        exact = normalizers.dtype
+        scored = (states.hidden[nodes].to(exact) * weight[tokens].to(exact)).sum(dim=-1)
         sums = sums.index_add(0, numbers, scored - normalizers[nodes])
         greedy[numbers[best[nodes] != tokens]] = False
         return sums, greedy, means
@@ -309,11 +310,12 @@ def _logits(model: PreTrainedModel, states: ScoredStates) -> Iterator[tuple[int,
 
 
 def _head_to_read_once(model: PreTrainedModel, hidden: Tensor) -> Tensor | None:
-    """Return the head's weights where :mod:`~lm_eval_spt.inference.lm_head` is right and pays: in float32, on a CPU.
+    """Return the head's weights where :mod:`~lm_eval_spt.inference.lm_head` is right and pays: on a CPU.
 
-    In half precision a model rounds its logits, and so does the harness's loop.
+    In bfloat16 a model, and the harness's loop, round each logit to three digits. Here a scored token's own logit is
+    not rounded; those that are summed up for the normalizer are, and their errors cancel where no single one decides.
     """
-    if hidden.device.type != "cpu" or hidden.dtype != torch.float32 or not capabilities(model).plain_head:
+    if hidden.device.type != "cpu" or not capabilities(model).plain_head:
         return None
     weight = transformers_internals.head_weight(model)
     return weight if weight is not None and weight.device == hidden.device and weight.dtype == hidden.dtype else None

@@ -34,6 +34,9 @@ from lm_eval_spt.train.scheduler import BatchRequest, Program, run_side_by_side
 from lm_eval_spt.train.state import remove_checkpoint, resume, save_checkpoint
 from lm_eval_spt.train.tuning import check_replaceable
 
+VALIDATION_BATCHES = 4
+"""How many batches are validated at once where only prompts and answers are read: a few rows do not use a processor."""
+
 
 def train(config: TrainingConfig, base: Base | None = None) -> SoftPrompt | None:
     """Learn a soft prompt, write it to `config.output`, and return it; None where the settings have no prompt.
@@ -265,8 +268,9 @@ def _validate(
     by_length = sorted(run.examples.validation, key=lambda example: len(example.pairs[0][0]))
     sums = torch.zeros(3, device=run.lm.device)
     share = run.processes.share(by_length)
-    for start in range(0, len(share), config.batch_size):
-        request = _loss_request(run, share[start : start + config.batch_size])
+    size = config.batch_size * (VALIDATION_BATCHES if cache is not None else 1)
+    for start in range(0, len(share), size):
+        request = _loss_request(run, share[start : start + size])
         outcome = yield BatchRequest(request if vectors is None else replace(request, vectors=vectors), cache)
         sums += torch.tensor([float(outcome.loss), outcome.weight, outcome.correct], device=sums.device)
     run.processes.sum(sums)

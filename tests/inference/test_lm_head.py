@@ -87,3 +87,33 @@ def test_both_ways_through_the_head_agree(family: str) -> None:
     torch.testing.assert_close(sums, plain, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(sums, by_hand, rtol=1e-5, atol=1e-5)
     assert torch.equal(greedy, of_plain)
+
+
+def test_bfloat16_is_closer_to_float32_than_rounded_logits_are() -> None:
+    """Values and gradients of the same weights: against float32, and against the plain way with its rounded logits."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(64, 48, generator=generator).mul_(0.2).bfloat16()
+    weight = torch.randn(9000, 48, generator=generator).bfloat16()
+    tokens = torch.randint(9000, (64,), generator=generator)
+    exact_hidden = hidden.double().requires_grad_()
+    exact_logits = exact_hidden @ weight.double().T
+    exact = exact_logits.log_softmax(dim=1)[torch.arange(64), tokens]
+    (of_exact,) = torch.autograd.grad(exact.sum(), exact_hidden)
+
+    model = as_fast(build_model("gpt2").bfloat16(), plain_head=True)
+    head = nn.Linear(48, 9000, bias=False)
+    head.weight = nn.Parameter(weight, requires_grad=False)
+    model.set_output_embeddings(head)
+    states = ScoredStates(
+        hidden.requires_grad_(), torch.stack([torch.arange(64), tokens, torch.arange(64)], dim=1), continuations=64
+    )
+    found, greedy = loglikelihoods(model, states)
+    (of_found,) = torch.autograd.grad(found.sum(), hidden)
+    rounded = logits(model, hidden).float().log_softmax(dim=1)[torch.arange(64), tokens]
+    (of_rounded,) = torch.autograd.grad(rounded.sum(), hidden)
+
+    assert found.dtype == torch.float32
+    error, plain_error = ((values - exact).abs().mean() for values in (found, rounded))
+    assert error < 0.3 * plain_error
+    assert (of_found - of_exact).norm() < 1.1 * (of_rounded - of_exact).norm()
+    assert torch.equal(greedy, logits(model, hidden).argmax(dim=1) == tokens)
