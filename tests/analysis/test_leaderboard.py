@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -78,6 +79,13 @@ def test_what_has_seen_test_documents_is_named(tmp_path: Path, capsys: pytest.Ca
     assert line in capsys.readouterr().err and line in page.read_text(encoding="utf-8")
     assert main(["transfer", *places]) == 0
     assert line in " ".join(capsys.readouterr().out.split())
+
+    file = write_results(tmp_path / "tuned", some_scores(0.6, 20), base_model="tuned")  # the model alone, no prompt
+    content = json.loads(file.read_text(encoding="utf-8"))
+    content["config"]["model_metadata"] = {"scored_documents": {"training": 3, "validation": 0}}
+    file.write_text(json.dumps(content), encoding="utf-8")
+    assert main(["leaderboard", str(tmp_path / "tuned"), *places, "--output", str(page)]) == 0
+    assert "LEARNED FROM TEST DOCUMENTS: tuned: 3 of the training documents are" in page.read_text(encoding="utf-8")
 
 
 def test_without_standard_errors_nothing_is_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
