@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="only see whether it runs; prints, and writes nothing")
     options = parser.parse_args()
     where = {"device": options.device, "dtype": options.dtype}
-    shapes = ["mini"] if options.quick else ["bloom-560m", "xglm-564m", "llama-1b"]
+    shapes = ["mini"] if options.quick else ["bloom-560m", "xglm-564m", "llama-1b", "gemma-3-270m"]
     documents = 4 if options.quick else options.documents
     overhead_documents = 500 if options.quick else options.overhead_documents
     found: dict[str, Any] = {
@@ -105,23 +105,30 @@ def main() -> None:
         }
     }  # fmt: skip
     main_shape, *others = shapes
-    sections: list[tuple[str, Callable[[], dict[str, Any]]]] = [
-        (f"{main_shape} score", lambda: scoring(main_shape, documents, many=True, where=where)),
-        (f"{main_shape} train", lambda: training(main_shape, [5, 10], options.steps, where)),
-        ("overhead", lambda: overhead.compare(overhead_documents)),
-        ("growth", lambda: growth(main_shape, max(2, documents // 2), where)),
-        *((f"{shape} score", partial(scoring, shape, documents, many=False, where=where)) for shape in others),
+    half = where | {"dtype": "bfloat16"}
+    sections: dict[str, Callable[[], dict[str, Any]]] = {
+        f"{main_shape}: score": lambda: scoring(main_shape, documents, many=True, where=where),
+        f"{main_shape}: train": lambda: training(main_shape, [5, 10], options.steps, where),
+        "overhead": lambda: overhead.compare(overhead_documents),
+        "growth": lambda: growth(main_shape, max(2, documents // 2), where),
+        **{f"{shape}: score": partial(scoring, shape, documents, many=False, where=where) for shape in others},
         # PEFT's training of the largest does not fit into 16 GB.
-        *((f"{shape} train", partial(training, shape, [5], options.steps, where)) for shape in others[:1]),
-    ]
-    if unknown := set(options.only) - {name for name, _ in sections}:
-        parser.error(f"no section {', '.join(unknown)}; there are {', '.join(name for name, _ in sections)}")
+        **{f"{shape}: train": partial(training, shape, [5], options.steps, where) for shape in others[:1]},
+        **{
+            f"{shape} in bfloat16: score": partial(scoring, shape, documents, many=False, where=half)
+            for shape in shapes
+            if shape != "xglm-564m"
+        },
+        f"{shapes[-1]} in bfloat16: train": partial(training, shapes[-1], [16], options.steps, half),
+    }
+    if unknown := set(options.only) - {*sections}:
+        parser.error(f"no section {', '.join(unknown)}; there are {', '.join(sections)}")
     if options.only:
         found = report.read() | {"setting": found["setting"]}
-    for name, section in sections:
+    for name, section in sections.items():
         if options.only and name not in options.only:
             continue
-        found.setdefault(name.split()[0], {}).update(section())
+        found.setdefault(name.partition(":")[0], {}).update(section())
         if not options.quick:  # what is measured is not lost if the rest is interrupted
             report.write(found)
     if options.quick:

@@ -72,7 +72,7 @@ def sections(options: argparse.Namespace) -> dict[str, tuple[Callable[..., dict[
     """Return what is measured, the most important first: name to function and arguments."""
     shape, documents, steps = ("tiny", 40, 1) if options.tiny else ("bloom-560m", DOCUMENTS, 20)
     where = {"shape": shape, "device": options.device, "dtype": options.dtype}
-    peft, prefix, suffix = score.CONTENDERS
+    peft, prefix, _, suffix = score.CONTENDERS
     one, four = "this package, suffix", "this package, 4 suffix prompts"
     given = {"contender": peft, "documents": documents // SHARE, "batch_size": 64}
     return {
@@ -93,7 +93,7 @@ def summary(found: dict[str, dict[str, Any]]) -> list[str]:
     def value(section: str, key: str) -> float | None:
         return found.get(section, {}).get(key)
 
-    peft, prefix, suffix = (f"score, {name}" for name in score.CONTENDERS)
+    peft, prefix, _, suffix = (f"score, {name}" for name in score.CONTENDERS)
     lines = []
     if (ours := value(suffix, "of SIB-200")) is not None:
         lines.append(f"SIB-200, 205 languages, suffix prompt: {ours:.1f} s (wanted: 30)")

@@ -27,6 +27,13 @@ SHAPES = {
             "num_attention_heads": 32, "num_key_value_heads": 8, "tie_word_embeddings": True,
         },
     ),
+    "gemma-3-270m": (
+        "gemma3_text",
+        {
+            "vocab_size": 262144, "hidden_size": 640, "intermediate_size": 2048, "num_hidden_layers": 18,
+            "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 256, "sliding_window": 512,
+        },
+    ),
     "mini": ("mini", {}),
     "tiny": ("bloom", {"vocab_size": 20480, "hidden_size": 32, "n_layer": 2, "n_head": 4}),
 }  # fmt: skip

@@ -24,7 +24,7 @@ from lm_eval_spt.harness.many_prompts import ManyPromptsLM
 from lm_eval_spt.inference.token_tree import build_tree
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 
-CONTENDERS = ("hf + peft", "this package, prefix", "this package, suffix")
+CONTENDERS = ("hf + peft", "this package, prefix", "this package, suffix, batch_size=8", "this package, suffix")
 AT_ONCE = 4
 """This package gets so many times the documents: it reads by the batch, which a few of them do not fill."""
 
@@ -67,22 +67,24 @@ def one_prompt(
     dtype: str,
     batch_size: int = 8,
 ) -> dict[str, Any]:
-    """Measure a contender with one prompt; `batch_size` is that of lm-eval's class, this package's chooses its own."""
+    """Measure a contender with one prompt; `batch_size` is that of lm-eval's class, and of this package's by name."""
     model = models.build(shape, getattr(torch, dtype), device)
     tokenizer = models.tokenizer()
     asked, warm = requests(models.texts(documents), choices), requests(models.texts(2), choices)
     if contender == "hf + peft":
         lm = HFLM(with_peft(model, prompt(model, length, "prefix")), tokenizer=tokenizer, batch_size=batch_size)
     else:
-        placement = contender.split()[-1]
-        lm = SPTLM(model, prompt(model, length, placement), tokenizer=tokenizer, batch_size="auto")
+        placement = "prefix" if "prefix" in contender else "suffix"
+        size = batch_size if "batch_size" in contender else "auto"
+        lm = SPTLM(model, prompt(model, length, placement), tokenizer=tokenizer, batch_size=size)
     lm.loglikelihood(warm, disable_tqdm=True)
     memory = alone.Memory(device)
     answers, cost = machine.measure(lambda: lm.loglikelihood(asked, disable_tqdm=True), device)
     result = {"seconds": cost.seconds, "joules": cost.joules, "memory": memory.peak()}
     result["answers"] = [value for value, _ in answers]
     if isinstance(lm, SPTLM):
-        result["limit"] = _least_work(model, lm, asked, [length]) / limit.matmul_rate(model)
+        least = _least_work(model, lm, asked, [length] if placement == "suffix" else [0])  # a prefix is read once
+        result["limit"] = least / limit.matmul_rate(model)
     return result
 
 

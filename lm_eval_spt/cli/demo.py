@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> None:
     from lm_eval_spt.common.files import write
 
     task, model = TASKS[arguments.task], arguments.model
-    dtype = arguments.dtype or (None if model == MINI else "auto")
+    dtype = arguments.dtype
     if "," in model:
         raise UserError(f"--model is {model!r}, expected a name without commas (they separate model_args)")
     folder = FOLDER

@@ -134,6 +134,7 @@ def _estimate(plan: Plan, runs: Sequence[SweepRun], sizes: TextSizes, throughput
     import torch
 
     from lm_eval_spt.sweep.cost import UTILISATION, plan_work, speed_here
+    from lm_eval_spt.train.base import dtype_of
 
     names = [run.name for run in plan.runs]
     try:
@@ -143,8 +144,8 @@ def _estimate(plan: Plan, runs: Sequence[SweepRun], sizes: TextSizes, throughput
         return dict.fromkeys(names, 1.0)
     source = "--throughput"
     if throughput is None:
-        dtypes = {run.config.dtype for run in runs}
-        dtype = dtypes.pop() if len(dtypes) == 1 and "auto" not in dtypes else "float32"
+        dtypes = {dtype_of(run.config) for run in runs}
+        dtype = dtypes.pop() if len(dtypes) == 1 else "float32"
         throughput = UTILISATION * speed_here(getattr(torch, dtype)) / 1e12
         source = f"{UTILISATION:.0%} of what {dtype} matrix products reach here; another machine: --throughput"
     hours = [sum(shares[run.name] for run in runs) / throughput / 3.6e15 for shares in (work, *others)]

@@ -36,6 +36,7 @@ from lm_eval_spt.inference.deep_prefix import check_deep_prefix, deep_prefix_siz
 from lm_eval_spt.inference.fingerprint import model_fingerprint, tokenizer_fingerprint
 from lm_eval_spt.inference.generation import generate
 from lm_eval_spt.inference.gguf import GGUFFile, find_gguf, gguf_options
+from lm_eval_spt.inference.onednn import is_slower_in_bfloat16
 from lm_eval_spt.inference.virtual_tokens import model_inputs, place
 from lm_eval_spt.prompt.ensemble import Ensemble
 from lm_eval_spt.prompt.fingerprint import embedding_fingerprint
@@ -92,6 +93,12 @@ def _warn_of_token_at_the_end(token: str, placement: str) -> None:
         token,
         effect,
     )
+
+
+@functools.cache  # once
+def _warn_of_slow_bfloat16() -> None:
+    if is_slower_in_bfloat16():
+        logger.warning("this processor is slower in bfloat16 than in float32, and less exact: give dtype=float32")
 
 
 def prompt_info(prompt: SoftPrompt | Ensemble) -> dict[str, Any]:
@@ -174,6 +181,8 @@ class PromptedLM(HFLM):
         self._fast = fast
         if self.device.type == "meta":  # a loaded model whose weights are offloaded
             self._device = transformers_internals.device_of(self.model)
+        if (self.device.type, self.model.dtype) == ("cpu", torch.bfloat16):
+            _warn_of_slow_bfloat16()
         if self.backend == "causal":
             transformers_internals.prepare(self.model)
         self._take_place_among_processes()

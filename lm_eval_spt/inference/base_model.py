@@ -44,6 +44,42 @@ def ensure_available(name: str, revision: str | None = None, gguf_file: str | No
     return path
 
 
+def usual_dtype(
+    name: str, revision: str | None = None, device: str | None = None, *, trust_remote_code: bool = False
+) -> str:
+    """Return what a base model is computed in where nothing else is asked for.
+
+    That is bfloat16 for a checkpoint that is stored so, unless the device is slower with it; else float32. Gradients
+    of a checkpoint that is stored in float16 would vanish in it.
+
+    Args:
+        name: ``mini``, a folder, a GGUF file (whose weights are unpacked to float32), or a Hub id.
+        revision: of the Hub's repository.
+        device: such as ``cpu`` or ``cuda:1``; default: CUDA if it is here.
+        trust_remote_code: whether the model's configuration may be code that it brings along.
+
+    Raises:
+        UserError: there is no such model, or its configuration can not be read.
+    """
+    import torch
+    from transformers import AutoConfig
+
+    from lm_eval_spt.inference.onednn import is_slower_in_bfloat16
+
+    if name.endswith(".gguf"):
+        return "float32"
+    path = ensure_available(name, revision)
+    try:
+        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise cannot_load(name, error) from error
+    if (config.dtype or config.get_text_config().dtype) not in (torch.bfloat16, "bfloat16"):
+        return "float32"
+    if torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")).type == "cpu":
+        return "float32" if is_slower_in_bfloat16() else "bfloat16"
+    return "bfloat16"
+
+
 def load_embedding(
     name: str, gguf_file: str | None = None, *, trust_remote_code: bool = False
 ) -> tuple[Embedding, PreTrainedTokenizerBase]:

@@ -171,8 +171,21 @@ def measure() -> Decisions:
     return tuple(found)
 
 
+@lru_cache(maxsize=1)
+def is_slower_in_bfloat16() -> bool:
+    """Tell whether this processor multiplies matrices more slowly in bfloat16 than in float32: it has no unit for it.
+
+    Compares the least processor time of some products of 256 rows by a matrix of width 512.
+    """
+    x, weight = torch.ones(256, 512), torch.ones(512, 512)
+    halves = x.bfloat16(), weight.bfloat16()
+    times = [(_seconds(linear, *halves), _seconds(product, x, weight)) for _ in range(10)]
+    half, full = map(min, zip(*times, strict=True))
+    return half > ADVANTAGE * full
+
+
 @torch.inference_mode()
-def _seconds(multiply: Callable[[Tensor, Tensor, None], Tensor], x: Tensor, weight: Tensor) -> float:
+def _seconds(multiply: Callable[..., Tensor], x: Tensor, weight: Tensor) -> float:
     started = process_time()
     multiply(x, weight, None)
     return process_time() - started

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from lm_eval_spt.harness.lm import SPTLM
+from lm_eval_spt.inference.base_model import usual_dtype
 from lm_eval_spt.inference.capabilities import capabilities
 from lm_eval_spt.inference.scoring import tokens_that_fit
 from lm_eval_spt.inference.virtual_tokens import place
@@ -88,7 +89,7 @@ def loading(config: TrainingConfig) -> dict[str, Any]:
     """Return the arguments with which the model class loads a run's base model: all but where it is and goes to."""
     arguments: dict[str, Any] = {
         "revision": config.revision,
-        "dtype": config.dtype,
+        "dtype": dtype_of(config),
         "add_bos_token": config.add_bos_token,
     }
     if config.device_map:
@@ -98,6 +99,18 @@ def loading(config: TrainingConfig) -> dict[str, Any]:
     if config.trust_remote_code:
         arguments["trust_remote_code"] = True
     return {name: value for name, value in arguments.items() if value is not None}
+
+
+def dtype_of(config: TrainingConfig) -> str:
+    """Return what a run's base model is computed in, ``auto`` made one of the others.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    if config.dtype != "auto":
+        return config.dtype
+    model = config.gguf_file or config.model
+    return usual_dtype(model, config.revision, config.device, trust_remote_code=config.trust_remote_code)
 
 
 def base_of(lm: SPTLM) -> Base:

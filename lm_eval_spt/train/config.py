@@ -254,7 +254,9 @@ class TrainingConfig:
 
     seed: int = _setting(0, "of the initial vectors, the choice of documents and their order")
     dtype: Dtype = _setting(
-        "float32", "of the model; vectors, and what AdamW moves of a tuned model, are float32 all the same"
+        "auto",
+        "of the model; auto: bfloat16 where the checkpoint is stored so and the device is not slower with it, else "
+        "float32; vectors, and what AdamW moves of a tuned model, are float32 all the same",
     )
     quantization: Literal["none", "4bit", "8bit"] = _setting(
         "none", "load the frozen model's weights quantised by bitsandbytes (4 bits: NF4); score with load_in_4bit=True"
@@ -323,8 +325,8 @@ class TrainingConfig:
         if self.tune in ("all", "model"):
             expected = f"none: quantised weights are not tuned, which --tune {self.tune} does"
             _expect("quantization", self.quantization, self.quantization == "none", expected)
-            expected = "float32 or bfloat16 (with master weights in float32): gradients vanish in float16"
-            _expect("dtype", self.dtype, self.dtype in ("float32", "bfloat16"), expected)
+            expected = "auto, float32 or bfloat16 (with master weights in float32): gradients vanish in float16"
+            _expect("dtype", self.dtype, self.dtype != "float16", expected)
         if self.tune != "lora":
             for name in ("lora_rank", "lora_alpha", "lora_target_modules"):
                 _expect(name, getattr(self, name), self._is_default(name), "it together with --tune lora")

@@ -214,3 +214,21 @@ def test_the_real_thing_takes_less_than_a_second_of_this_process(cache: Path) ->
     found = onednn.decisions(torch.get_num_threads())
     assert time.process_time() - started < 2 * torch.get_num_threads()  # other work slows a processor's threads down
     assert [len(row) for row in found] == [len(onednn.WIDTHS)] * len(onednn.ROWS)
+
+
+@pytest.mark.parametrize("times_as_slow", [0.5, 1.0, 6.0])
+def test_a_processor_without_a_unit_for_bfloat16_is_told_by_its_speed(
+    times_as_slow: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def seconds(_: object, x: torch.Tensor, weight: torch.Tensor) -> float:
+        assert x.dtype == weight.dtype
+        return times_as_slow if x.dtype == torch.bfloat16 else 1.0
+
+    monkeypatch.setattr(onednn, "_seconds", seconds)
+    onednn.is_slower_in_bfloat16.cache_clear()
+    assert onednn.is_slower_in_bfloat16() == (times_as_slow == 6.0)
+    onednn.is_slower_in_bfloat16.cache_clear()
+    monkeypatch.undo()
+    started = time.process_time()
+    onednn.is_slower_in_bfloat16()
+    assert time.process_time() - started < 1

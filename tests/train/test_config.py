@@ -74,7 +74,7 @@ CONTRADICTIONS = {
     "--tune all --prompt-length 0": "--prompt-length is 0: expected a whole number from 1 on",
     "--model-lr 1e-4": "--model-lr is 0.0001: expected nothing: --tune prompt leaves the model frozen",
     "--tune lora --context-cache host": "what a tuned model makes of a text changes with every step",
-    "--tune all --dtype float16": "--dtype is 'float16': expected float32 or bfloat16",
+    "--tune all --dtype float16": "--dtype is 'float16': expected auto, float32 or bfloat16",
     "--tune model --quantization 4bit": "--quantization is '4bit': expected none: quantised weights are not tuned",
     "--lora-rank 4": "--lora-rank is 4: expected it together with --tune lora",
     "--reparameterization-lr 1e-3": "expected it together with --reparameterization",
