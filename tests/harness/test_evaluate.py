@@ -161,7 +161,7 @@ def test_results_of_other_settings_are_not_taken_for_these(files, tmp_path, chan
     assert evaluate("there", **change) == second
     assert evaluate("there") == (second if change in ({"tasks": TASKS}, {"log_samples": True}) else first)
     if "log_samples" in change:
-        next(second.parent.glob("samples_*")).unlink()
+        next(second.parent.glob("samples_*.jsonl")).unlink()
         assert evaluate("there", **change) not in (first, second)
 
 
