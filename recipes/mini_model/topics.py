@@ -19,6 +19,9 @@ from recipes.mini_model.languages import TOPICS
 
 WORD = re.compile(r"[^\W\d_]+")
 
+ITERATIONS = 80
+"""So many steps of L-BFGS learn a classifier."""
+
 
 def stem(word: str) -> str:
     """Return the singular of a regular English plural, any other word as it is."""
@@ -130,7 +133,7 @@ def _logistic_regression(
     """Return weights [features, topics] and bias [topics], most likely where weights are normal around `start`."""
     answers = torch.tensor([TOPICS.index(topic) for topic in topics])
     weights, bias = start.clone().requires_grad_(True), torch.zeros(len(TOPICS), requires_grad=True)
-    optimizer = torch.optim.LBFGS([weights, bias], max_iter=80, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS([weights, bias], max_iter=ITERATIONS, line_search_fn="strong_wolfe")
 
     def loss() -> torch.Tensor:
         optimizer.zero_grad()

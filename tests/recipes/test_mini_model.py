@@ -506,8 +506,11 @@ def test_the_tokenizer_keeps_every_text(prepared: tuple[Corpus, dict[str, dict[s
     assert len(tokenizer(" science")["input_ids"]) == 1
 
 
-def test_a_run_that_was_cut_off_ends_with_the_same_weights(corpus_folder: Path, tmp_path: Path) -> None:
+def test_a_run_that_was_cut_off_ends_with_the_same_weights(
+    corpus_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Three steps at once, and one step, a new process' worth of state, then two more."""
+    monkeypatch.setattr("recipes.mini_model.topics.ITERATIONS", 2)  # it takes long, and how good it is does not matter
     settings = dict(
         corpus=str(corpus_folder), tokenizer="lm_eval_spt/mini", hidden_size=16, layers=1, feed_forward=16, heads=2,
         pairs=2, topics=2, rows=1, row_length=16, bf16=False, warmup=1, device="cpu", save_every=1, evaluate_every=3,
