@@ -2,6 +2,7 @@
 
     SIB200_DIR=... python -m benchmarks.whole                           # this package, 205 languages
     SIB200_DIR=... python -m benchmarks.whole --languages 10 --hf       # beside lm-eval's hf, on fewer
+    SIB200_DIR=... python -m benchmarks.whole --languages 10 --prompts 50   # `evaluate` with 50 prompts beside one
 
 From the start of the process to its end, part by part: what is not the model. A tiny Llama stands for the real one, and
 the time within it is a part of its own. Processor time is given, too: other programs do not count in it.
@@ -78,13 +79,13 @@ class Stopwatch:
         self._since = now
 
 
-def measure(contender: str, tasks: str, prompt: bool, samples: bool) -> dict[str, Any]:
+def measure(contender: str, tasks: str, prompts: int, samples: bool) -> dict[str, Any]:
     """Run the command once, in this process.
 
     Args:
-        contender: the harness's name of the model class, ``hf`` or ``spt``.
+        contender: the harness's name of the model class, ``hf`` or ``spt``; or ``evaluate``, this package's command.
         tasks: what ``--tasks`` gets.
-        prompt: score with a soft prompt.
+        prompts: how many soft prompts are scored; more than one only by ``evaluate``.
         samples: log samples.
 
     Returns:
@@ -98,12 +99,14 @@ def measure(contender: str, tasks: str, prompt: bool, samples: bool) -> dict[str
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
+    from lm_eval_spt.cli.__main__ import main as our_command
     from lm_eval_spt.harness.lm import SPTLM
+    from lm_eval_spt.harness.many_prompts import ManyPromptsLM
 
-    lm = HFLM if contender == "hf" else SPTLM
+    lm = {"hf": HFLM, "spt": SPTLM, "evaluate": ManyPromptsLM}[contender]
     for owner, name, part in (
         (TaskManager, "__init__", "task index"),
-        (lm, "create_from_arg_obj", "model"),
+        (lm, "__init__" if contender == "evaluate" else "create_from_arg_obj", "model"),
         (TaskManager, "load", "tasks and their data"),
         (ConfigurableTask, "build_all_requests", "requests"),
         (lm, "loglikelihood", "tokenising, batching, answers"),
@@ -118,19 +121,22 @@ def measure(contender: str, tasks: str, prompt: bool, samples: bool) -> dict[str
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        given = f"pretrained={_tiny_model(folder, watch)}"
-        if prompt:
-            given += f",prompt={_prompt(folder)}"
-        sys.argv = [
-            "lm_eval", "--model", contender, "--model_args", given, "--tasks", tasks, "--device", "cpu", "--batch_size",
-            "64", "--output_path", str(folder / "results"),
-        ]  # fmt: skip
-        sys.argv += ["--log_samples"] if samples else []
+        given, files = f"pretrained={_tiny_model(folder, watch)}", _prompts(folder, prompts)
+        common = ["--tasks", tasks, "--device", "cpu", "--batch-size", "64", *(["--log-samples"] if samples else [])]
         with contextlib.redirect_stdout(sys.stderr):
             watch.switch("the rest")
-            cli_evaluate()
+            if contender == "evaluate":
+                our_command(
+                    ["evaluate", "--prompts", *files, "--model-args", given, "--output", f"{folder}/results", *common]
+                )
+            else:
+                given += f",prompt={files[0]}" if files else ""
+                harness = [flag.replace("-size", "_size").replace("-samples", "_samples") for flag in common]
+                sys.argv = ["lm_eval", "--model", contender, "--model_args", given, *harness]
+                sys.argv += ["--output_path", f"{folder}/results"]
+                cli_evaluate()
         watch.switch("end")
-        [written] = (folder / "results").rglob("results_*.json")
+        written = min((folder / "results").rglob("results_*.json"))
         results = json.loads(written.read_text(encoding="utf-8"))["results"]
     peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     watch.times.pop("end", None)
@@ -165,14 +171,17 @@ def _tiny_model(folder: Path, watch: Stopwatch) -> Path:
     return folder / "model"
 
 
-def _prompt(folder: Path) -> Path:
+def _prompts(folder: Path, number: int) -> list[str]:
+    """Write so many suffix prompts of four vectors."""
     import torch
 
     from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 
-    vectors = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
-    SoftPrompt(vectors, {"placement": "suffix"}).save(folder / "prompt.safetensors")
-    return folder / "prompt.safetensors"
+    files = [f"{folder}/prompt{seed:03}.safetensors" for seed in range(number)]
+    for seed, file in enumerate(files):
+        vectors = torch.randn(4, 8, generator=torch.Generator().manual_seed(seed))
+        SoftPrompt(vectors, {"placement": "suffix"}).save(file)
+    return files
 
 
 def languages(number: int | None) -> str:
@@ -209,6 +218,7 @@ def main() -> None:
     parser.add_argument("--languages", type=int, help="so many of the 205; default: all")
     parser.add_argument("--hf", action="store_true", help="lm-eval's hf, too: minutes for each 10 languages")
     parser.add_argument("--no-prompt", action="store_true", help="without a soft prompt, as hf always is")
+    parser.add_argument("--prompts", type=int, help="measure `evaluate` with one prompt and with so many instead")
     parser.add_argument("--log_samples", action="store_true", help="log samples")
     options = parser.parse_args()
     if "SIB200_DIR" not in os.environ:
@@ -216,9 +226,14 @@ def main() -> None:
     from benchmarks import alone
 
     given = {"tasks": languages(options.languages), "samples": options.log_samples}
-    found = {"spt": alone.run(measure, contender="spt", prompt=not options.no_prompt, **given)}
+    if options.prompts:
+        numbers = (1, options.prompts)
+        several = [alone.run(measure, contender="evaluate", prompts=number, **given) for number in numbers]
+        print(table({f"{number} prompts": run for number, run in zip(numbers, several, strict=True)}))
+        return
+    found = {"spt": alone.run(measure, contender="spt", prompts=int(not options.no_prompt), **given)}
     if options.hf:
-        found = {"hf": alone.run(measure, contender="hf", prompt=False, **given)} | found
+        found = {"hf": alone.run(measure, contender="hf", prompts=0, **given)} | found
     print(table(found))
     if options.hf and options.no_prompt:
         theirs, ours = found["hf"]["results"], found["spt"]["results"]

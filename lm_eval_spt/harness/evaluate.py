@@ -27,7 +27,16 @@ from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.harness.local_data import local_copy, metadata_of
 from lm_eval_spt.harness.many_prompts import ManyPromptsLM
 from lm_eval_spt.harness.options import EvaluationOptions
-from lm_eval_spt.harness.patches import MODEL_NAME, load_tasks, match_tasks, results_name, task_manager, with_loaded
+from lm_eval_spt.harness.patches import (
+    MODEL_NAME,
+    environment_read_once,
+    keep_requests,
+    load_tasks,
+    match_tasks,
+    results_name,
+    task_manager,
+    with_loaded,
+)
 from lm_eval_spt.harness.samples import as_parquet, samples_path
 from lm_eval_spt.prompt.ensemble import Ensemble, matching_names, read_prompt, split_names
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
@@ -120,18 +129,20 @@ def evaluate_prompts(
         arguments.pop("pretrained", None)
         lm = ManyPromptsLM.from_loaded(base, **arguments)
     machine: dict[str, Any] = {"batch_size": batch_size, "device": device}
-    for name, prompt in waiting.items():
-        lm.use(prompt)
-        machine["use_cache"] = f"{wanted.use_cache}-{prompt.digest[:8]}" if wanted.use_cache else None
-        model_arguments = {**shared, "prompt": name}
-        if isinstance(prompt, Ensemble):
-            model_arguments["ensemble"] = prompt.average
-        if not _score(lm, task_names, manager, output, model_arguments, log_samples, wanted, settings[name], **machine):
-            continue  # another process writes
-        done[name] = finished(name)
-        if done[name] is None:
-            raise UserError(f"the results of {name} could not be written to {output}: is it writable?")
-        print(done[name], flush=True)
+    keep_requests(loaded_tasks.values())
+    with environment_read_once():
+        for name, prompt in waiting.items():
+            lm.use(prompt)
+            machine["use_cache"] = f"{wanted.use_cache}-{prompt.digest[:8]}" if wanted.use_cache else None
+            arguments = {**shared, "prompt": name}
+            if isinstance(prompt, Ensemble):
+                arguments["ensemble"] = prompt.average
+            if not _score(lm, task_names, manager, output, arguments, log_samples, wanted, settings[name], **machine):
+                continue  # another process writes
+            done[name] = finished(name)
+            if done[name] is None:
+                raise UserError(f"the results of {name} could not be written to {output}: is it writable?")
+            print(done[name], flush=True)
     return [path for path in done.values() if path]
 
 

@@ -15,7 +15,8 @@ import inspect
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -318,6 +319,52 @@ def with_loaded(manager: TaskManager, tasks: Mapping[str, Any]) -> TaskManager:
     loaded = copy.copy(manager)
     loaded.load = lambda *_, **__: tasks
     return loaded
+
+
+def keep_requests(tasks: Iterable[Any]) -> None:
+    """Have tasks keep the requests that they build: asked again in the same way, they give the same, unanswered.
+
+    For a model that is evaluated with one prompt after the other.
+    """
+    for task in tasks:
+        task.build_all_requests = _kept(task)
+
+
+def _kept(task: Any) -> Callable[..., None]:
+    build, asked = task.build_all_requests, None
+
+    @functools.wraps(build)
+    def build_once(*args: Any, **kwargs: Any) -> None:
+        nonlocal asked
+        now = args, kwargs, task.get_config("num_fewshot")
+        if asked == now:
+            for request in task.instances:
+                request.resps, request.filtered_resps = [], {}
+        else:
+            build(*args, **kwargs)
+            asked = now
+
+    return build_once
+
+
+@contextmanager
+def environment_read_once() -> Iterator[None]:
+    """Within this context the harness asks for the machine's environment once, which takes a second each time."""
+    from lm_eval import evaluator
+
+    read = evaluator.add_env_info
+    known: dict[str, Any] = {}
+
+    def add(storage: dict[str, Any]) -> None:
+        if not known:
+            read(known)
+        storage.update(known)
+
+    evaluator.add_env_info = add
+    try:
+        yield
+    finally:
+        evaluator.add_env_info = read
 
 
 def construct_requests(

@@ -17,6 +17,8 @@ from lm_eval_spt.inference.onednn import product
 
 # Rows of the head's weights in a piece: 8 MB in bfloat16 at d = 1024. With fewer, a step of a few rows waits for calls.
 PIECE = 4096
+# Hidden states at once: the logits of more of them and a piece would not stay in the processor's cache.
+ROWS = 512
 
 
 def logsumexp(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -26,8 +28,8 @@ def logsumexp(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         hidden: `[rows, d]`; gradients flow back to it.
         weight: `[vocabulary, d]`, frozen.
     """
-    found: tuple[Tensor, Tensor] = _LogSumExp.apply(hidden, weight)
-    return found
+    normalizers, best = zip(*(_LogSumExp.apply(rows, weight) for rows in hidden.split(ROWS)), strict=True)
+    return torch.cat(normalizers), torch.cat(best)
 
 
 class _LogSumExp(torch.autograd.Function):

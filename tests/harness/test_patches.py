@@ -46,6 +46,9 @@ INTERNALS = [
     ("lm_eval.api.task", "ConfigurableTask.training_docs", ["self"]),
     ("lm_eval.api.task", "ConfigurableTask.fewshot_context", ["self", "doc", "num_fewshot", "..."]),
     ("lm_eval.api.task", "ConfigurableTask.construct_requests", ["self", "doc", "ctx", "..."]),
+    ("lm_eval.api.task", "ConfigurableTask.build_all_requests", ["self", "limit", "rank", "..."]),
+    ("lm_eval.api.task", "ConfigurableTask.instances.fget", ["self"]),
+    ("lm_eval.evaluator", "add_env_info", ["storage"]),
     ("lm_eval.api.instance", "Instance", ["request_type", "doc", "arguments", "idx", "task_name", "doc_id", "..."]),
     ("lm_eval.evaluator", "simple_evaluate", ["model", "tasks", "task_manager", "log_samples", "limit", "..."]),
     ("lm_eval.loggers.evaluation_tracker", "sanitize_model_name", ["model_name"]),
@@ -290,8 +293,35 @@ def test_loaded_tasks_are_evaluated_again_as_if_they_were_new(manager: lm_eval.t
     for shots in (1, 2, 1):
         assert scores(loaded, shots) == scores(manager, shots)
     assert loaded.load(names)["tasks"] is tasks["tasks"]
+
+    patches.keep_requests(tasks["tasks"].values())
+    kept = []
+    for shots in (1, 1, 2, 2, 1):
+        with patches.environment_read_once():
+            assert scores(loaded, shots) == scores(manager, shots)
+        kept.append([request for task in tasks["tasks"].values() for request in task.instances])
+    assert all(now is before for now, before in zip(kept[1], kept[0], strict=True))
+    assert all(request.resps for request in kept[-1]) and kept[2] != kept[0]
     assert all(task.dataset is datasets[name] for name, task in tasks["tasks"].items())
     assert manager.load(names)["tasks"] is not tasks["tasks"]
+
+
+def test_the_environment_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lm_eval import evaluator
+
+    reads: list[dict] = []
+
+    def read(storage: dict) -> None:
+        reads.append(storage)
+        storage["pretty_env_info"] = "a machine"
+
+    monkeypatch.setattr(evaluator, "add_env_info", read)
+    with pytest.raises(KeyError), patches.environment_read_once():
+        for results in ({}, {"kept": 1}):
+            evaluator.add_env_info(results)
+            assert results.pop("pretty_env_info") == "a machine" and results in ({}, {"kept": 1})
+        raise KeyError
+    assert len(reads) == 1 and evaluator.add_env_info is read
 
 
 DOCUMENTS = [

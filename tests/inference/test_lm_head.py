@@ -28,6 +28,7 @@ def test_normalizers_and_gradients_are_those_of_the_whole(rows: int, size: int, 
     of_rows = torch.randn(rows, generator=generator, dtype=torch.float64)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lm_head, "PIECE", piece)
+        patch.setattr(lm_head, "ROWS", 4)
         found, best = lm_head.logsumexp(hidden, weight)
     (gradient,) = torch.autograd.grad(found @ of_rows, hidden)
     whole = hidden @ weight.T
