@@ -96,13 +96,13 @@ def main() -> None:
     shapes = ["mini"] if options.quick else ["bloom-560m", "xglm-564m", "llama-1b", "gemma-3-270m"]
     documents = 4 if options.quick else options.documents
     overhead_documents = 500 if options.quick else options.overhead_documents
+    where_and_when = f"{machine.name(options.device)}, torch {torch.__version__}, {datetime.date.today()}"
     found: dict[str, Any] = {
         "setting": {
-            "machine": machine.name(options.device), "dtype": options.dtype, "torch": torch.__version__,
-            "date": f"{datetime.date.today()}", "documents": documents, "overhead_documents": overhead_documents,
-            "joules": machine.joules() is not None,
+            "dtype": options.dtype, "overhead_documents": overhead_documents, "joules": machine.joules() is not None,
             "texts": "English sentences of SIB-200" if os.environ.get("SIB200_DIR") else "made, as long as SIB-200's",
-        }
+        },
+        "measured": {},
     }  # fmt: skip
     main_shape, *others = shapes
     half = where | {"dtype": "bfloat16"}
@@ -124,11 +124,12 @@ def main() -> None:
     if unknown := set(options.only) - {*sections}:
         parser.error(f"no section {', '.join(unknown)}; there are {', '.join(sections)}")
     if options.only:
-        found = report.read() | {"setting": found["setting"]}
+        found = report.read()
     for name, section in sections.items():
         if options.only and name not in options.only:
             continue
         found.setdefault(name.partition(":")[0], {}).update(section())
+        found["measured"][name] = where_and_when
         if not options.quick:  # what is measured is not lost if the rest is interrupted
             report.write(found)
     if options.quick:

@@ -42,13 +42,14 @@ def markdown(results: dict[str, Any]) -> str:
     lines = [
         "# Speed and memory beside the harness with PEFT, PEFT with the HF Trainer, and the paper's recipe",
         "",
-        f"Measured on {setting['machine']}, {setting['dtype']}, {setting['date']}, with `make bench`, which writes "
-        f"this page. Models have random weights and the shapes of the originals, with full vocabularies. Texts are "
-        f"{setting['texts']}. Ratios within a table are from one run. The seconds belong to this machine. "
+        f"Measured in {setting['dtype']} where nothing else is said, with `make bench`, which writes this page; below "
+        "each heading stands where and when. Models have random weights and the shapes of the originals, with full "
+        f"vocabularies. Texts are {setting['texts']}. Ratios within a table are from one run. The seconds belong to "
+        "the machine. "
         + (
             "Energy is in the tables' data, `results.json`."
             if setting["joules"]
-            else "Energy was not measured: this machine has no counter for it."
+            else "Energy was not measured: the machine has no counter for it."
         ),
         "",
         "![how time grows](results.png)",
@@ -82,8 +83,8 @@ def markdown(results: dict[str, Any]) -> str:
         "and the head where something is scored; in training, the forward pass and the input gradient of the prompt's "
         "positions.",
     ]
-    for shape in [name for name in results if name not in ("setting", "overhead", "growth")]:
-        lines += ["", f"## {shape}"]
+    for shape in [name for name in results if name not in ("setting", "measured", "overhead", "growth")]:
+        lines += ["", f"## {shape}", "", *_measured(results, shape)]
         for name, contenders in results[shape].items():
             if name.startswith("train"):
                 lines += ["", f"| {name} | {train.HEADER}", *train.rows(contenders)]
@@ -103,6 +104,8 @@ def markdown(results: dict[str, Any]) -> str:
             "",
             "## Outside the model",
             "",
+            *_measured(results, "overhead"),
+            "",
             f"{setting['overhead_documents']:,} documents with seven choices and a model that computes next to "
             "nothing. What is left is tokenising, sorting, batching, normalizing logits and putting answers in order.",
             "",
@@ -111,6 +114,14 @@ def markdown(results: dict[str, Any]) -> str:
             *(f"| {name} | {times['seconds']:.1f} | {times['inside']:.1f} |" for name, times in overhead.items()),
         ]
     return "\n".join(lines) + "\n"
+
+
+def _measured(results: dict[str, Any], heading: str) -> list[str]:
+    """Return where and when the sections under a heading were measured, in a line for each answer."""
+    sections = {name: said for name, said in results["measured"].items() if name.partition(":")[0] == heading}
+    if len(set(sections.values())) == 1:
+        return [f"{next(iter(sections.values()))}."]
+    return [f"- {name.partition(': ')[2]}: {said}" for name, said in sections.items()]
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
@@ -136,6 +147,6 @@ def draw(results: dict[str, Any], path: Path) -> None:
         axis.minorticks_off()
         axis.grid(alpha=0.3)
     axes[0].legend()
-    figure.suptitle(f"bloom-560m's shape, {results['setting']['machine']}", fontsize=10)
+    figure.suptitle(f"bloom-560m's shape, {results['measured']['growth']}", fontsize=10)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
