@@ -514,10 +514,22 @@ def activation_checkpointing(model: PreTrainedModel) -> Iterator[None]:
 def prepare(model: PreTrainedModel) -> None:
     """Give a model faster layers that compute the same, and gradients where bitsandbytes would lose them."""
     onednn.use_onednn(model)
+    head = _without_wrapper(model).get_output_embeddings()
+    if isinstance(head, nn.Linear) and _in_one_piece not in head._forward_pre_hooks.values():
+        head.register_forward_pre_hook(_in_one_piece)
     for module in model.modules():
         if type(module).__name__ in SLOW_GELUS:
             module.__class__ = FastGELU
     _let_gradients_through(model)
+
+
+def _in_one_piece(head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Put the hidden states of some tokens, a slice of all, side by side for the vocabulary head.
+
+    Otherwise PyTorch copies a frozen head's weights in bfloat16, at every call, and not the few states. It looks at
+    strides even where there is one row, which for `contiguous` is in one piece anyhow.
+    """
+    return tuple(given.clone(memory_format=torch.contiguous_format) for given in inputs)
 
 
 class FastGELU(nn.Module):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, GenerationMixin
 from transformers.generation.logits_process import UnbatchedClassifierFreeGuidanceLogitsProcessor
 
@@ -77,6 +78,39 @@ def test_slow_gelus_are_found_and_give_way(family):
     transformers_internals.prepare(model)
     assert isinstance(slow[0], transformers_internals.FastGELU)
     torch.testing.assert_close(slow[0](values), expected)
+
+
+class _Copies(TorchDispatchMode):
+    """Notes how many values each copy in one piece has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function in (torch.ops.aten.bmm.default, torch.ops.aten.clone.default):
+            self.sizes += [given.numel() for given in args if isinstance(given, torch.Tensor)]
+        return result
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_frozen_head_is_not_copied_for_the_logits_of_some_tokens(batch, dtype):
+    """The batched product that PyTorch would choose for a slice copies it where it is in bfloat16."""
+    model = build_model("gemma3_text").to(dtype).requires_grad_(False)
+    inputs = {"input_ids": torch.tensor([[5, 6, 7, 8]] * batch)}
+    weight = model.get_output_embeddings().weight.numel()
+    with torch.no_grad():
+        with _Copies() as before:
+            expected = transformers_internals.last_logits(model, inputs, 2)
+        for _ in range(2):
+            transformers_internals.prepare(model)
+        with _Copies() as after:
+            found = transformers_internals.last_logits(model, inputs, 2)
+    assert max(before.sizes) >= weight > max(after.sizes)
+    assert len(model.get_output_embeddings()._forward_pre_hooks) == 1
+    torch.testing.assert_close(found, expected)
 
 
 def test_the_head_by_itself_gives_the_models_logits(tiny_model):
