@@ -70,7 +70,10 @@ def one_prompt(
     """Measure a contender with one prompt; `batch_size` is that of lm-eval's class, and of this package's by name."""
     model = models.build(shape, getattr(torch, dtype), device)
     tokenizer = models.tokenizer()
-    asked, warm = requests(models.texts(documents), choices), requests(models.texts(2), choices)
+    texts = models.texts(documents)
+    # The longest, too: the model is tried out on it before the clock starts. `benchmarks.probe` times that.
+    longest = max(texts, key=lambda text: len(tokenizer(text)["input_ids"]))
+    asked, warm = requests(texts, choices), requests([texts[0], longest], choices)
     if contender == "hf + peft":
         lm = HFLM(with_peft(model, prompt(model, length, "prefix")), tokenizer=tokenizer, batch_size=batch_size)
     else:
