@@ -47,6 +47,12 @@ MODELS: dict[str, Tables] = {
             }
             for documents in ("own", "shared")
         },
+        "nusax-8": {
+            "frozen": "nusax/frozen-seed*",
+            "no prompt": "nusax/none",
+            "instruction": "nusax/instruction",
+        },
+        "nollysenti-8": {"frozen": "nollysenti/frozen-seed*", "no prompt": "nollysenti/none"},
     },
     "mini": {
         **{
@@ -102,10 +108,8 @@ def summary(results: Path, tables: Tables) -> str:
     much more the arm gains (or loses less) over the reference in the half of the target languages that is syntactically
     distant from the source than in the close half.
     """
-    lines = [
-        "| comparison | arm | English | first 15 | all others | all others, from the reference | distant minus close |",
-        "|---|---|---:|---:|---:|---:|---:|",
-    ]
+    header = ["comparison", "arm", "English", "first 15", "all others", "from the reference", "distant minus close"]
+    rows = [header, ["---", "---", *["---:"] * 5]]
     for table, patterns in tables.items():
         arms = [arm_of(name, results, pattern) for name, pattern in patterns.items()]
         targets = sorted(set(arms[0].scores("acc")) - {SOURCE})
@@ -124,8 +128,10 @@ def summary(results: Path, tables: Tables) -> str:
                 compared = [in_points(estimates[index], note) for index in range(2)]
             english = f"{100 * arm.scores('acc')[SOURCE].value:.1f}"
             cells = ["–" if first is None else f"{means[2]:.1f}", f"{means[0]:.1f}", *compared]
-            lines.append(f"| {' | '.join([f'{table} ({len(targets)})', arm.name, english, *cells])} |")
-    return "\n".join(lines) + "\n"
+            rows.append([f"{table} ({len(targets)})", arm.name, english, *cells])
+    if all(row[3] == "–" for row in rows[2:]):
+        rows = [row[:3] + row[4:] for row in rows]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def write_tables(output: Path) -> None:
