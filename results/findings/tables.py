@@ -64,6 +64,13 @@ MODELS: dict[str, Tables] = {
             for table, start in (("lengths", "text"), ("lengths-random", "uniform"))
         },
         "reparameterization": {kind: f"reparameterization/reparameterization_{kind}-seed*" for kind in KINDS},
+        **{
+            f"sources-{kind}": {
+                f"{number} language{'s' * (number != 'one')}": f"sources/{number}-reparameterization_{kind}-seed*"
+                for number in ("one", "three", "five")
+            }
+            for kind in ("none", "xpe")
+        },
     },
 }
 
