@@ -80,8 +80,8 @@ def one_prompt(
         placement = "prefix" if "prefix" in contender else "suffix"
         size = batch_size if "batch_size" in contender else "auto"
         lm = SPTLM(model, prompt(model, length, placement), tokenizer=tokenizer, batch_size=size)
-    lm.loglikelihood(warm, disable_tqdm=True)
     memory = alone.Memory(device)
+    lm.loglikelihood(warm, disable_tqdm=True)
     answers, cost = machine.measure(lambda: lm.loglikelihood(asked, disable_tqdm=True), device)
     result = {"seconds": cost.seconds, "joules": cost.joules, "memory": memory.peak()}
     result["answers"] = [value for value, _ in answers]

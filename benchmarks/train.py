@@ -21,9 +21,13 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from benchmarks import alone, limit, machine, models
+from lm_eval_spt.inference import transformers_internals
+from lm_eval_spt.inference.probe import probe
 from lm_eval_spt.inference.scoring import tokens_that_fit
+from lm_eval_spt.inference.virtual_tokens import place
 from lm_eval_spt.train.context_cache import ContextCache
 from lm_eval_spt.train.examples import Example
+from lm_eval_spt.train.loop import VALIDATION_BATCHES
 from lm_eval_spt.train.objective import LossRequest, evaluate
 
 BATCH, EPOCHS, TRAINING, VALIDATION = 8, 20, 56, 14
@@ -65,6 +69,14 @@ def ours(model: PreTrainedModel, length: int, steps: int, placement: str, prompt
     raws = [torch.nn.Parameter(torch.rand(length, width, device=model.device) - 0.5) for _ in range(prompts)]
     optimizers = [torch.optim.AdamW([raw], lr=5e-3) for raw in raws]
     before = length if placement == "prefix" else 0
+    transformers_internals.prepare(model)  # as loading does; and the model is tried out, as before every run
+    pairs = [pair for example in [*training, *validation] for pair in example.pairs]
+    probe(
+        model,
+        [(place(context, before, length - before), list(answer)) for context, answer in pairs],
+        raws[0].detach(),
+        gradient=True,
+    )
     started = time.perf_counter()
     cache = None
     if placement == "suffix":
@@ -84,8 +96,9 @@ def ours(model: PreTrainedModel, length: int, steps: int, placement: str, prompt
 
     def validate() -> None:
         with torch.no_grad():
-            for start in range(0, VALIDATION, BATCH):
-                part = validation[start : start + BATCH]
+            size = BATCH * (VALIDATION_BATCHES if cache is not None else 1)
+            for start in range(0, VALIDATION, size):
+                part = validation[start : start + size]
                 evaluate(model, [LossRequest(part, raw, before, "target") for raw in raws], cache)
 
     step_seconds = seconds_per(step, steps)

@@ -48,6 +48,9 @@ multiple of what rounding alone does to them. On two real models in bfloat16 the
 GRADIENT = 1e-3
 """How far a gradient in float32 may be from that of the plain pass, as a share of its largest entry."""
 
+HALF_GRADIENT = 0.2
+"""The same in half precision, unless more than a :data:`ROUNDINGS`-th of it is due to rounding."""
+
 COPY_ON_CPU, COPY_ON_GPU = 5e10, 5e12
 """Operations, two for a weight and token and each of three readings, up to which a copy in float32 is tried."""
 
@@ -217,6 +220,7 @@ class _Probe:
         self._expected, self._expected_gradient = self._plain()
         half = next(model.parameters()).dtype in HALF
         self._rounding = self._measured_rounding(times=3) if half else None
+        self._tolerance = HALF_GRADIENT if half else GRADIENT
         self._well_measured = not half
 
     def find(self) -> Capabilities:
@@ -302,6 +306,25 @@ class _Probe:
             moved.append(logprobs[:, range(len(continuation)), continuation].sum(dim=1) - expected)
         return float(_root_mean_square(torch.cat(moved)))
 
+    def _measured_gradient_rounding(self) -> float:
+        """Return how far the gradient moves when every virtual token moves by half of its last binary digit.
+
+        As a share of the gradient's largest entry, the mean of three tries.
+        """
+        if self._expected_gradient is None or self._vectors is None:
+            return 0.0
+        generator, vectors = torch.Generator().manual_seed(0), self._vectors
+        step = torch.finfo(self._model.dtype).eps / 2
+        moved = []
+        for _ in range(3):
+            signs = torch.randint(0, 2, vectors.shape, generator=generator).to(vectors) * 2 - 1
+            self._vectors = vectors * (1 + step * signs)
+            _, gradient = self._plain()
+            assert gradient is not None
+            moved.append((gradient - self._expected_gradient).abs().max())
+        self._vectors = vectors
+        return float(torch.stack(moved).mean() / self._expected_gradient.abs().max().clamp(min=1e-30))
+
     # -- the ways ------------------------------------------------------------------------------------------------------
 
     def _agrees(self, candidate: Capabilities, way: Callable[[], tuple[Tensor, Tensor | None]]) -> bool:
@@ -313,6 +336,7 @@ class _Probe:
             problem = self._difference(values, gradient)
             if problem and not self._well_measured:  # a few samples may show too little
                 self._rounding = max(self._rounding or 0.0, self._measured_rounding(times=10))
+                self._tolerance = max(self._tolerance, ROUNDINGS * self._measured_gradient_rounding())
                 self._well_measured = True
                 problem = self._difference(values, gradient)
         except FAILURES as error:
@@ -334,7 +358,7 @@ class _Probe:
         if self._expected_gradient is not None and gradient is not None:
             size = float(self._expected_gradient.abs().max())
             error = float((gradient - self._expected_gradient).abs().max())
-            if not error <= (GRADIENT if self._rounding is None else 0.2) * size + 1e-7:
+            if not error <= self._tolerance * size + 1e-7:
                 return f"gradients differ by {error / max(size, 1e-30):.1%}"
         return ""
 

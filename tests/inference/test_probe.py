@@ -242,6 +242,27 @@ def test_half_precision_is_allowed_its_rounding_and_no_more(dtype):
     assert probe(build(family, settings).to(dtype), requests).layout == expected.layout
 
 
+def test_gradients_in_half_precision_are_allowed_their_rounding(monkeypatch):
+    """Some models multiply it: it is measured before a way is given up. What is wrong is still noticed."""
+    monkeypatch.setattr(probe_module, "HALF_GRADIENT", 1e-9)
+    monkeypatch.setattr(probe_module, "COPY_ON_CPU", 0)
+    model = build("llama", GROUPED).to(torch.bfloat16)
+    vectors = torch.randn(4, model.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    requests = [(place(context, 0, 4), answer) for context, answer in some_requests()]
+    assert probe(model, requests, vectors, gradient=True).cache
+    forget(model)
+    prefill = probe_module.prefill
+
+    def wrong(*args: object) -> KVCache:
+        read = prefill(*args)  # type: ignore[arg-type]
+        for keys, _ in keys_and_values(read.cache):
+            keys *= -1
+        return read
+
+    monkeypatch.setattr(probe_module, "prefill", wrong)
+    assert not probe(model, requests, vectors, gradient=True).cache
+
+
 def test_numbers_that_are_none_are_named():
     model = build("llama", GROUPED)
     model.get_output_embeddings().weight.data[7] = torch.nan  # type: ignore[union-attr, operator]
