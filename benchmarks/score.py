@@ -163,7 +163,8 @@ def rows(found: dict[str, Any]) -> list[str]:
     first = next(iter(speeds.values()))
     for name, of in contenders.items():
         share = f"{of['limit'] / of['seconds']:.0%}" if "limit" in of else ""
-        lines.append(f"| {name} | {speeds[name]:.2f} | {speeds[name] / first:.1f}x | {share} | {of['memory']:.2f} |")
+        memory = "" if of["memory"] is None else f"{of['memory']:.2f}"
+        lines.append(f"| {name} | {speeds[name]:.2f} | {speeds[name] / first:.1f}x | {share} | {memory} |")
     return lines
 
 
