@@ -38,7 +38,10 @@ MODELS: dict[str, Tables] = {
             "no prompt": "baselines/none",
             "instruction": "baselines/instruction",
         },
-        "arms-8": {arm: f"arms-8/{arm}-seed*" for arm in ("frozen", "all", "model")},
+        "arms-8": {
+            **{arm: f"arms-8/{arm}-seed*" for arm in ("frozen", "all", "model")},
+            "deep prefix": "deep-8/deep-seed*",
+        },
         **{
             f"{documents}_documents-8": {
                 "one prompt": f"frozen-8/{documents}_documents-seed*",
@@ -64,6 +67,11 @@ MODELS: dict[str, Tables] = {
             for table, start in (("lengths", "text"), ("lengths-random", "uniform"))
         },
         "reparameterization": {kind: f"reparameterization/reparameterization_{kind}-seed*" for kind in KINDS},
+        "methods": {
+            "one prompt": "methods/suffix-shots_seed?-seed?",
+            "ensemble of four": "methods/suffix-shots_seed?-ensemble",
+            "average of four": "methods/suffix-shots_seed?-average",
+        },
         **{
             f"sources-{kind}": {
                 f"{number} language{'s' * (number != 'one')}": f"sources/{number}-reparameterization_{kind}-seed*"
