@@ -56,4 +56,4 @@ def test_the_demo_on_another_base_model(tokenizer, tmp_path: Path, monkeypatch: 
     assert "25.0" in english.split("|")[2]
     assert (folder / "leaderboard.html").is_file()
     printed = capfd.readouterr().out
-    assert f"--model_args pretrained={model},dtype=auto,prompt=results/demo/my-llama-sib200/eng_Latn-" in printed
+    assert f"--model_args pretrained={model},prompt=results/demo/my-llama-sib200/eng_Latn-" in printed
