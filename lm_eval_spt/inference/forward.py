@@ -282,10 +282,8 @@ def loglikelihoods_with_mean(
     nodes, tokens, numbers = states.targets.unbind(dim=1)
     weight = None if mean or states.are_logits else _head_to_read_once(model, states.hidden)
     if weight is not None:
-        normalizers, best = lm_head.logsumexp(states.hidden, weight)
-        exact = normalizers.dtype
-        scored = (states.hidden[nodes].to(exact) * weight[tokens].to(exact)).sum(dim=-1)
-        sums = sums.index_add(0, numbers, scored - normalizers[nodes])
+        scored, normalizers, best = lm_head.scored_logits(states.hidden, weight, nodes, tokens)
+        sums = sums.index_add(0, numbers, scored - normalizers)
         greedy[numbers[best[nodes] != tokens]] = False
         return sums, greedy, means
     for start, logits in _logits(model, states):
@@ -312,8 +310,7 @@ def _logits(model: PreTrainedModel, states: ScoredStates) -> Iterator[tuple[int,
 def _head_to_read_once(model: PreTrainedModel, hidden: Tensor) -> Tensor | None:
     """Return the head's weights where :mod:`~lm_eval_spt.inference.lm_head` is right and pays: on a CPU.
 
-    In bfloat16 a model, and the harness's loop, round each logit to three digits. Here a scored token's own logit is
-    not rounded; those that are summed up for the normalizer are, and their errors cancel where no single one decides.
+    In bfloat16 a model, and the harness's loop, round each logit to three digits; here those that matter are not.
     """
     if hidden.device.type != "cpu" or not capabilities(model).plain_head:
         return None

@@ -21,6 +21,37 @@ PIECE = 4096
 ROWS = 512
 
 
+def scored_logits(hidden: Tensor, weight: Tensor, nodes: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what log-probabilities of tokens are made of, and which token is likeliest.
+
+    In half precision the logits that are summed up are rounded to a few digits. Errors cancel in a sum, but not where
+    one logit decides it. So the likeliest token's and the scored token's are computed again, in float32.
+
+    Args:
+        hidden: `[rows, d]`; gradients flow back to it.
+        weight: `[vocabulary, d]`, frozen.
+        nodes, tokens: `[targets]`: at which row which token is scored.
+
+    Returns:
+        The scored tokens' logits and their rows' normalizers, both `[targets]`, and the likeliest tokens `[rows]`.
+    """
+    normalizers, best = logsumexp(hidden, weight)
+    exact = normalizers.dtype
+
+    def computed(rows: Tensor, chosen: Tensor) -> Tensor:
+        return (rows.to(exact) * weight[chosen].to(exact)).sum(dim=-1)
+
+    def corrected(normalizers: Tensor, logits: Tensor) -> Tensor:
+        rounded = logits.to(hidden.dtype).to(exact)
+        return normalizers + torch.log1p((logits - normalizers).exp() - (rounded - normalizers).exp())
+
+    scored = computed(hidden[nodes], tokens)
+    if hidden.dtype == exact:
+        return scored, normalizers[nodes], best
+    of_nodes = corrected(normalizers, computed(hidden, best))[nodes]
+    return scored, torch.where(best[nodes] == tokens, of_nodes, corrected(of_nodes, scored)), best
+
+
 def logsumexp(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Return each row's log of the summed exponentials of its logits, and which logit is largest, both `[rows]`.
 

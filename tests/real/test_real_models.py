@@ -174,7 +174,7 @@ def test_evaluate_writes_what_lm_eval_says(real, tmp_path):
         lm = around(real.lm, prompt=file)
         said = simple_evaluate(model=lm, tasks=TASKS[:1], task_manager=manager, limit=DOCUMENTS, bootstrap_iters=0)
         scores = json.loads(path.read_text())["results"][TASKS[0]]
-        samples = [json.loads(line) for line in next(path.parent.glob("samples_*")).read_text().splitlines()]
+        samples = [json.loads(line) for line in next(path.parent.glob("samples_*.jsonl")).read_text().splitlines()]
         for sample, other in zip(samples, said["samples"][TASKS[0]], strict=True):
             found, expected = (loglikelihoods(each) for each in (sample, other))
             assert_same(real, found, expected)
