@@ -21,8 +21,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from benchmarks import alone, limit, machine, models
-from lm_eval_spt.inference import transformers_internals
-from lm_eval_spt.inference.probe import probe
+from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.inference.scoring import tokens_that_fit
 from lm_eval_spt.inference.virtual_tokens import place
 from lm_eval_spt.train.context_cache import ContextCache
@@ -69,14 +68,10 @@ def ours(model: PreTrainedModel, length: int, steps: int, placement: str, prompt
     raws = [torch.nn.Parameter(torch.rand(length, width, device=model.device) - 0.5) for _ in range(prompts)]
     optimizers = [torch.optim.AdamW([raw], lr=5e-3) for raw in raws]
     before = length if placement == "prefix" else 0
-    transformers_internals.prepare(model)  # as loading does; and the model is tried out, as before every run
     pairs = [pair for example in [*training, *validation] for pair in example.pairs]
-    probe(
-        model,
-        [(place(context, before, length - before), list(answer)) for context, answer in pairs],
-        raws[0].detach(),
-        gradient=True,
-    )
+    asked = [(place(context, before, length - before), list(answer)) for context, answer in pairs]
+    # As every run does before it starts.
+    SPTLM(model, tokenizer=models.tokenizer()).try_out(asked, raws[0].detach(), gradient=True)
     started = time.perf_counter()
     cache = None
     if placement == "suffix":

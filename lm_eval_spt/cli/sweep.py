@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -144,8 +145,10 @@ def _estimate(plan: Plan, runs: Sequence[SweepRun], sizes: TextSizes, throughput
         return dict.fromkeys(names, 1.0)
     source = "--throughput"
     if throughput is None:
-        dtypes = {dtype_of(run.config) for run in runs}
-        dtype = dtypes.pop() if len(dtypes) == 1 else "float32"
+        dtype = "float32"
+        with suppress(UserError):  # of some models only the size is known here
+            dtypes = {dtype_of(run.config) for run in runs}
+            dtype = dtypes.pop() if len(dtypes) == 1 else dtype
         throughput = UTILISATION * speed_here(getattr(torch, dtype)) / 1e12
         source = f"{UTILISATION:.0%} of what {dtype} matrix products reach here; another machine: --throughput"
     hours = [sum(shares[run.name] for run in runs) / throughput / 3.6e15 for shares in (work, *others)]

@@ -134,10 +134,10 @@ def evaluate_prompts(
         for name, prompt in waiting.items():
             lm.use(prompt)
             machine["use_cache"] = f"{wanted.use_cache}-{prompt.digest[:8]}" if wanted.use_cache else None
-            arguments = {**shared, "prompt": name}
+            given = {**shared, "prompt": name}
             if isinstance(prompt, Ensemble):
-                arguments["ensemble"] = prompt.average
-            if not _score(lm, task_names, manager, output, arguments, log_samples, wanted, settings[name], **machine):
+                given["ensemble"] = prompt.average
+            if not _score(lm, task_names, manager, output, given, log_samples, wanted, settings[name], **machine):
                 continue  # another process writes
             done[name] = finished(name)
             if done[name] is None:

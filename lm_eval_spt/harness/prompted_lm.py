@@ -30,7 +30,7 @@ from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.harness.contexts import differences
 from lm_eval_spt.harness.encoding import PairEncoder, whole_characters
 from lm_eval_spt.inference import encoder_decoder, probe, scoring, transformers_internals
-from lm_eval_spt.inference.base_model import bitsandbytes_config, cannot_load, ensure_available
+from lm_eval_spt.inference.base_model import available_device, bitsandbytes_config, cannot_load, ensure_available
 from lm_eval_spt.inference.capabilities import Capabilities
 from lm_eval_spt.inference.deep_prefix import check_deep_prefix, deep_prefix_size
 from lm_eval_spt.inference.fingerprint import model_fingerprint, tokenizer_fingerprint
@@ -74,13 +74,6 @@ def _difference(recorded: Any, owner: dict[str, str]) -> str:
         return ", ".join(f"another {name} ({before.get(name)} there, {owner.get(name)} now)" for name in names)
     except (AttributeError, TypeError, ValueError):  # of a plain `--model hf`, or of an earlier version
         return "something else"
-
-
-def _available(device: str | None) -> str:
-    """Return the wanted device; where none or ``cuda``, HFLM's default, was asked for: the best that is here."""
-    if device not in (None, "cuda") or torch.cuda.is_available():
-        return device or "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 @functools.cache  # once
@@ -162,7 +155,7 @@ class PromptedLM(HFLM):
                 else "no model was given: expected pretrained=<model> (for example pretrained=mini) or prompt=<file>"
             )
         hflm.setdefault("add_bos_token", known.get("add_bos_token"))
-        hflm["device"] = _available(hflm.get("device"))
+        hflm["device"] = available_device(hflm.get("device"))
         named = isinstance(pretrained, str)
         self.gguf: GGUFFile | None = find_gguf(pretrained, gguf_file, revision) if named else None
         if self.gguf is None:

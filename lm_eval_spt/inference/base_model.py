@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 from typing import TYPE_CHECKING, Any, cast
@@ -55,29 +56,40 @@ def usual_dtype(
     Args:
         name: ``mini``, a folder, a GGUF file (whose weights are unpacked to float32), or a Hub id.
         revision: of the Hub's repository.
-        device: such as ``cpu`` or ``cuda:1``; default: CUDA if it is here.
+        device: such as ``cpu`` or ``cuda:1``; default: the best that is here.
         trust_remote_code: whether the model's configuration may be code that it brings along.
 
     Raises:
         UserError: there is no such model, or its configuration can not be read.
     """
+    from lm_eval_spt.inference.onednn import is_slower_in_bfloat16
+
+    if name.endswith(".gguf") or not _is_stored_in_bfloat16(name, revision, trust_remote_code):
+        return "float32"
+    on_cpu = available_device(device).partition(":")[0] == "cpu"
+    return "float32" if on_cpu and is_slower_in_bfloat16() else "bfloat16"
+
+
+@functools.cache  # many runs of a sweep have one base model
+def _is_stored_in_bfloat16(name: str, revision: str | None, trust_remote_code: bool) -> bool:
     import torch
     from transformers import AutoConfig
 
-    from lm_eval_spt.inference.onednn import is_slower_in_bfloat16
-
-    if name.endswith(".gguf"):
-        return "float32"
     path = ensure_available(name, revision)
     try:
         config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise cannot_load(name, error) from error
-    if (config.dtype or config.get_text_config().dtype) not in (torch.bfloat16, "bfloat16"):
-        return "float32"
-    if torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")).type == "cpu":
-        return "float32" if is_slower_in_bfloat16() else "bfloat16"
-    return "bfloat16"
+    return (config.dtype or config.get_text_config().dtype) in (torch.bfloat16, "bfloat16")
+
+
+def available_device(device: str | None) -> str:
+    """Return the wanted device; where none or ``cuda``, HFLM's default, was asked for: the best that is here."""
+    import torch
+
+    if device not in (None, "cuda") or torch.cuda.is_available():
+        return device or "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def load_embedding(

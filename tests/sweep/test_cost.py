@@ -123,6 +123,9 @@ def test_what_is_not_here_is_assumed_and_said(tmp_path, capsys, monkeypatch):
     assert "the embedded model's tokens stand for those of bigscience/bloom-560m" in printed
     assert "sib200_paper: texts of 103 tokens" in printed
     assert "2 runs, 2 to do, in 1 shards" in printed
+    monkeypatch.setattr("lm_eval_spt.sweep.cost.speed_here", lambda dtype: 1e12)  # nor is how its weights are stored
+    sweep(str(sweep_file(tmp_path, settings=settings, targets=["sib200_paper"])), dry_run=True)
+    assert "of what float32 matrix products reach here" in capsys.readouterr().out
 
 
 def _only_mini(model: str, revision: str | None, trust_remote_code: bool):
