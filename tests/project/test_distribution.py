@@ -7,12 +7,14 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from configparser import ConfigParser
 from email import message_from_string
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tests.helpers.environments import BUILT_FROM, IS_REGISTERED, content, make_environment, run
 from tests.helpers.paths import ROOT
@@ -43,6 +45,12 @@ def build(kind: str, sources: Path, folder: Path) -> Path:
     done = subprocess.run([sys.executable, "-c", code], cwd=sources, text=True, capture_output=True)
     assert done.returncode == 0, done.stderr
     return folder / done.stdout.splitlines()[-1]
+
+
+def constraints(name: str) -> list[Requirement]:
+    """Return what a file of constraints asks for."""
+    lines = (line.partition("#")[0].strip() for line in (ROOT / name).read_text().splitlines())
+    return [Requirement(line) for line in lines if line]
 
 
 @pytest.fixture(scope="module")
@@ -121,3 +129,26 @@ def test_it_works_where_it_is_installed(published: SimpleNamespace, kind: str, t
         task = ["--tasks", "mini_topics_eng_Latn", "--limit", "2"]
         offline = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
         assert "macro_f1" in run(environment.python, "-m", "lm_eval", *model, *task, **offline)
+
+
+@pytest.mark.parametrize("name", ["constraints.txt", "constraints-lowest.txt", "constraints-next.txt"])
+def test_constraints_name_each_package_once(name: str) -> None:
+    """pip refuses to install anything where two of them ask for different versions of one package."""
+    names = [canonicalize_name(each.name) for each in constraints(name)]
+    assert names and len(names) == len(set(names))
+
+
+def test_the_lowest_versions_are_the_lower_ends_that_are_asked_for() -> None:
+    setup = ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    options = [setup["options"]["install_requires"], *setup["options.extras_require"].values()]
+    lines = (line.partition("#")[0].strip() for option in options for line in option.splitlines())
+    asked = {canonicalize_name(each.name): each.specifier for each in map(Requirement, filter(None, lines))}
+    tested = {canonicalize_name(each.name): each.specifier for each in constraints("constraints-lowest.txt")}
+    held = 0
+    for name in asked.keys() & tested.keys() - {"ruff", "mypy"}:  # linters do not run there
+        (version,) = (each.version for each in tested[name])
+        for lower in (each.version for each in asked[name] if each.operator == ">="):
+            assert f"{version}.0".startswith(f"{lower}."), f"{name}: {lower} is asked for, {version} is tested"
+            held += 1
+    assert held > 20
