@@ -2,8 +2,8 @@
 
     SIB200_DIR=... python -m benchmarks.arms --model google/gemma-3-270m
 
-Every arm is trained for a few epochs and then scores, in a process of its own. An epoch is eight documents of each class
-and the validation documents; what is scored are English test documents with the seven category names.
+Every arm is trained for a few epochs and then scores, in a process of its own. An epoch is eight documents of each
+class and the validation documents; what is scored are English test documents with the seven category names.
 """
 
 from __future__ import annotations
@@ -39,7 +39,14 @@ def run(arm: str, model: str, task: str, dtype: str, epochs: int, documents: int
     Returns:
         ``parameters`` that were learned, the ``epoch``'s seconds, and the ``speed`` of scoring in documents/s.
     """
-    common = {"model": model, "task": task, "dtype": dtype, "shots": 8, "epochs": epochs, "checkpoint": False}
+    common: dict[str, Any] = {
+        "model": model,
+        "task": task,
+        "dtype": dtype,
+        "shots": 8,
+        "epochs": epochs,
+        "checkpoint": False,
+    }
     common |= ARMS[arm]
     seeds = common.pop("seeds", 1)
     with tempfile.TemporaryDirectory() as folder:
