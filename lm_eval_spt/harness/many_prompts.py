@@ -15,6 +15,7 @@ from lm_eval.api.model import CacheHook
 from numpy.typing import NDArray
 
 from lm_eval_spt.common.errors import UserError
+from lm_eval_spt.harness.documents import documents_of
 from lm_eval_spt.harness.prompted_lm import PromptedLM, TokenisedRequest, prompt_info
 from lm_eval_spt.inference import probe, scoring
 from lm_eval_spt.inference.virtual_tokens import place
@@ -75,12 +76,13 @@ class ManyPromptsLM(PromptedLM):
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[scoring.Answer]:
         """Return the answers under the prompt or ensemble in use.
 
-        With an ensemble, greedy decoding is taken to produce what it would produce under most of its members.
+        With an ensemble, each member's answers are calibrated, if that was asked for, and greedy decoding is taken to
+        produce what it would produce under most of its members.
         """
         if self._ensemble is None:
             return self._under_one_prompt(requests, disable_tqdm)
         answers = self._under_each(lambda: self._under_one_prompt(requests, disable_tqdm))
-        values = self._ensemble.combine(answers[..., 0], _documents(requests))
+        values = self._ensemble.combine(answers[..., 0], documents_of(requests))
         greedy = answers[..., 1].mean(axis=0) > 0.5
         return list(zip(values.tolist(), greedy.tolist(), strict=True))
 
@@ -124,7 +126,7 @@ class ManyPromptsLM(PromptedLM):
                 self._score_suffixes(new, disable_tqdm)
             row, columns = list(self._suffixes).index(self.prompt.digest), [self._columns[pair] for pair in pairs]
             answers = self._loglikelihoods[row, columns].tolist(), self._greedy[row, columns].tolist()
-            return list(zip(*answers, strict=True))
+            return self.calibrated(requests, list(zip(*answers, strict=True)))
         return super().loglikelihood(requests, disable_tqdm)
 
     def _score_suffixes(self, pairs: list[Pair], disable_tqdm: bool) -> None:
@@ -165,16 +167,3 @@ class ManyPromptsLM(PromptedLM):
         self._columns |= {pair: len(self._columns) + index for index, pair in enumerate(pairs)}
         self._loglikelihoods = np.concatenate([self._loglikelihoods, loglikelihoods], axis=1)
         self._greedy = np.concatenate([self._greedy, greedy], axis=1)
-
-
-def _documents(requests: Sequence[Instance]) -> NDArray[np.int64]:
-    """Return which document each request belongs to, `[requests]`, as whole numbers from 0.
-
-    Some metrics ask for each choice once more without the text: these are documents by themselves.
-    """
-    keys = [
-        (request.task_name, request.doc_id if request.doc_id is not None else request.args[0], request.args[0] == "")
-        for request in requests
-    ]
-    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
-    return np.array([numbers[key] for key in keys], dtype=np.int64)

@@ -148,7 +148,7 @@ def name_results_after_prompt(tracker: ModuleType) -> None:
 
 
 def results_name(model_args: str | dict[str, Any]) -> str | None:
-    """Return the name of the model and prompt that the results belong to, or None where there is no prompt.
+    """Return the name of the model, prompt and calibration that the results belong to; None where it is the harness's.
 
     Args:
         model_args: What the harness was given as ``--model_args``.
@@ -162,13 +162,16 @@ def results_name(model_args: str | dict[str, Any]) -> str | None:
 
     given = simple_parse_args_string(model_args) if isinstance(model_args, str) else model_args
     prompt = given.get("prompt")
-    if not prompt:
-        return None
+    parts = [f"+calibrated_by_{given['calibration']}"] if given.get("calibration") else []
     if isinstance(prompt, str | os.PathLike):
         prompt = read_prompt(os.fspath(prompt), given.get("ensemble"))
+    if prompt:
+        parts.insert(0, f"+{prompt.name}@{prompt.digest[:8]}")
+    if not parts:
+        return None
     # The harness's order: an adapter is given together with `pretrained`, and tells more.
     base_model = given.get("peft") or given.get("delta") or given.get("pretrained") or prompt.metadata["base_model"]
-    return f"{base_model}+{prompt.name}@{prompt.digest[:8]}"
+    return f"{base_model}{''.join(parts)}"
 
 
 # -- what differs between the versions of lm_eval ----------------------------------------------------------------------

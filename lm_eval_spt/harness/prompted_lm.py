@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook
@@ -27,7 +28,9 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from lm_eval_spt.common.errors import UserError
+from lm_eval_spt.harness.calibration import as_calibration, calibrate
 from lm_eval_spt.harness.contexts import differences
+from lm_eval_spt.harness.documents import choices_of, documents_of
 from lm_eval_spt.harness.encoding import PairEncoder, whole_characters
 from lm_eval_spt.inference import encoder_decoder, probe, scoring, transformers_internals
 from lm_eval_spt.inference.base_model import available_device, bitsandbytes_config, cannot_load, ensure_available
@@ -117,6 +120,8 @@ class PromptedLM(HFLM):
             loop.
         revision: of the base model. Default: the one the prompt was trained on, else ``main``.
         gguf_file: name of a GGUF file in the folder or repository `pretrained`. Default: the one the prompt names.
+        calibration: ``probability`` or ``log_probability``: take the mean preference for each choice off the answers to
+            a task's documents (see :mod:`lm_eval_spt.harness.calibration`). Default: answers as they are.
         dequantize: unpack a GGUF file's weights to `dtype`, into a cached folder; False keeps them packed for the
             architectures and devices for which transformers can.
         batch_size: ``auto``, as many tokens as fit and pay; or a number, which can only make batches smaller: so many
@@ -137,9 +142,11 @@ class PromptedLM(HFLM):
         revision: str | None = None,
         gguf_file: str | None = None,
         dequantize: bool = True,
+        calibration: str | None = None,
         **hflm: Any,
     ) -> None:
         self._room_taken = 0
+        self.calibration = as_calibration(calibration)
         if not BATCH_SIZE.fullmatch(size := str(hflm.setdefault("batch_size", 1))):
             raise UserError(f"the batch size is {size!r}, expected auto, auto:<number> or a whole number from 1 on")
         self.prompt = SoftPrompt.from_pretrained(prompt) if isinstance(prompt, str | Path) else prompt
@@ -179,6 +186,8 @@ class PromptedLM(HFLM):
         if self.backend == "causal":
             transformers_internals.prepare(self.model)
         self._take_place_among_processes()
+        if self.calibration and self.world_size > 1:
+            raise UserError("calibration needs the answers to all documents in one process: start one alone")
         if self.prompt is not None:
             self.use(self.prompt)
 
@@ -333,6 +342,8 @@ class PromptedLM(HFLM):
         info["base_model_fingerprint"] = self.fingerprint
         if self.gguf is not None:
             info["gguf_sha256"] = self.gguf.sha256
+        if self.calibration is not None:
+            info["calibration"] = self.calibration
         if self.prompt is not None:
             info |= prompt_info(self.prompt)
         for folder in filter(None, (self.peft, self.base_model_name)):
@@ -347,9 +358,12 @@ class PromptedLM(HFLM):
         The harness keys its cache (``--use_cache``) on the request's text alone, so answers would be mixed up silently.
 
         Raises:
-            UserError: the cache holds answers of something else.
+            UserError: the cache holds answers of something else; or answers are calibrated, for which those to all
+                documents are needed.
         """
         store = cache_hook.dbdict
+        if store is not None and self.calibration:
+            raise UserError("calibrated answers depend on all documents that are scored: leave --use_cache out")
         if store is not None:
             owner = self._cache_owner()
             recorded = store.get(CACHE_OWNER)
@@ -414,7 +428,22 @@ class PromptedLM(HFLM):
         return ids, mask
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """Return the log-likelihood of every request's continuation, and whether greedy decoding would produce it."""
+        """Return the log-likelihood of every request's continuation, and whether greedy decoding would produce it.
+
+        Raises:
+            UserError: they are to be calibrated, and the documents of a task have different choices.
+        """
+        return self.calibrated(requests, self._as_they_are(requests, disable_tqdm))
+
+    def calibrated(self, requests: Sequence[Instance], answers: list[scoring.Answer]) -> list[scoring.Answer]:
+        """Return the answers to all requests, calibrated if that was asked for."""
+        if self.calibration is None:
+            return answers
+        values = np.array([value for value, _ in answers])
+        values = calibrate(values, documents_of(requests), choices_of(requests), self.calibration)
+        return [(value, greedy) for value, (_, greedy) in zip(values.tolist(), answers, strict=True)]
+
+    def _as_they_are(self, requests: list[Instance], disable_tqdm: bool) -> list[scoring.Answer]:
         if self.backend != "causal" or getattr(self, "enable_thinking", False):  # HFLM refuses it
             return super().loglikelihood(requests, disable_tqdm)
         texts = [request.args for request in requests]
@@ -422,6 +451,19 @@ class PromptedLM(HFLM):
         encoded = self.encode_pairs(texts, placement)
         tokenised = [(text, *pair) for text, pair in zip(texts, encoded, strict=True)]
         return self._loglikelihood_tokens(tokenised, disable_tqdm=disable_tqdm)
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Any]:
+        """Return the log-likelihood of every request's whole text.
+
+        Raises:
+            UserError: answers are to be calibrated.
+        """
+        self._refuse_calibration("whole texts")
+        return super().loglikelihood_rolling(requests, disable_tqdm)
+
+    def _refuse_calibration(self, what: str) -> None:
+        if self.calibration is not None:
+            raise UserError(f"calibration={self.calibration} is for choices, the task asks for {what}: leave it out")
 
     def with_prompt(self, context: list[int]) -> list[int]:
         """Return a context's token ids with the marks of this model's prompt, if it has one."""
@@ -539,8 +581,10 @@ class PromptedLM(HFLM):
         """Return what the model says after every request's context, up to the first stop sequence.
 
         Raises:
-            UserError: the settings of a request leave no room for its text; what :meth:`_model_generate` raises.
+            UserError: the settings of a request leave no room for its text; answers are to be calibrated; what
+                :meth:`_model_generate` raises.
         """
+        self._refuse_calibration("new text")
         try:
             return super().generate_until(requests, disable_tqdm)
         except AssertionError as error:
