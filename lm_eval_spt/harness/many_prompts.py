@@ -19,7 +19,7 @@ from lm_eval_spt.harness.documents import documents_of
 from lm_eval_spt.harness.prompted_lm import PromptedLM, TokenisedRequest, prompt_info
 from lm_eval_spt.inference import probe, scoring
 from lm_eval_spt.inference.virtual_tokens import place
-from lm_eval_spt.prompt.ensemble import Ensemble, members_of
+from lm_eval_spt.prompt.ensemble import Ensemble, combine, members_of
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 
 Pair = tuple[str, str]
@@ -82,7 +82,7 @@ class ManyPromptsLM(PromptedLM):
         if self._ensemble is None:
             return self._under_one_prompt(requests, disable_tqdm)
         answers = self._under_each(lambda: self._under_one_prompt(requests, disable_tqdm))
-        values = self._ensemble.combine(answers[..., 0], documents_of(requests))
+        values = combine(answers[..., 0], documents_of(requests), self._ensemble.average)
         greedy = answers[..., 1].mean(axis=0) > 0.5
         return list(zip(values.tolist(), greedy.tolist(), strict=True))
 
@@ -93,7 +93,8 @@ class ManyPromptsLM(PromptedLM):
         whole = super().loglikelihood_rolling
         answers = self._under_each(lambda: whole(requests, disable_tqdm))
         pairs = answers.ndim == 3  # since lm_eval 0.5 each comes with False for "greedy"
-        values = self._ensemble.combine(answers[..., 0] if pairs else answers, np.arange(len(requests))).tolist()
+        of_members = answers[..., 0] if pairs else answers
+        values = combine(of_members, np.arange(len(requests)), self._ensemble.average).tolist()
         return [(value, False) for value in values] if pairs else values
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:

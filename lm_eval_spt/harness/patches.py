@@ -170,7 +170,8 @@ def results_name(model_args: str | dict[str, Any]) -> str | None:
     if not parts:
         return None
     # The harness's order: an adapter is given together with `pretrained`, and tells more.
-    base_model = given.get("peft") or given.get("delta") or given.get("pretrained") or prompt.metadata["base_model"]
+    base_model = given.get("peft") or given.get("delta") or given.get("pretrained")
+    base_model = base_model or (prompt and prompt.metadata["base_model"])
     return f"{base_model}{''.join(parts)}"
 
 

@@ -127,31 +127,33 @@ class Ensemble:
         members = [{"name": member.name, "digest": member.digest} for member in self.members]
         return known | {"ensemble": {"average": self.average, "members": members}}
 
-    def combine(self, values: NDArray[np.float64], groups: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return the log-likelihoods of the ensemble.
 
-        Args:
-            values: `[members, requests]`, log-likelihoods.
-            groups: `[requests]`, which requests are the choices of one document, as whole numbers from 0.
+def combine(values: NDArray[np.float64], groups: NDArray[np.int64], average: Average) -> NDArray[np.float64]:
+    """Return the log-likelihoods of an ensemble.
 
-        Returns:
-            `[requests]`. With ``probability`` it is the logarithm of the mean probability, plus the mean over the
-            members of the logarithm of their choices' summed likelihoods: the same for all choices of a document, and
-            such that a member alone would give its own log-likelihoods.
-        """
-        if self.average == "log_probability":
-            return np.asarray(values.mean(axis=0))
-        count = groups.max(initial=-1) + 1
-        largest = np.full((len(values), count), -np.inf)
-        sums = np.zeros((len(values), count))
-        for row, of_member in enumerate(values):
-            np.maximum.at(largest[row], groups, of_member)
-            np.add.at(sums[row], groups, np.exp(of_member - largest[row, groups]))
-        totals = largest + np.log(sums)
-        normalized = values - totals[:, groups]
-        best = normalized.max(axis=0)
-        mean = best + np.log(np.exp(normalized - best).mean(axis=0))
-        return np.asarray(mean + totals.mean(axis=0)[groups])
+    Args:
+        values: `[members, requests]`, log-likelihoods.
+        groups: `[requests]`, which requests are the choices of one document, as whole numbers from 0.
+        average: see :attr:`Ensemble.average`.
+
+    Returns:
+        `[requests]`. With ``probability`` it is the logarithm of the mean probability, plus the mean over the members
+        of the logarithm of their choices' summed likelihoods: the same for all choices of a document, and such that a
+        member alone would give its own log-likelihoods.
+    """
+    if average == "log_probability":
+        return np.asarray(values.mean(axis=0))
+    count = groups.max(initial=-1) + 1
+    largest = np.full((len(values), count), -np.inf)
+    sums = np.zeros((len(values), count))
+    for row, of_member in enumerate(values):
+        np.maximum.at(largest[row], groups, of_member)
+        np.add.at(sums[row], groups, np.exp(of_member - largest[row, groups]))
+    totals = largest + np.log(sums)
+    normalized = values - totals[:, groups]
+    best = normalized.max(axis=0)
+    mean = best + np.log(np.exp(normalized - best).mean(axis=0))
+    return np.asarray(mean + totals.mean(axis=0)[groups])
 
 
 def _without_seeds(value: Any) -> Any:

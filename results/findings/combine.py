@@ -1,0 +1,104 @@
+"""Accuracies of calibrated answers and of ensembles, from answers that were given: python -m results.findings.combine
+
+    python -m results.findings.combine sweeps/s/results/frozen-seed0 --calibration log_probability --output calibrated/0
+    python -m results.findings.combine sweeps/s/results/frozen-seed* --output ensemble
+
+They are what ``calibration=`` and ``ensemble=`` of the model class give, and no text is read again: the samples beside
+a results file hold the log-likelihoods of every document's choices, which have to be the same in all documents.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pyarrow import parquet
+
+from lm_eval_spt.analysis.results import results_files
+from lm_eval_spt.common.errors import show_user_errors_in_one_line
+from lm_eval_spt.common.files import written_together
+from lm_eval_spt.harness.calibration import Calibration, calibrate
+from lm_eval_spt.harness.samples import as_parquet, samples_path
+from lm_eval_spt.prompt.ensemble import Average, combine
+
+PAIRS = ("macro_f1", "f1")
+"""Metrics of which samples hold (label, prediction)."""
+
+
+def combined(
+    values: NDArray[np.float64], calibration: Calibration | None = None, average: Average = "probability"
+) -> NDArray[np.float64]:
+    """Return the answers to a task's documents of one run, or of an ensemble.
+
+    Args:
+        values: `[runs, documents, choices]`, log-likelihoods.
+        calibration: of each run's, if wanted.
+        average: of several runs.
+
+    Returns:
+        `[documents, choices]`
+    """
+    runs, number, choices = values.shape
+    documents, positions = np.repeat(np.arange(number), choices), np.tile(np.arange(choices), number)
+    rows = values.reshape(runs, -1)
+    if calibration is not None:
+        rows = np.stack([calibrate(row, documents, positions, calibration) for row in rows])
+    return (rows[0] if runs == 1 else combine(rows, documents, average)).reshape(number, choices)
+
+
+def read_answers(results: Path) -> dict[str, list[dict[str, Any]]]:
+    """Return the samples of each task: rows with ``doc_id``, ``target``, ``gold`` (a number) and ``loglikelihoods``."""
+    table = parquet.read_table(samples_path(results))
+    pairs = next(name for name in PAIRS if name in table.schema.names)
+    answers: dict[str, list[dict[str, Any]]] = {}
+    for row in table.to_pylist():
+        answers.setdefault(row["task"], []).append(row | {"gold": row[pairs][0]})
+    return answers
+
+
+def write(runs: list[Path], output: Path, calibration: Calibration | None, average: Average) -> None:
+    """Write results of one run, or of several as an ensemble, with the accuracies that follow from their samples."""
+    files = [results_files(run)[0] for run in runs]
+    content = json.loads(files[0].read_text(encoding="utf-8"))
+    read = [read_answers(file) for file in files]
+    samples = {}
+    for task, documents in read[0].items():
+        ids = [row["doc_id"] for row in documents]
+        assert all([row["doc_id"] for row in answers[task]] == ids for answers in read), task
+        values = np.array([[row["loglikelihoods"] for row in answers[task]] for answers in read])
+        answers_of_all = combined(values, calibration, average)
+        right = answers_of_all.argmax(axis=1) == [row["gold"] for row in documents]
+        deviation = right.std(ddof=1) / len(right) ** 0.5
+        content["results"][task] = {"alias": task, "acc,none": right.mean(), "acc_stderr,none": deviation}
+        samples[task] = [
+            {"doc_id": row["doc_id"], "target": row["target"], "metrics": ["acc"], "acc": float(is_right)}
+            | {"filtered_resps": [(value, False) for value in of_document]}
+            for row, is_right, of_document in zip(documents, right, answers_of_all.tolist(), strict=True)
+        ]
+    content["results"] = {task: content["results"][task] for task in samples}
+    content["config"]["model_args"] = dict(content["config"]["model_args"]) | (
+        {"calibration": calibration} if calibration else {}
+    )
+    with written_together(output, last="results_") as folder:
+        file = folder / files[0].name
+        file.write_text(json.dumps(content), encoding="utf-8")
+        samples_path(file).write_bytes(as_parquet(samples))
+
+
+def main() -> None:
+    show_user_errors_in_one_line()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, help="results files, or folders with one; several: an ensemble")
+    parser.add_argument("--calibration", choices=["probability", "log_probability"])
+    parser.add_argument("--ensemble", choices=["probability", "log_probability"], default="probability")
+    parser.add_argument("--output", type=Path, required=True, help="folder")
+    options = parser.parse_args()
+    write(options.runs, options.output, options.calibration, options.ensemble)
+
+
+if __name__ == "__main__":
+    main()
