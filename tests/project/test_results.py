@@ -12,17 +12,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pyarrow import parquet
 
 from lm_eval_spt.analysis.documents import read_influence
 from lm_eval_spt.analysis.results import EvaluationRun, read_all, read_run
 from lm_eval_spt.common.errors import UserError
+from lm_eval_spt.harness.evaluate import evaluate_prompts
 from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.harness.samples import samples_path
+from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from lm_eval_spt.train.examples import load_tasks
 from results.archive import pack, unpack
-from results.findings import few_shot
+from results.findings import combine, few_shot
 from results.findings import tables as findings
 from results.sib200 import tables as sib200
+from tests.helpers.models import random_prompt
 from tests.helpers.paths import ROOT
 from tests.helpers.results import some_scores, write_answers, write_prompt, write_results
 from tests.helpers.scoring import requests, values
@@ -151,3 +155,24 @@ def test_examples_in_context_are_what_the_harness_writes(tmp_path: Path) -> None
     pairs = prompted.encode_pairs([request.args for request in asked], "prefix")
     expected = lm._loglikelihood_tokens([(None, shots + context, choice) for context, choice in pairs])
     assert values(prompted.loglikelihood(asked)) == pytest.approx(values(expected), abs=1e-4)
+
+
+@pytest.mark.parametrize("calibration", [None, "probability", "log_probability"])
+def test_answers_are_combined_as_the_model_class_does(tmp_path: Path, calibration: str | None) -> None:
+    lm, tasks = (
+        SPTLM(pretrained="mini", device="cpu", batch_size="auto"),
+        ["mini_topics_eng_Latn", "mini_topics_swh_Latn"],
+    )
+    for seed in range(2):
+        prompt = random_prompt(lm.model, length=3, placement="suffix", seed=seed)
+        SoftPrompt(prompt.vectors, prompt.metadata | {"base_model": "mini"}).save(tmp_path / f"{seed}.safetensors")
+    names = [str(tmp_path / f"{seed}.safetensors") for seed in range(2)]
+    plain = evaluate_prompts(names, tasks, str(tmp_path / "plain"), base=lm, limit=8)
+    for number, (name, runs) in enumerate([(names[0], plain[:1]), ("+".join(names), plain)]):
+        arguments = "pretrained=mini" + (f",calibration={calibration}" if calibration else "")
+        (scored,) = evaluate_prompts([name], tasks, str(tmp_path / "scored"), base=lm, limit=8, model_args=arguments)
+        combine.write(runs, tmp_path / f"combined{number}", calibration, "probability")
+        (found,) = (tmp_path / f"combined{number}").glob("results_*.json")
+        tables = [parquet.read_table(samples_path(file)).to_pydict() for file in (found, scored)]
+        assert tables[0]["acc"] == tables[1]["acc"] and tables[0]["doc_id"] == tables[1]["doc_id"]
+        assert read_run(found).scores["acc"] == read_run(scored).scores["acc"]
