@@ -167,7 +167,7 @@ class Arm:
         tuned = TUNED.get(str(given.get("tune")))
         words = [f"{tuned} tuned"] if tuned else []
         words += ["with a PEFT adapter"] if "peft" in run.model_args else []
-        words += ["calibrated"] if "calibration" in run.model_args else []
+        words += ["calibrated"] if run.calibration else []
         if not self.uses_prompt:
             return ", ".join(["no prompt", *words])
         length, several = run.prompt_length, []
@@ -447,5 +447,5 @@ def _describe(runs: Sequence[EvaluationRun], name_base_model: bool) -> str:
     name = ", ".join(prompts[:3]) + (f" and {len(prompts) - 3} more" if len(prompts) > 3 else "")
     if not prompts or name_base_model:
         name = f"{base} + {name}" if prompts else base
-    name += " (calibrated)" if "calibration" in first.model_args else ""
+    name += " (calibrated)" if first.calibration else ""
     return name if first.family == data_set(first.family) else f"{name} ({first.family})"

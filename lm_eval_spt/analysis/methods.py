@@ -35,6 +35,14 @@ BIBTEX = {
   year = {2024},
   doi = {10.5281/zenodo.12608602}
 }""",
+    "zhou2024batch": """@inproceedings{zhou2024batch,
+  title = {Batch Calibration: Rethinking Calibration for In-Context Learning and Prompt Engineering},
+  author = {Zhou, Han and Wan, Xingchen and Proleev, Lev and Mincu, Diana and Chen, Jilin and Heller, Katherine and
+    Roy, Subhrajit},
+  booktitle = {The Twelfth International Conference on Learning Representations},
+  year = {2024},
+  url = {https://arxiv.org/abs/2309.17249}
+}""",
     "lmevalspt": r"""@software{lmevalspt,
   title = {lm\_eval\_spt: Soft Prompt Tuning for Cross-Lingual Transfer, as a Plugin for the Evaluation Harness},
   author = {{The lm\_eval\_spt authors}}
@@ -80,7 +88,7 @@ def methods(analysis: Analysis, arms: Sequence[Arm]) -> str:
         f"The source language is {_latex(source)}; means are over the {len(analysis.targets)} target languages that "
         f"all models were scored in, with {_values(sorted(documents))} test documents each; the metric is "
         f"{_latex(analysis.metric)}",
-        *(_without_prompt(arm) if not arm.uses_prompt else _with_prompt(arm) for arm in arms),
+        *((_with_prompt(arm) if arm.uses_prompt else _without_prompt(arm)) + _calibrated(arm) for arm in arms),
         *(_latex(f"{what.capitalize()}: {how}") for what, how in analysis.method.items()),
         *(_latex(note[:1].upper() + note[1:]) for note in analysis.notes),
     ]
@@ -118,6 +126,17 @@ def _with_prompt(arm: Arm) -> str:
         f"initial vectors: {of(settings, 'init')}; reparameterization: {of(settings, 'reparameterization')}; "
         f"loss: {of(settings, 'loss')}; {kept} on {of(validation, 'documents')} "
         f"validation documents were kept ({_runs(arm)}; training seed {of(records, 'seed')})"
+    )
+
+
+def _calibrated(arm: Arm) -> str:
+    averaged = arm.runs[0].calibration
+    if averaged is None:
+        return ""
+    return (
+        f"; its answers are calibrated{_cite('zhou2024batch')}: each choice's log-probability less "
+        f"{'the mean of it' if averaged == 'log_probability' else 'the logarithm of its mean probability'} over a "
+        "task's documents"
     )
 
 

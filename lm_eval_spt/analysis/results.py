@@ -120,6 +120,11 @@ class EvaluationRun:
         return self.config.get("prompt_placement")
 
     @property
+    def calibration(self) -> str | None:
+        """What was averaged to calibrate the answers (see :mod:`lm_eval_spt.harness.calibration`); None: nothing."""
+        return self.model_args.get("calibration")
+
+    @property
     def partial(self) -> str | None:
         """In words, why not all documents were scored; None for a complete run."""
         if self.limit is not None:

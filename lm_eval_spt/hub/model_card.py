@@ -84,7 +84,7 @@ def model_card(prompt: SoftPrompt, place: str, arms: Sequence[Arm] = (), existin
 def runs_of(prompt: SoftPrompt, arms: Sequence[Arm]) -> list[Arm]:
     """Return those runs among arms in which this prompt was scored, each as an arm of its own."""
     return [
-        Arm(prompt.name, [run], [prompt.metadata])
+        Arm(f"{prompt.name} (calibrated)" if run.calibration else prompt.name, [run], [prompt.metadata])
         for arm in arms
         for run in arm.runs
         if run.prompt_digest == prompt.digest
@@ -160,7 +160,7 @@ def _eval_results(arm: Arm, source: str) -> list[EvalResult]:
                         dataset_config=where,
                         dataset_split="test",
                         metric_type=METRICS.get(metric, metric),
-                        metric_name=metric,
+                        metric_name=f"{metric}, calibrated" if arm.runs[0].calibration else metric,
                         metric_value=round(score.value, 4),
                     )
                 )

@@ -115,3 +115,17 @@ def test_other_kinds_of_prompts_are_named(
     content["config"]["prompt_metadata"] |= record
     file.write_text(json.dumps(content))
     assert said in printed(capsys, str(tmp_path / "a"), "--methods")
+
+
+def test_calibration_is_told_and_cited(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    prompt = write_prompt(tmp_path / "p.safetensors")
+    for number, average in enumerate((None, "probability", "log_probability")):
+        file = write_results(tmp_path / str(number), some_scores(0.5, seed=number), prompt=prompt)
+        content = json.loads(file.read_text())
+        content["config"]["model_args"] |= {"calibration": average} if average else {}
+        file.write_text(json.dumps(content))
+    text = printed(capsys, *(f"arm{number}={tmp_path / str(number)}" for number in range(3)), "--methods")
+    plain, first, second = (line for line in text.splitlines() if line.startswith(r"\emph{arm"))
+    assert "calibrated" not in plain and first.count(r"calibrated~\cite{zhou2024batch}") == 1
+    assert "less the logarithm of its mean probability" in first and "less the mean of it" in second
+    assert text.count("{zhou2024batch,") == 1

@@ -18,6 +18,7 @@ from lm_eval_spt.harness.calibration import calibrate
 from lm_eval_spt.harness.classify import classify
 from lm_eval_spt.harness.evaluate import evaluate_prompts
 from lm_eval_spt.harness.lm import SPTLM
+from lm_eval_spt.hub.model_card import model_card
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from tests.helpers.models import random_prompt
 from tests.helpers.requests import loglikelihoods, request
@@ -156,6 +157,9 @@ def test_calibrated_results_have_a_folder_and_an_arm_of_their_own(base, files, t
     assert sorted("calibrated" in arm.description for arm in arms) == [False, True, True]
     assert sum("(calibrated)" in arm.name for arm in arms) == 2
     assert json.loads(paths[1].read_text())["config"]["calibration"] == "probability"
+    card = model_card(SoftPrompt.load(files[0]), files[0], arms)
+    for name in ("acc, calibrated", "| 0 (mini_topics), acc |", "0 (calibrated) (mini_topics), acc"):
+        assert name in card
 
 
 def test_texts_of_one_s_own_are_calibrated_by_each_other(base, files):
