@@ -25,6 +25,7 @@ from filelock import FileLock
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.common.files import parse_json, read_text
 from lm_eval_spt.common.paths import model_path, user_cache
+from lm_eval_spt.inference import transformers_internals
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,9 @@ class GGUFFile:
     """
 
     path: Path
+
+    def __post_init__(self) -> None:
+        transformers_internals.tell_version_of_gguf()
 
     @cached_property
     def sha256(self) -> str:

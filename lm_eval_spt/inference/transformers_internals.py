@@ -7,8 +7,8 @@ The names that this relies on are listed in ``tests/inference/test_transformers_
 
 from __future__ import annotations
 
+import importlib.metadata
 import inspect
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache, partial
@@ -82,7 +82,6 @@ def hidden_states(
     decoder = decoder_of(model)
     arguments: dict[str, Any] = {**inputs, "attention_mask": mask}
     if _has_parameter(type(decoder).forward, "position_ids"):
-        # A new tensor in any case: XGLM before transformers 5.3 adds to it in place.
         arguments["position_ids"] = positions + _first_position(decoder)
     with ExitStack() as stack:
         if visible is not None:
@@ -441,8 +440,6 @@ def _attention_masks(
 
     Windows and chunks count positions in the text here, where the model's own masks count slots of the batch.
     """
-    if hasattr(sys.modules[type(decoder_of(model)).__module__], "_prepare_4d_causal_attention_mask"):
-        return visible[:, None].to(model.dtype)  # XGLM before transformers 5.2 makes of it what the scores get added
     kinds: set[str] = {"full_attention", *(getattr(model.config.get_text_config(), "layer_types", None) or ())}
     window, chunk = sliding_window(model), attention_chunk(model)
     queries, keys = positions[:, :, None], key_positions[:, None, :]
@@ -506,6 +503,17 @@ def activation_checkpointing(model: PreTrainedModel) -> Iterator[None]:
                 again = partial(checkpoint, layer.forward, use_reentrant=False)
                 stack.enter_context(_replaced(layer, "forward", again))
         yield
+
+
+# -- GGUF files --------------------------------------------------------------------------------------------------------
+
+
+def tell_version_of_gguf() -> None:
+    """Let transformers know the version of the package gguf, which it does not find out on Python 3.10."""
+    import gguf
+
+    if not hasattr(gguf, "__version__"):
+        gguf.__version__ = importlib.metadata.version("gguf")  # type: ignore[attr-defined]
 
 
 # -- what is changed in a model, once, when it is loaded ---------------------------------------------------------------

@@ -121,7 +121,6 @@ def model_size(name: str, revision: str | None = None, trust_remote_code: bool =
             raise error if isinstance(error, UserError) else cannot_load(name, error) from error
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    model.tie_weights()  # under transformers 5.0 they are two on this device
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     outside = {id(embedding): embedding.numel(), id(head): head.numel()}
     total = sum(weight.numel() for weight in model.parameters())

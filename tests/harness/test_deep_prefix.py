@@ -8,7 +8,6 @@ from typing import Any
 import peft
 import pytest
 import torch
-import transformers
 from lm_eval.models.huggingface import HFLM
 from packaging.version import Version
 from transformers import PreTrainedModel
@@ -98,18 +97,14 @@ def test_generation_is_that_of_plain_passes(both, settings):
     assert found == [ours.tok_decode(tokens) for tokens in expected]
 
 
-@pytest.mark.parametrize("tokens_before", [0, 5])
-def test_transformers_generates_with_it(tiny_model, tokens_before):
-    """As documented: before transformers 5.3 with as many tokens before the texts as the prefix has."""
-    if not tokens_before and Version(transformers.__version__) < Version("5.3"):
-        pytest.skip("transformers looks for the tokens that the cache stands for")
+def test_transformers_generates_with_it(tiny_model):
     prompt, texts = random_deep_prefix(tiny_model, 5), [[11, 12, 13, 14], [200], [3000, 40]]
-    ids = torch.tensor([[0] * (tokens_before + 4 - len(text)) + text for text in texts])
+    ids = torch.tensor([[0] * (4 - len(text)) + text for text in texts])
     mask = torch.tensor([[0] * (4 - len(text)) + [1] * len(text) for text in texts])
     cache = prompt.past_key_values(tiny_model, batch=3)
     limits = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
     output = tiny_model.generate(ids, attention_mask=prompt.attention_mask(mask), past_key_values=cache, **limits)
-    assert output[:, tokens_before + 4 :].tolist() == [plain_loop(tiny_model, prompt, text, 4) for text in texts]
+    assert output[:, 4:].tolist() == [plain_loop(tiny_model, prompt, text, 4) for text in texts]
 
 
 @pytest.mark.parametrize("settings", [{}, {"prefix_projection": True, "encoder_hidden_size": 16}, {"cartridge": True}])

@@ -14,8 +14,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 import yaml
 from lm_eval.models.huggingface import HFLM
+from packaging.version import Version
 from transformers import AutoTokenizer
 
 from lm_eval_spt import cli
@@ -91,6 +93,8 @@ def test_the_weights_are_those_of_the_folder_in_every_dtype(pair, dtype):
 
 @pytest.mark.parametrize(("architecture", "split"), [("llama", "default"), ("llama", "llama-bpe"), ("gpt2", "gpt-4o")])
 def test_the_tokenizer_splits_texts_as_the_file_says(pair, tmp_path, architecture, split):
+    if architecture == "gpt2" and Version(transformers.__version__) < Version("5.20"):
+        pytest.skip("transformers gives a GPT-2 file special tokens that it does not name")
     write_gguf(tmp_path / "x.gguf", {}, byte_level_tokenizer(), architecture=architecture, split=split)
     direct = AutoTokenizer.from_pretrained(tmp_path, gguf_file="x.gguf")
     file = GGUFFile(tmp_path / "x.gguf")
