@@ -29,6 +29,8 @@ ARMS = ("frozen", "all", "model", "lora")
 KINDS = ("none", "mlp", "residual", "xpe", "dual")
 LENGTHS = (10, 1, 2, 5, 20, 50)  # the first is what the others are compared with
 
+FROZEN = "frozen-8/own_documents-seed[0-3]"
+
 Tables = dict[str, dict[str, str]]
 """The name of a table -> its arms, the first one being the reference: their names and the folders of their runs."""
 
@@ -39,23 +41,48 @@ MODELS: dict[str, Tables] = {
             "instruction": "baselines/instruction",
         },
         "arms-8": {
-            **{arm: f"arms-8/{arm}-seed*" for arm in ("frozen", "all", "model")},
-            "deep prefix": "deep-8/deep-seed*",
+            "frozen": FROZEN,
+            **{arm: f"arms-8/{arm}-seed*" for arm in ("all", "model", "lora")},
+            "deep prefix": "arms-8/deep-seed*",
         },
         **{
-            f"{documents}_documents-8": {
-                "one prompt": f"frozen-8/{documents}_documents-seed*",
-                "ensemble of four": f"frozen-8/{documents}_documents-ensemble",
-                "average of four": f"frozen-8/{documents}_documents-average",
+            f"{average}-8": {
+                "frozen, not calibrated": FROZEN,
+                **{arm: f"calibrated-8/{average}-{arm}-seed*" for arm in ARMS},
+                "deep prefix": f"calibrated-8/{average}-deep-seed*",
+                "no prompt": f"calibrated-8/{average}-none",
+                "instruction": f"calibrated-8/{average}-instruction",
+                "ensemble of four": f"calibrated-8/{average}-four-seed*",
+                "ensemble of four, same documents": f"calibrated-8/{average}-shared-four",
+                "the same, rate 5e-3": f"calibrated-8/{average}-lr5-four",
             }
-            for documents in ("own", "shared")
+            for average in ("probability", "log_probability")
         },
-        "nusax-8": {
-            "frozen": "nusax/frozen-seed*",
-            "no prompt": "nusax/none",
-            "instruction": "nusax/instruction",
+        "own_documents-8": {
+            "one prompt": "frozen-8/own_documents-seed*",
+            "ensemble of two": "frozen-8/own_documents-two-seed*",
+            "ensemble of four": "frozen-8/own_documents-four-seed*",
+            "average of four": "frozen-8/own_documents-average",
         },
-        "nollysenti-8": {"frozen": "nollysenti/frozen-seed*", "no prompt": "nollysenti/none"},
+        "shared_documents-8": {
+            "one prompt": "frozen-8/shared_documents-seed*",
+            "ensemble of four": "frozen-8/shared_documents-four",
+            "average of four": "frozen-8/shared_documents-average",
+            "one prompt, rate 5e-3": "lr5-8/lr5-seed*",
+            "ensemble of four, rate 5e-3": "lr5-8/lr5-four",
+        },
+        **{
+            f"{task}-8": {
+                "frozen": f"{task}/frozen-seed*",
+                "no prompt": f"{task}/none",
+                **({"instruction": "nusax/instruction"} if task == "nusax" else {}),
+                "frozen, calibrated": f"{task}-calibrated/probability-frozen-seed*",
+                "no prompt, calibrated": f"{task}-calibrated/probability-none",
+                "ensemble of four": f"{task}-calibrated/four",
+                "ensemble of four, calibrated": f"{task}-calibrated/probability-four",
+            }
+            for task in ("nusax", "nollysenti")
+        },
     },
     "mini": {
         **{
