@@ -22,15 +22,18 @@ def documents_of(requests: Sequence[Instance]) -> NDArray[np.int64]:
     )
 
 
-def choices_of(requests: Sequence[Instance]) -> NDArray[np.int64]:
+def choices_of(requests: Sequence[Instance], documents: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return which choice of its task each request asks for, `[requests]`, as whole numbers from 0.
 
     Requests without the text have numbers of their own.
 
+    Args:
+        requests: all requests.
+        documents: of :func:`documents_of`.
+
     Raises:
         UserError: the documents of a task have different choices.
     """
-    documents = documents_of(requests)
     choices = _numbered((request.task_name, request.args[1], request.args[0] == "") for request in requests)
     of_document: dict[int, set[int]] = {}
     for document, choice in zip(documents.tolist(), choices.tolist(), strict=True):

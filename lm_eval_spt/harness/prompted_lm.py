@@ -439,8 +439,8 @@ class PromptedLM(HFLM):
         """Return the answers to all requests, calibrated if that was asked for."""
         if self.calibration is None:
             return answers
-        values = np.array([value for value, _ in answers])
-        values = calibrate(values, documents_of(requests), choices_of(requests), self.calibration)
+        values, documents = np.array([value for value, _ in answers]), documents_of(requests)
+        values = calibrate(values, documents, choices_of(requests, documents), self.calibration)
         return [(value, greedy) for value, (_, greedy) in zip(values.tolist(), answers, strict=True)]
 
     def _as_they_are(self, requests: list[Instance], disable_tqdm: bool) -> list[scoring.Answer]:

@@ -159,10 +159,8 @@ def test_examples_in_context_are_what_the_harness_writes(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("calibration", [None, "probability", "log_probability"])
 def test_answers_are_combined_as_the_model_class_does(tmp_path: Path, calibration: str | None) -> None:
-    lm, tasks = (
-        SPTLM(pretrained="mini", device="cpu", batch_size="auto"),
-        ["mini_topics_eng_Latn", "mini_topics_swh_Latn"],
-    )
+    lm = SPTLM(pretrained="mini", device="cpu", batch_size="auto")
+    tasks = ["mini_topics_eng_Latn", "mini_topics_swh_Latn"]
     for seed in range(2):
         prompt = random_prompt(lm.model, length=3, placement="suffix", seed=seed)
         SoftPrompt(prompt.vectors, prompt.metadata | {"base_model": "mini"}).save(tmp_path / f"{seed}.safetensors")
