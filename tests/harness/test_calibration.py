@@ -20,7 +20,7 @@ from lm_eval_spt.harness.evaluate import evaluate_prompts
 from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.hub.model_card import model_card
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
-from tests.helpers.models import random_prompt
+from tests.helpers.models import random_prompt_files
 from tests.helpers.requests import loglikelihoods, request
 
 TASKS = ["mini_topics_eng_Latn", "mini_topics_swh_Latn"]
@@ -35,11 +35,8 @@ def base() -> SPTLM:
 
 @pytest.fixture(scope="module")
 def files(base, tmp_path_factory) -> list[str]:
-    folder = tmp_path_factory.mktemp("prompts")
-    for seed, placement in enumerate(("suffix", "suffix", "prefix")):
-        prompt = random_prompt(base.model, length=3, placement=placement, seed=seed)
-        SoftPrompt(prompt.vectors, prompt.metadata | {"base_model": "mini"}).save(folder / f"{seed}.safetensors")
-    return [str(folder / f"{seed}.safetensors") for seed in range(3)]
+    kinds = [("suffix", 3), ("suffix", 3), ("prefix", 3)]
+    return random_prompt_files(base.model, tmp_path_factory.mktemp("prompts"), *kinds)
 
 
 def evaluated(model, tasks=TASKS, limit=LIMIT, **options) -> dict:

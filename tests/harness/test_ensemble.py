@@ -17,7 +17,7 @@ from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.harness.many_prompts import ManyPromptsLM
 from lm_eval_spt.prompt.ensemble import Ensemble, read_prompt
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
-from tests.helpers.models import random_prompt
+from tests.helpers.models import random_prompt_files
 from tests.helpers.requests import loglikelihoods, request, rolling_loglikelihoods
 
 TASK = "mini_topics_eng_Latn"
@@ -31,13 +31,7 @@ def base() -> SPTLM:
 
 @pytest.fixture(scope="module")
 def files(base, tmp_path_factory) -> list[str]:
-    folder = tmp_path_factory.mktemp("prompts")
-    for seed, (placement, length) in enumerate(KINDS):
-        prompt = random_prompt(base.model, length=length, placement=placement, seed=seed)
-        SoftPrompt(prompt.vectors, {**prompt.metadata, "base_model": "mini"}).save(
-            folder / f"{placement}{seed}.safetensors"
-        )
-    return [str(folder / f"{placement}{seed}.safetensors") for seed, (placement, _) in enumerate(KINDS)]
+    return random_prompt_files(base.model, tmp_path_factory.mktemp("prompts"), *KINDS)
 
 
 def evaluated(lm, limit: int = 8, **options) -> dict:

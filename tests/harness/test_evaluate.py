@@ -19,7 +19,7 @@ from lm_eval_spt.harness.many_prompts import ManyPromptsLM
 from lm_eval_spt.harness.patches import task_manager
 from lm_eval_spt.harness.samples import samples_path
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
-from tests.helpers.models import random_prompt
+from tests.helpers.models import random_prompt, random_prompt_files
 from tests.helpers.requests import loglikelihoods
 
 TASKS = ["mini_topics_eng_Latn", "mini_topics_hin_Deva"]
@@ -28,14 +28,9 @@ TASKS = ["mini_topics_eng_Latn", "mini_topics_hin_Deva"]
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> list[str]:
     """Three suffix prompts of other lengths, a prefix prompt and one for both sides, for the embedded model."""
-    folder = tmp_path_factory.mktemp("prompts")
     model = SPTLM(pretrained="mini", device="cpu").model
     kinds = [("suffix", 2), ("suffix", 5), ("prefix", 3), ("suffix", 5), ("both", 3)]
-    for seed, (placement, length) in enumerate(kinds):
-        prompt = random_prompt(model, length=length, placement=placement, seed=seed)
-        file = folder / f"{placement}{seed}.safetensors"
-        SoftPrompt(prompt.vectors, {**prompt.metadata, "base_model": "mini"}).save(file)
-    return [str(path) for path in sorted(folder.iterdir())]
+    return sorted(random_prompt_files(model, tmp_path_factory.mktemp("prompts"), *kinds))
 
 
 def one_by_one(file: str, **options) -> dict:

@@ -21,7 +21,7 @@ from lm_eval_spt.common.paths import tasks_folder
 from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.inference.base_model import model_path
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
-from tests.helpers.models import build_model, random_prompt
+from tests.helpers.models import build_model, random_prompt, random_prompt_files
 from tests.helpers.requests import loglikelihoods
 from tests.helpers.scoring import peft_lm
 
@@ -43,13 +43,8 @@ def mini() -> SPTLM:
 @pytest.fixture(scope="session")
 def prompts(mini: SPTLM, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Two prompt files for the embedded model."""
-    folder = tmp_path_factory.mktemp("prompts")
-    files = {}
-    for seed, placement in enumerate(("prefix", "suffix")):
-        prompt = random_prompt(mini.model, length=3, placement=placement, seed=seed)
-        SoftPrompt(prompt.vectors, {**prompt.metadata, "base_model": "mini"}).save(folder / f"{placement}.safetensors")
-        files[placement] = folder / f"{placement}.safetensors"
-    return files
+    files = random_prompt_files(mini.model, tmp_path_factory.mktemp("prompts"), ("prefix", 3), ("suffix", 3))
+    return {"prefix": Path(files[0]), "suffix": Path(files[1])}
 
 
 def evaluate(lm: HFLM, task_manager: TaskManager, **options: Any) -> dict[str, list[float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -87,6 +88,17 @@ def random_prompt(model: PreTrainedModel, length: int = 4, placement: str = "pre
     if placement == "both":
         metadata["num_prefix_tokens"] = (length + 1) // 2
     return SoftPrompt(vectors, metadata, name=f"random-{placement}-{length}")
+
+
+def random_prompt_files(model: PreTrainedModel, folder: Path, *kinds: tuple[str, int]) -> list[str]:
+    """Write a random prompt of the embedded model for each (placement, length); return the files' names."""
+    files = []
+    for seed, (placement, length) in enumerate(kinds):
+        prompt = random_prompt(model, length, placement, seed)
+        file = folder / f"{placement}{seed}.safetensors"
+        SoftPrompt(prompt.vectors, {**prompt.metadata, "base_model": "mini"}).save(file)
+        files.append(str(file))
+    return files
 
 
 def random_deep_prefix(model: PreTrainedModel, length: int = 4, seed: int = 0) -> SoftPrompt:

@@ -20,13 +20,12 @@ from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.harness.evaluate import evaluate_prompts
 from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.harness.samples import samples_path
-from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from lm_eval_spt.train.examples import load_tasks
 from results.archive import pack, unpack
 from results.findings import combine, few_shot
 from results.findings import tables as findings
 from results.sib200 import tables as sib200
-from tests.helpers.models import random_prompt
+from tests.helpers.models import random_prompt_files
 from tests.helpers.paths import ROOT
 from tests.helpers.results import some_scores, write_answers, write_prompt, write_results
 from tests.helpers.scoring import requests, values
@@ -161,10 +160,7 @@ def test_examples_in_context_are_what_the_harness_writes(tmp_path: Path) -> None
 def test_answers_are_combined_as_the_model_class_does(tmp_path: Path, calibration: str | None) -> None:
     lm = SPTLM(pretrained="mini", device="cpu", batch_size="auto")
     tasks = ["mini_topics_eng_Latn", "mini_topics_swh_Latn"]
-    for seed in range(2):
-        prompt = random_prompt(lm.model, length=3, placement="suffix", seed=seed)
-        SoftPrompt(prompt.vectors, prompt.metadata | {"base_model": "mini"}).save(tmp_path / f"{seed}.safetensors")
-    names = [str(tmp_path / f"{seed}.safetensors") for seed in range(2)]
+    names = random_prompt_files(lm.model, tmp_path, ("suffix", 3), ("suffix", 3))
     plain = evaluate_prompts(names, tasks, str(tmp_path / "plain"), base=lm, limit=8)
     for number, (name, runs) in enumerate([(names[0], plain[:1]), ("+".join(names), plain)]):
         arguments = "pretrained=mini" + (f",calibration={calibration}" if calibration else "")
