@@ -552,7 +552,8 @@ def test_scores_become_the_tables_of_the_documentation(tmp_path: Path) -> None:
         accuracy = {language: results[f"sib200_{name}"]["acc,none"] for language, name in LANGUAGES.items()}
         assert mean["source"] == pytest.approx(accuracy.pop("eng"))
         assert mean["others"] == pytest.approx(sum(accuracy.values()) / 20)
-    names, *rows = [line.strip("|").split("|") for line in (committed / "acc.md").read_text(encoding="utf-8").splitlines()]
+    lines = (committed / "acc.md").read_text(encoding="utf-8").splitlines()
+    names, *rows = [line.strip("|").split("|") for line in lines]
     page = (ROOT / "docs/findings-mini.md").read_text(encoding="utf-8")
     for name, english, others in zip(names[1:], rows[1][1:], rows[-1][1:], strict=True):
         assert f"| {name.strip()} | {english.split()[0]} | {others.strip()} |" in page
