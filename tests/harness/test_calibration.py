@@ -155,7 +155,7 @@ def test_calibrated_results_have_a_folder_and_an_arm_of_their_own(base, files, t
     assert sum("(calibrated)" in arm.name for arm in arms) == 2
     assert json.loads(paths[1].read_text())["config"]["calibration"] == "probability"
     card = model_card(SoftPrompt.load(files[0]), files[0], arms)
-    for name in ("acc, calibrated", "| 0 (mini_topics), acc |", "0 (calibrated) (mini_topics), acc"):
+    for name in ("acc, calibrated", "| suffix0 (mini_topics), acc |", "suffix0 (calibrated) (mini_topics), acc"):
         assert name in card
 
 

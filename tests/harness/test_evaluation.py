@@ -98,7 +98,7 @@ def test_the_base_model_comes_from_the_prompt(prompts):
     info = lm.get_model_info()
     prompt = SoftPrompt.load(prompts["suffix"])
     assert {key: info[key] for key in info if key.startswith("prompt_")} == {
-        "prompt_name": "suffix",
+        "prompt_name": "suffix1",
         "prompt_digest": prompt.digest,
         "prompt_length": 3,
         "prompt_placement": "suffix",
@@ -177,11 +177,11 @@ def test_two_prompts_two_folders_and_what_was_used_is_recorded(prompts, tmp_path
         assert done.returncode == 0, done.stderr
         assert "macro_f1" in done.stdout, key
     results = read_results(tmp_path / "out")
-    digests = {key: SoftPrompt.load(file).digest for key, file in prompts.items()}
-    assert set(results) == {f"mini+{key}@{digest[:8]}" for key, digest in digests.items()}
+    digests = {file.stem: SoftPrompt.load(file).digest for file in prompts.values()}
+    assert set(results) == {f"mini+{name}@{digest[:8]}" for name, digest in digests.items()}
     for folder, content in results.items():
-        key = content["config"]["prompt_name"]
-        assert folder.startswith(f"mini+{key}@") and content["config"]["prompt_digest"] == digests[key]
+        name = content["config"]["prompt_name"]
+        assert folder.startswith(f"mini+{name}@") and content["config"]["prompt_digest"] == digests[name]
 
 
 def test_two_processes_give_the_answers_of_one(prompts, tmp_path):
