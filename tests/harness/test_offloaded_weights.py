@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import accelerate
 import pytest
 import torch
 from accelerate import cpu_offload, disk_offload
 from lm_eval.models.huggingface import HFLM
+from packaging.version import Version
 
 from lm_eval_spt.cli import main
 from lm_eval_spt.harness.lm import SPTLM
@@ -53,6 +55,7 @@ def test_what_reads_weights_reads_the_same(family, offload):
     assert model.get_input_embeddings().weight.is_meta  # is offloaded again
 
 
+@pytest.mark.skipif(Version(accelerate.__version__) < Version("1.15"), reason="it refuses to offload a whole model")
 def test_training_and_the_command_lines_arguments(tmp_path, tokenizer):
     """``device_map=auto`` offloads everything on a machine without an accelerator."""
     from lm_eval_spt.prompt.soft_prompt import SoftPrompt
