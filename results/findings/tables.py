@@ -59,8 +59,6 @@ MODELS: dict[str, Tables] = {
             for average in ("probability", "log_probability")
         },
         "languages-8": {
-            "no prompt": "languages-8/none",
-            "no prompt, calibrated": "languages-8/probability-none",
             "frozen": "languages-8/frozen-seed*",
             "frozen, calibrated": "languages-8/probability-frozen-seed*",
             "ensemble of four": "languages-8/four",

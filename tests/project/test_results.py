@@ -46,6 +46,9 @@ def test_the_documentation_shows_the_tables() -> None:
     for model, name in (("gemma-3-270m", "findings"), ("mini", "findings-mini")):
         page = (ROOT / f"docs/{name}.md").read_text(encoding="utf-8")
         assert (ROOT / f"results/findings/{model}/summary.md").read_text(encoding="utf-8") in page
+    report = (ROOT / "results/findings/gemma-3-270m/languages-8.md").read_text(encoding="utf-8")
+    (scores,) = re.findall(r"## Scores in percent\n\n(.*?)\n\n", report, re.DOTALL)
+    assert scores in (ROOT / "docs/sib200.md").read_text(encoding="utf-8")
     # The means over groups of languages, restated from the table of all of them.
     lines = (ROOT / "results/sib200/205_languages_acc.md").read_text(encoding="utf-8").splitlines()
     rows = {row[0]: [float(re.match(r"[\d.]+", cell)[0]) for cell in row[1:]] for row in map(_cells, lines[2:])}
