@@ -38,7 +38,7 @@ def test_a_model_is_tuned_in_bfloat16(tmp_path):
     prompt, rows = run(output, dtype="bfloat16", **changes)
     _, expected = run(tmp_path / "float32.safetensors", **changes)
     for row, other in zip(rows, expected, strict=True):
-        assert row["validation"]["loss"] == pytest.approx(other["validation"]["loss"], abs=0.01)  # bfloat16: 0.4%
+        assert row["validation"]["loss"] == pytest.approx(other["validation"]["loss"], abs=0.005)  # bfloat16: 0.4%
     assert SPTLM(pretrained=str(tmp_path / "both"), device="cpu").model.dtype == torch.bfloat16
     found = accuracy(pretrained=str(tmp_path / "both"), prompt=str(output))
     assert found == pytest.approx(prompt.metadata["validation"]["accuracy"])
