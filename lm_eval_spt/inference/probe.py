@@ -29,7 +29,7 @@ from lm_eval_spt.inference.capabilities import (
     evaluation_mode,
     set_capabilities,
 )
-from lm_eval_spt.inference.deep_prefix import is_deep
+from lm_eval_spt.inference.deep_prefix import is_deep, key_values_in
 from lm_eval_spt.inference.forward import forward_tree, loglikelihoods, prefill
 from lm_eval_spt.inference.scoring import TokenPair, free_memory, score
 from lm_eval_spt.inference.token_tree import ScoringRequest
@@ -63,10 +63,11 @@ _KEY = "lm_eval_spt_probed"
 
 @dataclass(frozen=True)
 class _Tried:
-    """What a model has been tried on: texts of up to so many tokens; gradients as well."""
+    """What a model can do with prompts of one kind, tried on texts of up to so many tokens; gradients as well."""
 
     tokens: int
     gradient: bool
+    known: Capabilities
 
 
 def probe(
@@ -74,7 +75,8 @@ def probe(
 ) -> Capabilities:
     """Return what a model can do with the texts of a run, and store it with the model.
 
-    A model that has been tried on texts of that length is not tried again.
+    A model that has been tried on texts of that length is not tried again, unless with a prompt of another kind: none,
+    virtual tokens, or a deep prefix.
 
     Args:
         model: a causal LM in evaluation mode.
@@ -89,17 +91,18 @@ def probe(
     if not samples:
         return capabilities(model)
     tokens = max(len(context) + len(continuation) for context, continuation in samples)
-    tried: _Tried = vars(model).get(_KEY, _Tried(0, False))
-    if tokens <= tried.tokens and gradient <= tried.gradient:
-        return capabilities(model)
-    with evaluation_mode(model):
-        known = _find(model, samples, vectors, gradient)
-        if known.split:
-            set_capabilities(model, known)
-            known = replace(known, plain_head=_is_plain_product(model))
-    set_capabilities(model, known)
-    vars(model)[_KEY] = _Tried(tokens, gradient)
-    return known
+    kind = "deep prefix" if is_deep(vectors) else "virtual tokens" if _has_virtual(samples) else "no prompt"
+    by_kind: dict[str, _Tried] = vars(model).setdefault(_KEY, {})
+    tried = by_kind.get(kind)
+    if tried is None or tokens > tried.tokens or gradient > tried.gradient:
+        with evaluation_mode(model):
+            known = _find(model, samples, vectors, gradient)
+            if known.split:
+                set_capabilities(model, known)
+                known = replace(known, plain_head=_is_plain_product(model))
+        tried = by_kind[kind] = _Tried(tokens, gradient, known)
+    set_capabilities(model, tried.known)
+    return tried.known
 
 
 def _find(model: PreTrainedModel, samples: Sequence[TokenPair], vectors: Tensor | None, gradient: bool) -> Capabilities:
@@ -191,6 +194,10 @@ def _branching(context: Sequence[int], continuations: Sequence[list[int]]) -> li
     return [list(chosen) for chosen in dict.fromkeys(map(tuple, (first, longest, *branch)))]
 
 
+def _has_virtual(samples: Sequence[TokenPair]) -> bool:
+    return any(is_virtual(token) for context, _ in samples for token in context)
+
+
 def _cut(context: list[int], surplus: int) -> list[int]:
     """Leave out the first `surplus` tokens of the text, but no virtual token and not the text's last."""
     before = next((place for place, token in enumerate(context) if not is_virtual(token)), len(context))
@@ -211,7 +218,7 @@ class _Probe:
     ) -> None:
         self._model, self._samples = model, samples
         self._vectors = None if vectors is None else vectors.detach().to(device_of(model))
-        self._has_virtual = any(is_virtual(token) for context, _ in samples for token in context)
+        self._has_virtual = _has_virtual(samples)
         self._gradient = gradient and (self._has_virtual or is_deep(vectors))
         self._problems: list[str] = []
         self._by_context: dict[tuple[int, ...], list[list[int]]] = {}
@@ -225,6 +232,11 @@ class _Probe:
 
     def find(self) -> Capabilities:
         """Return the fastest way that agrees with the plain pass."""
+        if is_deep(self._vectors) and not self._agrees(Capabilities(), self._behind_keys_and_values):
+            raise UserError(
+                f"{type(self._model).__name__} takes no deep prefix, because it gives other numbers behind keys and "
+                f"values than behind the text that has them ({self._problems[-1]}): use a prompt of embeddings"
+            )
         known = Capabilities(longest=transformers_internals.rope_length(self._model))
         fastest = replace(known, layout="tree", split=True, cache=True)
         # Masks and positions are given to decoders alone.
@@ -369,6 +381,26 @@ class _Probe:
             return self._learned(lambda vectors: forward_tree(self._model, requests, vectors))
         answers = dict(score(self._model, self._samples, self._vectors, 2**20))
         return torch.tensor([answers[number][0] for number in range(len(self._samples))]), None
+
+    def _behind_keys_and_values(self) -> tuple[Tensor, None]:
+        """Read a text's end behind the keys and values of its beginning: behind a deep prefix it is the same.
+
+        Returns:
+            What is expected of the samples, each as far off as this reading is from that in one pass.
+        """
+        assert self._vectors is not None
+        values = self._expected.clone()
+        for number, (context, continuation) in enumerate(self._samples):
+            size = min(self._vectors.shape[3], len(context) - 1)
+            if not size:
+                continue
+            with torch.no_grad():
+                beginning = torch.tensor([context[:size]], device=device_of(self._model))
+                cache = transformers_internals.plain_cache(self._model, {"input_ids": beginning})
+                behind = plain_loglikelihood(self._model, context[size:], continuation, key_values_in(cache))
+                whole = plain_loglikelihood(self._model, context, continuation, None)
+            values[number] += behind - whole
+        return values, None
 
     def _read_on(self) -> tuple[Tensor, Tensor | None]:
         """Read the texts into one cache, and the prompt behind them and the answers from there.

@@ -69,13 +69,16 @@ def model_inputs(model: PreTrainedModel, ids: Tensor, vectors: Tensor | None) ->
 
     Returns:
         `input_ids` where no virtual token occurs, else `inputs_embeds` `[batch, time, d]`, and what else a model makes
-        of ids. With a deep prefix its cache, which can be used once.
+        of ids. With a deep prefix its cache, which can be used once, and the attention mask of it and the ids, without
+        which some models (Moshi) take the new tokens for the first.
 
     Raises:
         ValueError: a virtual token that `vectors` does not have.
     """
     if is_deep(vectors):
-        return {"input_ids": ids, cache_argument(decoder_of(model)): deep_prefix_cache(model, vectors, len(ids)).cache}
+        past = deep_prefix_cache(model, vectors, len(ids))
+        mask = torch.cat([past.mask, torch.ones_like(ids)], dim=1)
+        return {"input_ids": ids, cache_argument(decoder_of(model)): past.cache, "attention_mask": mask}
     virtual = ids < 0
     if not virtual.any():
         return {"input_ids": ids}

@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.inference import probe as probe_module
 from lm_eval_spt.inference.capabilities import Capabilities, capabilities
+from lm_eval_spt.inference.deep_prefix import deep_prefix_size
 from lm_eval_spt.inference.forward import forward_tree, loglikelihoods
 from lm_eval_spt.inference.kv_cache import KVCache
 from lm_eval_spt.inference.probe import forget, probe
@@ -209,6 +210,61 @@ def test_a_model_that_has_been_tried_is_not_tried_again(monkeypatch):
     assert probe(model, requests) == known
     forget(model)
     assert capabilities(model) == Capabilities()
+
+
+def test_a_prompt_of_another_kind_is_tried_anew(monkeypatch):
+    """What a model does with token ids says nothing of what it does with embeddings, or behind keys and values."""
+    model, requests = build("llama", GROUPED), some_requests()
+    vectors, key_values = torch.zeros(2, 32), torch.zeros(*deep_prefix_size(model)[:3], 2, 8)
+    prompted = [(place(context, 2, 0), answer) for context, answer in requests]
+    tries = [(requests, None), (prompted, vectors), (requests, key_values)]
+    seen, find = [], probe_module._find
+
+    def noted(*given: object) -> Capabilities:
+        seen.append(given[2])
+        return find(*given)
+
+    monkeypatch.setattr(probe_module, "_find", noted)
+    for _ in range(2):
+        for texts, given in tries:
+            probe(model, texts, given)
+    assert len(seen) == 3 and seen[0] is None and seen[1] is vectors and seen[2] is key_values
+
+
+def test_each_kind_of_prompt_is_read_as_it_can_be(monkeypatch):
+    model, requests = build("llama", GROUPED), some_requests()
+    prompted = [(place(context, 2, 0), answer) for context, answer in requests]
+    decoder = model.get_decoder()
+    forward = decoder.forward
+
+    def embeddings_without_masks(**given: object) -> object:
+        if given.get("inputs_embeds") is not None:
+            given = {name: given[name] for name in given if name not in ("attention_mask", "position_ids")}
+        return forward(**given)
+
+    monkeypatch.setattr(decoder, "forward", embeddings_without_masks)
+    for _ in range(2):
+        assert probe(model, requests).layout == "tree"
+        assert probe(model, prompted, torch.randn(2, 32)).layout == "rows"
+        assert capabilities(model).layout == "rows"
+
+
+def test_a_model_that_is_wrong_behind_keys_and_values_takes_no_deep_prefix(monkeypatch):
+    model, requests = build("llama", GROUPED), some_requests()
+    key_values = torch.zeros(*deep_prefix_size(model)[:3], 2, 8)
+    assert probe(model, requests, key_values).layout == "tree"
+    forget(model)
+    forward = model.forward
+
+    def as_the_first(**given: object) -> object:
+        """New tokens are given the positions of the first."""
+        if given.get("past_key_values") is not None:
+            given["position_ids"] = torch.arange(given["input_ids"].shape[1])[None]  # type: ignore[attr-defined]
+        return forward(**given)
+
+    monkeypatch.setattr(model, "forward", as_the_first)
+    with pytest.raises(UserError, match="LlamaForCausalLM takes no deep prefix, .* behind keys and values"):
+        probe(model, requests, key_values)
 
 
 def test_a_cache_that_forgets_is_noticed(monkeypatch):
