@@ -25,7 +25,8 @@ from lm_eval_spt.harness.samples import samples_path
 from results.archive import unpack
 
 HERE = Path(__file__).parent
-ARMS = ("frozen", "all", "model", "lora")
+ARMS = {"frozen": "frozen", "prompt and model": "all", "model alone": "model", "LoRA and prompt": "lora"}
+"""Arms as the tables name them -> the part of the runs' names."""
 KINDS = ("none", "mlp", "residual", "xpe", "dual")
 LENGTHS = (10, 1, 2, 5, 20, 50)  # the first is what the others are compared with
 
@@ -42,19 +43,19 @@ MODELS: dict[str, Tables] = {
         },
         "arms-8": {
             "frozen": FROZEN,
-            **{arm: f"arms-8/{arm}-seed*" for arm in ("all", "model", "lora")},
+            **{arm: f"arms-8/{part}-seed*" for arm, part in ARMS.items() if arm != "frozen"},
             "deep prefix": "arms-8/deep-seed*",
         },
         **{
             f"{average}-8": {
                 "frozen, not calibrated": FROZEN,
-                **{arm: f"calibrated-8/{average}-{arm}-seed*" for arm in ARMS},
+                **{arm: f"calibrated-8/{average}-{part}-seed*" for arm, part in ARMS.items()},
                 "deep prefix": f"calibrated-8/{average}-deep-seed*",
                 "no prompt": f"calibrated-8/{average}-none",
                 "instruction": f"calibrated-8/{average}-instruction",
                 "ensemble of four": f"calibrated-8/{average}-four-seed*",
                 "ensemble of four, same documents": f"calibrated-8/{average}-shared-four",
-                "the same, rate 5e-3": f"calibrated-8/{average}-lr5-four",
+                "the same, learned at 5e-3": f"calibrated-8/{average}-lr5-four",
             }
             for average in ("probability", "log_probability")
         },
@@ -74,8 +75,8 @@ MODELS: dict[str, Tables] = {
             "one prompt": "frozen-8/shared_documents-seed*",
             "ensemble of four": "frozen-8/shared_documents-four",
             "average of four": "frozen-8/shared_documents-average",
-            "one prompt, rate 5e-3": "lr5-8/lr5-seed*",
-            "ensemble of four, rate 5e-3": "lr5-8/lr5-four",
+            "one prompt, learned at 5e-3": "lr5-8/lr5-seed*",
+            "ensemble of four, learned at 5e-3": "lr5-8/lr5-four",
         },
         **{
             f"{task}-8": {
@@ -92,7 +93,7 @@ MODELS: dict[str, Tables] = {
     },
     "mini": {
         **{
-            f"arms-{size}": {arm: f"arms/{arm}-shots{shots}-seed*" for arm in ARMS}
+            f"arms-{size}": {arm: f"arms/{part}-shots{shots}-seed*" for arm, part in ARMS.items()}
             for size, shots in (("8", "8"), ("32", "32"), ("all", "_none"))
         },
         **{
@@ -149,36 +150,31 @@ def in_points(estimate: Estimate, note: str = "") -> str:
     return f"{value:.1f}" if np.isnan(low) else f"{value:.1f} [{low:.1f}, {high:.1f}]{note}"
 
 
-def summary(results: Path, tables: Tables) -> str:
-    """Return a table of all arms of a model: scores, and differences from the reference.
+def summary(results: Path, table: dict[str, str]) -> str:
+    """Return a comparison as a table: scores of its arms, and differences from the reference.
 
-    Behind the name of a comparison stands in how many languages beside English it was scored. The last column is how
-    much more the arm gains (or loses less) over the reference in the half of the target languages that is syntactically
-    distant from the source than in the close half.
+    The last column is how much more the arm gains (or loses less) over the reference in the half of the target languages
+    that is syntactically distant from the source than in the close half.
     """
-    header = ["comparison", "arm", "English", "first 15", "all others", "from the reference", "distant minus close"]
-    rows = [header, ["---", "---", *["---:"] * 5]]
-    for table, patterns in tables.items():
-        arms = [arm_of(name, results, pattern) for name, pattern in patterns.items()]
-        targets = sorted(set(arms[0].scores("acc")) - {SOURCE})
-        _, close, distant = halves_of(distances(SOURCE, targets), targets)[DISTANCE]
-        others = mean_over([True] * len(targets))
-        first = mean_over([target in FIRST_LOOK for target in targets]) if {*FIRST_LOOK} <= {*targets} else None
-        noise = Noise(arms, [SOURCE, *targets], "acc")
-        contrasts = [others, distant - close, *([] if first is None else [first])]
-        reference, *rest = (noise.measure(arm, np.stack(contrasts)) for arm in arms)
-        for arm, measured in zip(arms, [reference, *rest], strict=True):
-            means = 100 * measured.values.mean(axis=0)
-            compared = ["–", "–"]
-            if measured is not reference:
-                estimates = noise.estimate(measured, reference)
-                note = {"borrowed": " (one run)", "unknown": " (one run)"}.get(measured.spread, "")
-                compared = [in_points(estimates[index], note) for index in range(2)]
-            english = f"{100 * arm.scores('acc')[SOURCE].value:.1f}"
-            cells = ["–" if first is None else f"{means[2]:.1f}", f"{means[0]:.1f}", *compared]
-            rows.append([f"{table} ({len(targets)})", arm.name, english, *cells])
-    if all(row[3] == "–" for row in rows[2:]):
-        rows = [row[:3] + row[4:] for row in rows]
+    arms = [arm_of(name, results, pattern) for name, pattern in table.items()]
+    targets = sorted(set(arms[0].scores("acc")) - {SOURCE})
+    _, close, distant = halves_of(distances(SOURCE, targets), targets)[DISTANCE]
+    others = mean_over([True] * len(targets))
+    means_of = {f"{len(targets)} others": others}
+    if {*FIRST_LOOK} < {*targets}:
+        means_of = {"first 15": mean_over([target in FIRST_LOOK for target in targets]), **means_of}
+    noise = Noise(arms, [SOURCE, *targets], "acc")
+    reference, *rest = (noise.measure(arm, np.stack([others, distant - close, *means_of.values()])) for arm in arms)
+    header = ["arm", "English", *means_of, "from the reference", "distant minus close"]
+    rows = [header, ["---", *["---:"] * (len(header) - 1)]]
+    for arm, measured in zip(arms, [reference, *rest], strict=True):
+        compared = ["–", "–"]
+        if measured is not reference:
+            note = {"borrowed": " (one run)", "unknown": " (one run)"}.get(measured.spread, "")
+            estimates = noise.estimate(measured, reference)
+            compared = [in_points(estimates[index], note) for index in range(2)]
+        means = [arm.scores("acc")[SOURCE].value, *measured.values.mean(axis=0)[2:]]
+        rows.append([arm.name, *(f"{100 * mean:.1f}" for mean in means), *compared])
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
@@ -189,7 +185,8 @@ def write_tables(output: Path) -> None:
             results = Path(folder)
             for archive in (HERE / model).glob("*.json.gz"):
                 unpack(archive, results / archive.name.removesuffix(".json.gz"))
-            write(output / model / "summary.md", summary(results, tables).encode())
+            summaries = [f"## {table}\n\n{summary(results, arms)}" for table, arms in tables.items()]
+            write(output / model / "summary.md", "\n".join(summaries).encode())
             for table, arms in tables.items():
                 runs = [f"{arm}={run}" for arm, pattern in arms.items() for run in sorted(results.glob(pattern))]
                 command = [sys.executable, "-m", "lm_eval_spt.cli", "transfer", *runs, "--output"]

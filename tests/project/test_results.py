@@ -45,7 +45,11 @@ def test_the_tables_are_those_of_the_archives(tmp_path: Path, module) -> None:
 def test_the_documentation_shows_the_tables() -> None:
     for model, name in (("gemma-3-270m", "findings"), ("mini", "findings-mini")):
         page = (ROOT / f"docs/{name}.md").read_text(encoding="utf-8")
-        assert (ROOT / f"results/findings/{model}/summary.md").read_text(encoding="utf-8") in page
+        summary = (ROOT / f"results/findings/{model}/summary.md").read_text(encoding="utf-8")
+        assert summary.count("\n## ") + 1 == len(findings.MODELS[model])
+        for comparison in summary.removeprefix("## ").split("\n## "):
+            title, _, table = comparison.partition("\n\n")
+            assert f"<!-- {title} -->\n{table}\n" in page
     report = (ROOT / "results/findings/gemma-3-270m/languages-8.md").read_text(encoding="utf-8")
     (scores,) = re.findall(r"## Scores in percent\n\n(.*?)\n\n", report, re.DOTALL)
     assert scores in (ROOT / "docs/sib200.md").read_text(encoding="utf-8")
