@@ -60,6 +60,8 @@ MODELS: dict[str, Tables] = {
             for average in ("probability", "log_probability")
         },
         "languages-8": {
+            "no prompt": "languages-8/none",
+            "no prompt, calibrated": "languages-8/probability-none",
             "frozen": "languages-8/frozen-seed*",
             "frozen, calibrated": "languages-8/probability-frozen-seed*",
             "ensemble of four": "languages-8/four",
@@ -153,8 +155,8 @@ def in_points(estimate: Estimate, note: str = "") -> str:
 def summary(results: Path, table: dict[str, str]) -> str:
     """Return a comparison as a table: scores of its arms, and differences from the reference.
 
-    The last column is how much more the arm gains (or loses less) over the reference in the half of the target languages
-    that is syntactically distant from the source than in the close half.
+    The last column is how much more the arm gains (or loses less) over the reference in the half of the target
+    languages that is syntactically distant from the source than in the close half.
     """
     arms = [arm_of(name, results, pattern) for name, pattern in table.items()]
     targets = sorted(set(arms[0].scores("acc")) - {SOURCE})
