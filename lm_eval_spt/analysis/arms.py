@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -347,12 +347,18 @@ def curves(arms: Sequence[Arm], setting: str) -> list[tuple[str, list[int]]]:
 
 def source_language(arms: Iterable[Arm]) -> str:
     """Return the code of the language that all prompts were trained on; English if that is not one."""
-    sources: set[str] = set()
-    for training in (training for arm in arms for training in arm.training):
+    sources = {language for arm in arms for language in learned_languages(arm)}
+    return sources.pop() if len(sources) == 1 else ENGLISH
+
+
+def learned_languages(arm: Arm) -> set[str]:
+    """Return the codes of the languages that the arm's prompts were trained on, as far as they are known."""
+    learned: set[str] = set()
+    for training in arm.training:
         recorded = map(language_code, training.get("source_languages") or ())
         told = [task.language for task in task_languages(training.get("tasks") or ()).values()]
-        sources |= {code for code in recorded if code} or {*told}
-    return sources.pop() if len(sources) == 1 else ENGLISH
+        learned |= {code for code in recorded if code} or {*told}
+    return learned
 
 
 def common_metrics(arms: Sequence[Arm]) -> list[str]:
@@ -373,22 +379,43 @@ def learned_what_is_scored(arms: Iterable[Arm]) -> list[str]:
     return [f"LEARNED FROM TEST DOCUMENTS: {name}: {in_words(found)}" for name, found in counts.items() if found]
 
 
-def left_out_languages(arms: Sequence[Arm], languages: Sequence[set[str]], targets: Collection[str]) -> str | None:
-    """Say which arms keep languages from being targets.
+def target_languages(arms: Sequence[Arm], metrics: Sequence[str], source: str) -> tuple[list[str], list[str]]:
+    """Return the languages that transfer is measured in: those that every arm has and none learned from.
+
+    Where some arm learned from each that they have, for example because each arm has a source of its own, it is all of
+    them.
 
     Args:
         arms: the arms.
-        languages: for each arm those that it has.
-        targets: those that all arms have.
+        metrics: those that an arm must have in a language.
+        source: the source language's code, which is no target.
 
     Returns:
-        The numbers of languages in words; None where every language is a target.
+        Their codes, in order, and lines that say which languages are left out and why.
+
+    Raises:
+        UserError: the arms have no language in common beside the source.
     """
-    every = set.union(*languages)
-    if len(targets) == len(every):
-        return None
-    lacking = [f"{arm.name} lacks {len(every - own)}" for arm, own in zip(arms, languages, strict=True) if every - own]
-    return f"the {len(targets)} target languages that all arms have, of {len(every)}: {'; '.join(lacking)}"
+    scored = [set.intersection(*(set(arm.scores(metric)) for metric in metrics)) - {source} for arm in arms]
+    shared, every = set.intersection(*scored), set.union(*scored)
+    if not shared:
+        fewest = min(zip(scored, arms, strict=True), key=lambda pair: len(pair[0]))[1]
+        raise UserError(
+            f"the arms have no target language in common (source: {source}): leave out {fewest.name!r}, or score it in "
+            "the languages of the others"
+        )
+    learned = {arm.name: sorted(shared & learned_languages(arm)) for arm in arms}
+    targets = sorted(shared.difference(*learned.values()) or shared)
+    role = "no target languages" if len(targets) < len(shared) else "TARGETS WERE LEARNED FROM"
+    lines = [
+        f"{role}: {', '.join(languages)} ({name!r} learned from them)"
+        for name, languages in learned.items()
+        if languages
+    ]
+    if any(every - own for own in scored):
+        lacking = [f"{arm.name} lacks {len(every - own)}" for arm, own in zip(arms, scored, strict=True) if every - own]
+        lines.append(f"{len(shared)} languages beside {source} are in all arms, of {len(every)}: {'; '.join(lacking)}")
+    return targets, lines
 
 
 def training_record(run: EvaluationRun) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from lm_eval_spt.analysis.arms import Arm, learned_what_is_scored, left_out_languages, partial_data
+from lm_eval_spt.analysis.arms import Arm, learned_what_is_scored, partial_data, target_languages
 from lm_eval_spt.analysis.noise import Noise
 from lm_eval_spt.common.errors import UserError
 
@@ -46,7 +46,8 @@ class Leaderboard:
 
     Attributes:
         source: the source language's code.
-        targets: the languages that every arm has, without the source; the ranking is over these.
+        targets: the languages that every arm has, without the source and others that an arm learned from; the ranking
+            is over these.
         arms: the arms, ordered by the first metric.
         standings: metric to the arms' standings, in the order of `arms`; the first metric is the one asked for.
         method: how they came about, in words.
@@ -71,7 +72,7 @@ def rank(arms: Sequence[Arm], source: str, metric: str = "acc", notices: Iterabl
         notices: lines to begin the leaderboard's notices with.
 
     Raises:
-        UserError: an arm lacks the metric, or the arms have no target language in common.
+        UserError: an arm lacks the metric, or there is no target language.
     """
     for arm in arms:
         own = arm.scores(metric).values()
@@ -81,14 +82,7 @@ def rank(arms: Sequence[Arm], source: str, metric: str = "acc", notices: Iterabl
                 f"{', '.join(name for name in METRICS if arm.scores(name)) or METRICS[0]}"
             )
     metrics = [metric, *(name for name in METRICS if name != metric and all(arm.scores(name) for arm in arms))]
-    languages = [set.intersection(*(set(arm.scores(name)) for name in metrics)) - {source} for arm in arms]
-    targets = sorted(set.intersection(*languages))
-    if not targets:
-        smallest = arms[min(range(len(arms)), key=lambda index: len(languages[index]))]
-        raise UserError(
-            f"the arms have no target language in common (source: {source}): leave out {smallest.name!r}, or score it "
-            "in the languages of the others"
-        )
+    targets, left_out = target_languages(arms, metrics, source)
     with_source = all(source in arm.scores(name) for arm in arms for name in metrics)
     covered = [source, *targets] if with_source else targets
     noises = {name: Noise(arms, covered, name, source=source) for name in metrics}
@@ -104,7 +98,8 @@ def rank(arms: Sequence[Arm], source: str, metric: str = "acc", notices: Iterabl
             *notices,
             *learned_what_is_scored(arms),
             *partial_data(arms),
-            *_caveats(arms, languages, targets),
+            *left_out,
+            *([f"{len(targets)} target languages are few"] if len(targets) < 10 else []),
             *noises[metric].notes,
         ],
     )
@@ -150,11 +145,3 @@ def ranking_lines(board: Leaderboard) -> list[str]:
         name = arm.name if arm.name.isprintable() else repr(arm.name)
         lines.append(f"{ranks:7}  {100 * standing.mean:8.1f}  {interval:11}   {len(arm.runs):4}  {name}")
     return lines
-
-
-def _caveats(arms: Sequence[Arm], languages: Sequence[set[str]], targets: Sequence[str]) -> Iterable[str]:
-    """Lines about how few languages the ranking is over."""
-    if left_out := left_out_languages(arms, languages, targets):
-        yield f"ranked over {left_out}"
-    if len(targets) < 10:
-        yield f"{len(targets)} target languages are few"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lm_eval_spt.analysis.arms import Arm, learned_what_is_scored, left_out_languages, partial_data
+from lm_eval_spt.analysis.arms import Arm, learned_what_is_scored, partial_data, target_languages
 from lm_eval_spt.analysis.comparison import Row, compare, group_of, groups_of, halves_of, known, mean_over
 from lm_eval_spt.analysis.distances import KINDS, Distances
 from lm_eval_spt.analysis.languages import language as facts_of
@@ -43,7 +43,8 @@ class Analysis:
     Attributes:
         source: the source language's code.
         metric: the metric of the correlations, halves and differences.
-        targets: the target languages that all arms have; means are over these.
+        targets: the languages that all arms have, without the source and others that an arm learned from; means are
+            over these.
         arms: the arms' names, in order.
         reference: the name of the arm that the others are compared with.
         tables: name to rows; the names are ``languages``, ``scores``, ``groups``, ``correlations``, ``halves``,
@@ -117,8 +118,8 @@ def analyse(
         notes: lines to begin the notes with.
 
     Raises:
-        UserError: an arm lacks the metric or the source language, the arms have no target language in common, or there
-            is no arm called `reference`.
+        UserError: an arm lacks the metric or the source language, there is no target language, or no arm called
+            `reference`.
     """
     source = distances.source
     for arm in arms:
@@ -132,11 +133,7 @@ def analyse(
         raise UserError(f"there is no arm {reference!r} to compare with: the arms are {', '.join(map(repr, by_name))}")
     others = [other for other in METRICS if other != metric and all(source in arm.scores(other) for arm in arms)]
     metrics = [metric, *others]
-    languages = [{language for name in metrics for language in arm.scores(name)} - {source} for arm in arms]
-    targets = sorted(set.intersection(*(set(arm.scores(name)) for arm in arms for name in metrics)) - {source})
-    if not targets:
-        raise UserError(f"the arms have no target language in common (source: {source}): score them in the same ones")
-
+    targets, left_out = target_languages(arms, metrics, source)
     noises = {name: Noise(arms, [source, *targets], name, random_languages, source) for name in metrics}
     single = [(arm, str(run.path), [run]) for arm in arms if len(arm.runs) > 1 for run in arm.runs]
     all_series = [
@@ -173,7 +170,7 @@ def analyse(
         reference,
         tables,
         method,
-        [*notes, *_caveats(arms, languages, targets, distances), *noise.notes],
+        [*notes, *_caveats(arms, left_out, targets, distances), *noise.notes],
     )
 
 
@@ -318,13 +315,12 @@ def _metrics_of(arm: Arm) -> str:
 
 
 def _caveats(
-    arms: Sequence[Arm], languages: Sequence[set[str]], targets: Sequence[str], distances: Distances
+    arms: Sequence[Arm], left_out: Iterable[str], targets: Sequence[str], distances: Distances
 ) -> Iterable[str]:
     """Lines about what is partial, left out or missing."""
     yield from learned_what_is_scored(arms)
     yield from (f"PARTIAL DATA: {line}" for line in partial_data(arms))
-    if left_out := left_out_languages(arms, languages, targets):
-        yield f"means are over {left_out}"
+    yield from left_out
     for kind in KINDS:
         missing = [language for language in targets if language not in distances.values[kind]]
         if missing:

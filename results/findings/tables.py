@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lm_eval_spt.analysis.arms import Arm, training_record
+from lm_eval_spt.analysis.arms import Arm, target_languages, training_record
 from lm_eval_spt.analysis.comparison import halves_of, mean_over
 from lm_eval_spt.analysis.distances import distances
 from lm_eval_spt.analysis.noise import Noise
@@ -159,7 +159,7 @@ def summary(results: Path, table: dict[str, str]) -> str:
     languages that is syntactically distant from the source than in the close half.
     """
     arms = [arm_of(name, results, pattern) for name, pattern in table.items()]
-    targets = sorted(set(arms[0].scores("acc")) - {SOURCE})
+    targets, _ = target_languages(arms, ["acc"], SOURCE)
     _, close, distant = halves_of(distances(SOURCE, targets), targets)[DISTANCE]
     others = mean_over([True] * len(targets))
     means_of = {f"{len(targets)} others": others}

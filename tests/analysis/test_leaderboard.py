@@ -107,7 +107,7 @@ def test_the_ranking_is_over_the_targets_that_all_have_and_says_so(tmp_path: Pat
     assert [arm.name for arm in board.arms] == ["b", "a"]
     assert [standing.mean for standing in board.standings["acc"]] == pytest.approx([0.6, 0.5])
     assert [standing.mean for standing in board.standings["macro_f1"]] == pytest.approx([0.55, 0.45])
-    assert "ranked over the 2 target languages that all arms have, of 3: b lacks 1" in board.notices
+    assert "2 languages beside eng_Latn are in all arms, of 3: b lacks 1" in board.notices
 
 
 def test_a_limit_that_all_share_is_pointed_out(tmp_path: Path) -> None:

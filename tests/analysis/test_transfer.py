@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from lm_eval_spt.analysis.arms import read_arms
 from lm_eval_spt.analysis.distances import distances
 from lm_eval_spt.analysis.languages import languages
+from lm_eval_spt.analysis.transfer import analyse
 from lm_eval_spt.common.errors import UserError
-from tests.helpers.results import analysed, some_scores, write_results
+from tests.helpers.results import analysed, some_scores, write_prompt, write_results
 
 
 def test_means_gaps_and_groups_by_hand(tmp_path):
@@ -51,13 +53,35 @@ def test_scores_that_fall_with_distance_are_found_to(tmp_path):
     assert halves["gap_low"] < halves["gap"] < halves["gap_high"]
 
 
+def test_a_language_that_an_arm_learned_from_is_no_target(tmp_path):
+    scores = {"eng_Latn": 0.9, "deu_Latn": 0.5, "fra_Latn": 0.6, "swh_Latn": 0.3}
+    learned = {"one": ["eng_Latn"], "two": ["eng_Latn", "deu_Latn"], "three": ["fra_Latn", "swh_Latn"]}
+    for name, sources in learned.items():
+        prompt = write_prompt(tmp_path / f"{name}.safetensors", sources=sources, name=name)
+        write_results(tmp_path / name, scores, prompt=prompt)
+
+    def analysis_of(*names):
+        arms, _ = read_arms([(name, tmp_path / name) for name in names])
+        return analyse(arms, distances("eng_Latn", languages()))
+
+    analysis = analysis_of("one", "two")
+    assert analysis.targets == ["fra_Latn", "swh_Latn"]
+    assert [row["targets"] for row in analysis.rows("scores", metric="acc")] == pytest.approx([0.45, 0.45])
+    assert "no target languages: deu_Latn ('two' learned from them)" in analysis.notes
+    assert analysis.rows("languages", arm="two", language="deu_Latn")[0]["acc"] == 0.5  # its score is shown
+    # Where each was learned from by some arm, there are no others.
+    analysis = analysis_of("one", "two", "three")
+    assert analysis.targets == ["deu_Latn", "fra_Latn", "swh_Latn"]
+    assert "TARGETS WERE LEARNED FROM: deu_Latn ('two' learned from them)" in analysis.notes
+
+
 def test_what_the_numbers_rest_on_is_noted(tmp_path):
     a = write_results(tmp_path / "a", {"eng_Latn": 0.9, "deu_Latn": 0.5, "fra_Latn": 0.5}, limit=10, base_model="gpt2")
     b = write_results(tmp_path / "b", {"eng_Latn": 0.9, "deu_Latn": 0.6, "tlh_Latn": 0.1}, limit=10, base_model="gpt2")
     analysis = analysed({"a": [a], "b": [b]})
     notes = "\n".join(analysis.notes)
     assert "PARTIAL DATA: a: made with --limit 10" in notes
-    assert "over the 1 target languages that all arms have, of 3: a lacks 1; b lacks 1" in notes
+    assert "1 languages beside eng_Latn are in all arms, of 3: a lacks 1; b lacks 1" in notes
     assert "which languages these base models saw is not known: gpt2" in notes
     assert analysis.rows("languages", language="tlh_Latn")[0]["family"] is None
     alone = analysed({"b": [b]})

@@ -88,14 +88,21 @@ def write_results(
     return file
 
 
-def write_prompt(file: Path, length: int = 4, seed: int = 0, placement: str = "suffix", **hyperparameters: Any) -> Path:
+def write_prompt(
+    file: Path,
+    length: int = 4,
+    seed: int = 0,
+    placement: str = "suffix",
+    sources: Sequence[str] = ("eng_Latn",),
+    **hyperparameters: Any,
+) -> Path:
     """Write a prompt of random vectors `[length, 8]` with a record of its training."""
     vectors = torch.randn(length, 8, generator=torch.Generator().manual_seed(1000 * length + seed))
     metadata = {
         "base_model": "org/bloom-560m",
         "placement": placement,
-        "tasks": ["sib200_eng_Latn"],
-        "source_languages": ["eng_Latn"],
+        "tasks": [f"sib200_{source}" for source in sources],
+        "source_languages": list(sources),
         "shots": 8,
         "seed": seed,
         "training_documents": 56,
