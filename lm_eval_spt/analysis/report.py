@@ -45,10 +45,14 @@ LATEX = {
 
 
 def transfer_table(
-    scores: ArmScores, source: str, majority: float | None = None, means: Mapping[str, Estimate] | None = None
+    scores: ArmScores,
+    source: str,
+    majority: float | None = None,
+    means: Mapping[str, Estimate] | None = None,
+    targets: Sequence[str] | None = None,
 ) -> str:
     """Return :func:`lm_eval_spt.analysis.tables.language_table` in Markdown."""
-    return _markdown(language_table(scores, source, majority, means=means))
+    return _markdown(language_table(scores, source, majority, means=means, targets=targets))
 
 
 def as_markdown(analysis: Analysis, majority: float | None = None) -> str:

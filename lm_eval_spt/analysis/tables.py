@@ -142,7 +142,9 @@ def analysis_tables(analysis: Analysis, majority: float | None = None) -> list[T
         for arm in analysis.arms
     }
     means = {row["arm"]: _estimate(row, "targets") for row in analysis.rows("scores", run=MEAN, metric=metric)}
-    return [*arm_tables(analysis), language_table(scores, analysis.source, majority, f"{metric} per language", means)]
+    title = f"{metric} per language"
+    languages = language_table(scores, analysis.source, majority, title, means, analysis.targets)
+    return [*arm_tables(analysis), languages]
 
 
 def language_table(
@@ -151,33 +153,36 @@ def language_table(
     majority: float | None = None,
     title: str = "",
     means: Mapping[str, Estimate] | None = None,
+    targets: Sequence[str] | None = None,
 ) -> Table:
     """Return a row per language, the source first, and a column per arm.
 
-    The last row is the mean over the target languages that all arms have.
+    The last row is the mean over the target languages.
 
     Args:
         scores: scores by arm and language.
         source: the source language's code.
         majority: the score of always giving the most frequent answer, as a share of 1, shown as a column of its own.
         title: the table's.
-        means: for arms whose interval is known, the mean over those target languages.
+        means: for arms whose interval is known, the mean over the target languages.
+        targets: these; default: all but the source that all arms have.
     """
     languages = sorted({language for by_language in scores.values() for language in by_language} - {source})
-    shared = [language for language in languages if all(language in by_language for by_language in scores.values())]
+    if targets is None:
+        targets = [language for language in languages if all(language in of_arm for of_arm in scores.values())]
     constant: list[Cell] = [] if majority is None else [majority]
 
     def row(label: Cell, language: str) -> list[Cell]:
         return [label, *constant, *(by_language.get(language) for by_language in scores.values())]
 
     last = [
-        (means or {}).get(arm) or mean_score([by_language[language] for language in shared])
+        (means or {}).get(arm) or mean_score([by_language[language] for language in targets])
         for arm, by_language in scores.items()
     ]
     rows = [
         row(Strong(source, "(source)"), source),
         *(row(language, language) for language in languages),
-        [Strong(f"mean of {len(shared)} target languages"), *constant, *last],
+        [Strong(f"mean of {len(targets)} target languages"), *constant, *last],
     ]
     names = list(scores) if majority is None else ["majority class", *scores]
     return Table(title, [Column("language"), *(Column(name, percent) for name in names)], rows)

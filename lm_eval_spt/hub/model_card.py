@@ -15,7 +15,7 @@ import numpy as np
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
-from lm_eval_spt.analysis.arms import Arm, common_metrics, data_set, source_language
+from lm_eval_spt.analysis.arms import Arm, common_metrics, data_set, learned_languages, source_language
 from lm_eval_spt.analysis.noise import Noise
 from lm_eval_spt.analysis.report import transfer_table
 from lm_eval_spt.analysis.statistics import Estimate
@@ -146,10 +146,10 @@ def _eval_results(arm: Arm, source: str) -> list[EvalResult]:
     results = []
     for metric in _metrics(arm):
         scores = arm.scores(metric)
-        targets = [score for language, score in scores.items() if language != source]
+        targets = sorted(set(scores) - {source} - learned_languages(arm))
         for where, score in (
             (source, scores.get(source)),
-            (f"mean of {len(targets)} target languages", mean_score(targets)),
+            (f"mean of {len(targets)} target languages", mean_score([scores[language] for language in targets])),
         ):
             if score is not None:
                 results.append(
@@ -264,7 +264,9 @@ def _results(own: Sequence[Arm], others: Sequence[Arm], source: str) -> str:
         name = arm.name if len(arm.runs) == 1 else f"{arm.name} (mean of {len(arm.runs)} runs)"
         columns |= {f"{_cell(name)}, {metric}": (arm, metric) for metric in first if arm.scores(metric)}
     scores = {name: arm.scores(metric) for name, (arm, metric) in columns.items()}
-    targets = sorted(set.intersection(*map(set, scores.values())) - {source})
+    learned = learned_languages(own[0]) or {source}
+    sources = {source}.union(*(learned_languages(arm) for arm in [*own, *others]))
+    targets = sorted(set.intersection(*map(set, scores.values())) - sources)
     weights = np.full((1, len(targets)), 1 / max(len(targets), 1))
     means: dict[str, Estimate] = {}
     notes: dict[str, None] = {}
@@ -275,10 +277,10 @@ def _results(own: Sequence[Arm], others: Sequence[Arm], source: str) -> str:
         notes |= dict.fromkeys(noise.about_documents if arm in own else noise.notes)
     lines = [
         "## Results",
-        f"In percent; learned on {source} alone. Of a language ± is the harness's standard error over the test "
-        "documents; the mean has its 95% interval: what other documents would have changed and, of other arms, other "
-        "seeds.",
-        transfer_table(scores, source, means=means).rstrip(),
+        f"In percent; learned on {', '.join(sorted(learned))} alone. Of a language ± is the harness's standard error "
+        "over the test documents; the mean has its 95% interval: what other documents would have changed and, of other "
+        "arms, other seeds.",
+        transfer_table(scores, source, means=means, targets=targets).rstrip(),
         *(f"- {_cell(note)}" for note in notes),
     ]
     return "\n\n".join(lines)

@@ -139,6 +139,8 @@ def test_the_numbers_survive_in_the_page(board: Leaderboard, file: Path) -> None
     assert text is not None
     assert json.loads(text[1]) == json.loads(json.dumps(contents(board)))
     assert json.loads(text[1])["notices"][0] == f"left out: {HOSTILE}"
+    targets = [language["code"] for language in json.loads(text[1])["languages"] if language["target"]]
+    assert targets == board.targets
 
 
 # -- in the browser ----------------------------------------------------------------------------------------------------

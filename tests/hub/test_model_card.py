@@ -275,6 +275,16 @@ def test_the_card_of_a_prompt_that_was_not_learned_alone() -> None:
     assert "PeftModel" not in text
 
 
+def test_the_card_of_a_prompt_of_two_source_languages(tmp_path: Path) -> None:
+    """Neither is a target language."""
+    file = write_prompt(tmp_path / "two.safetensors", sources=["eng_Latn", "deu_Latn"])
+    write_results(tmp_path / "r", {"eng_Latn": 0.9, "deu_Latn": 0.8, "fra_Latn": 0.6, "swh_Latn": 0.3}, prompt=file)
+    text = model_card(SoftPrompt.load(file), "p", read_arms([("", tmp_path / "r")])[0])
+    assert "learned on deu_Latn, eng_Latn alone" in text
+    assert "| deu_Latn | 80.0" in text and "| **mean of 2 target languages** | 45.0" in text
+    assert "mean of 2 target languages\n" in text.partition("\n---\n")[0]
+
+
 def test_the_card_loads_an_encoder_decoder_model_as_one() -> None:
     record = {"placement": "prefix", "base_model": "me/t5", "task_type": "SEQ_2_SEQ_LM"}
     text = model_card(SoftPrompt(torch.randn(2, 4), record, "p"), "me/p")

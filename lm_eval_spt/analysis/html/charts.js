@@ -146,7 +146,7 @@ function drawScatter(place, arms, languages, metric, distance, labels) {
   const data = arms.flatMap((arm) => languages
     .map((language) => ({ arm: arm.name, language, score: arm.scores[metric].values[language.index], distance: language.distances[distance] }))
     .filter((d) => d.score !== null && d.distance !== null));
-  const targets = d3.groups(data.filter((d) => d.language.code !== labels.source), (d) => d.arm);
+  const targets = d3.groups(data.filter((d) => d.language.target), (d) => d.arm);
   const onALine = targets // a confidence band needs three points, a line two distances
     .filter(([, points]) => points.length > 2 && new Set(points.map((d) => d.distance)).size > 1)
     .flatMap(([, points]) => points);

@@ -9,7 +9,7 @@ const EVERY = "all";
 const MOST_COLUMNS = 20; // arms side by side in a table
 
 board.languages.forEach((language, index) => Object.assign(language, { index }));
-const targets = board.languages.filter((language) => language.code !== board.source);
+const targets = board.languages.filter((language) => language.target);
 const ranked = () => d3.sort(board.arms, (arm) => arm.scores[metric()].position);
 const metric = () => element("metric").value;
 const scoreLabel = () => `${METRIC_NAMES[metric()] ?? metric()}, %`;
@@ -247,7 +247,7 @@ function drawWorld(languages) {
 function drawDistances(languages) {
   const distance = element("distance").value;
   const chosen = new Set([...document.querySelectorAll("#scatter-arms input:checked")].map((box) => box.value));
-  const labels = { source: board.source, distance: `${distance} distance from ${board.source}`, score: scoreLabel() };
+  const labels = { distance: `${distance} distance from ${board.source}`, score: scoreLabel() };
   drawScatter(element("scatter"), ranked().filter((arm) => chosen.has(arm.name)), languages, metric(), distance, labels);
   const missing = languages.filter((language) => language.distances[distance] === null).length;
   const note = missing ? ` ${missing} of the languages shown have no ${distance} distance and are not drawn.` : "";

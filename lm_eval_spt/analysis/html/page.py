@@ -65,6 +65,7 @@ def contents(board: Leaderboard) -> dict[str, Any]:
         "distance_method": f"Distances: {measured.method}.",
         "languages": [
             _language(code, [arm.base_model for arm in board.arms])
+            | {"target": code in board.targets}
             | {"distances": {kind: _round(measured.values[kind].get(code)) for kind in KINDS}}
             | {"place": places.get(code.partition("_")[0])}
             | {"nearest": {kind: [(other, round(far, 3)) for other, far in near[kind][index]] for kind in KINDS}}
