@@ -22,7 +22,7 @@ Tune = Literal["prompt", "all", "model", "lora"]
 ReparameterizationKind = Literal["none", "mlp", "residual", "xpe", "dual"]
 Dtype = Literal["float32", "bfloat16", "float16", "auto"]
 
-MODEL_LR = {"all": 5e-5, "model": 5e-5, "lora": 5e-4}
+MODEL_LR = {"all": 1e-5, "model": 1e-5, "lora": 5e-4}
 """Default learning rates of what is tuned beside the prompt."""
 
 SOURCES = ("model", "revision", "gguf_file", "task")
@@ -224,7 +224,7 @@ class TrainingConfig:
     )
     lr: float = _setting(5e-3, "peak learning rate (AdamW), decaying linearly to zero after the warm-up")
     model_lr: float | None = _setting(
-        None, "that of the model or adapter, where one is tuned; default: 5e-5 (all, model) or 5e-4 (lora)"
+        None, "that of the model or adapter, where one is tuned; default: 1e-5 (all, model) or 5e-4 (lora)"
     )
     lora_rank: int = _setting(8, "rank of the adapter's matrices")
     lora_alpha: int = _setting(16, "the adapter's output is multiplied by alpha / rank")

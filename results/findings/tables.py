@@ -35,6 +35,14 @@ FROZEN = "frozen-8/own_documents-seed[0-3]"
 Tables = dict[str, dict[str, str]]
 """The name of a table -> its arms, the first one being the reference: their names and the folders of their runs."""
 
+SOURCES: Tables = {
+    f"sources-{kind}": {
+        f"{number} language{'s' * (number != 'one')}": f"sources/{number}-reparameterization_{kind}-seed*"
+        for number in ("one", "three", "five")
+    }
+    for kind in ("none", "xpe")
+}
+
 MODELS: dict[str, Tables] = {
     "gemma-3-270m": {
         "baselines": {
@@ -80,6 +88,7 @@ MODELS: dict[str, Tables] = {
             "one prompt, learned at 5e-3": "lr5-8/lr5-seed*",
             "ensemble of four, learned at 5e-3": "lr5-8/lr5-four",
         },
+        **SOURCES,
         **{
             f"{task}-8": {
                 "frozen": f"{task}/frozen-seed*",
@@ -108,13 +117,7 @@ MODELS: dict[str, Tables] = {
             "ensemble of four": "methods/suffix-shots_seed?-ensemble",
             "average of four": "methods/suffix-shots_seed?-average",
         },
-        **{
-            f"sources-{kind}": {
-                f"{number} language{'s' * (number != 'one')}": f"sources/{number}-reparameterization_{kind}-seed*"
-                for number in ("one", "three", "five")
-            }
-            for kind in ("none", "xpe")
-        },
+        **SOURCES,
     },
 }
 
