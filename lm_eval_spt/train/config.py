@@ -25,6 +25,9 @@ Dtype = Literal["float32", "bfloat16", "float16", "auto"]
 MODEL_LR = {"all": 1e-5, "model": 1e-5, "lora": 5e-4}
 """Default learning rates of what is tuned beside the prompt."""
 
+OF_A_DEEP_PREFIX = {"placement": "prefix", "lr": 2e-2}
+"""Settings that have another default with ``--prompt-kind kv``."""
+
 SOURCES = ("model", "revision", "gguf_file", "task")
 """Settings that a prompt file records by themselves."""
 PLACES = (
@@ -222,7 +225,11 @@ class TrainingConfig:
     patience: int | None = _setting(
         None, "stop after so many epochs in a row without a lower validation loss; default: never"
     )
-    lr: float = _setting(5e-3, "peak learning rate (AdamW), decaying linearly to zero after the warm-up")
+    lr: float = _setting(
+        5e-3,
+        "peak learning rate (AdamW), decaying linearly to zero after the warm-up; with --prompt-kind kv the default is "
+        "2e-2",
+    )
     model_lr: float | None = _setting(
         None, "that of the model or adapter, where one is tuned; default: 1e-5 (all, model) or 5e-4 (lora)"
     )
@@ -307,6 +314,8 @@ class TrainingConfig:
         """Raise UserError where one setting makes another pointless, and fill in what follows from others."""
         if self.tune == "model":
             self.prompt_length = 0
+        if self.model_lr is None:
+            self.model_lr = MODEL_LR.get(self.tune)
         if self.prompt_length == 0:
             without = f"--tune {self.tune}" + (" --prompt-length 0" if self.tune == "lora" else "")
             for name in ("prompt_kind", "reparameterization", "init_text", "num_prefix_tokens"):
@@ -443,7 +452,7 @@ class TrainingConfig:
             _expect_choice("preset", preset, tuple(PRESETS))
         settings = {**PRESETS.get(preset or "", {}), **from_file, **given}
         if settings.get("prompt_kind") == "kv":
-            settings.setdefault("placement", "prefix")
+            settings = OF_A_DEEP_PREFIX | settings
         try:
             return cls(**settings)
         except TypeError as error:  # a YAML value of a wrong type met a comparison

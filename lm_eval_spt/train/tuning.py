@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.prompt.metadata import MODEL_RECORD
-from lm_eval_spt.train.config import MODEL_LR, TrainingConfig
+from lm_eval_spt.train.config import TrainingConfig
 
 
 class TunableModel:
@@ -42,7 +42,7 @@ class TunableModel:
     def __init__(self, lm: SPTLM, config: TrainingConfig) -> None:
         self.lm = lm
         self._tune = config.tune
-        self.lr = config.model_lr or MODEL_LR.get(config.tune, 0.0)
+        self.lr = config.model_lr or 0.0
         lm.model.requires_grad_(config.tune in ("all", "model"))
         if config.tune == "lora":
             _add_adapter(lm, config)

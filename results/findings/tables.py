@@ -88,6 +88,10 @@ MODELS: dict[str, Tables] = {
             "one prompt, learned at 5e-3": "lr5-8/lr5-seed*",
             "ensemble of four, learned at 5e-3": "lr5-8/lr5-four",
         },
+        "checkpoints-8": {
+            "best epoch": FROZEN,
+            "mean of the last five epochs": "checkpoints-8/checkpoints-seed*",
+        },
         **SOURCES,
         **{
             f"{task}-8": {
