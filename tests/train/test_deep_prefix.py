@@ -133,9 +133,11 @@ def test_settings_that_do_not_go_together(tmp_path, case):
         settings_for(tmp_path / "p.safetensors", **{**KV, **changes})
 
 
-def test_the_placement_follows_from_the_kind_where_nothing_says_another(tmp_path):
+def test_placement_and_rate_follow_from_the_kind_where_nothing_says_another(tmp_path):
     given = {"model": "mini", "task": TASK, "output": str(tmp_path / "p.safetensors"), "prompt_kind": "kv"}
-    assert TrainingConfig.from_settings(given).placement == "prefix"
+    config = TrainingConfig.from_settings(given)
+    assert (config.placement, config.lr) == ("prefix", 2e-2)
+    assert TrainingConfig.from_settings({**given, "lr": 1e-3}).lr == 1e-3
     with pytest.raises(UserError, match="expected prefix"):
         TrainingConfig.from_settings({**given, "preset": "paper"})
 
