@@ -43,6 +43,25 @@ SOURCES: Tables = {
     for kind in ("none", "xpe")
 }
 
+
+def _on_a_task(task: str, arms: dict[str, str], baselines: dict[str, str]) -> Tables:
+    """Return what was compared on another task: arms and baselines as they answer, and calibrated."""
+    calibrated = f"{task}-calibrated"
+    return {
+        f"{task}-8": {
+            **{arm: f"{task}/{part}-seed*" for arm, part in arms.items()},
+            **{name: f"{task}/{part}" for name, part in baselines.items()},
+            "ensemble of four": f"{calibrated}/four",
+        },
+        f"{calibrated}-8": {
+            "frozen, not calibrated": f"{task}/frozen-seed*",
+            **{arm: f"{calibrated}/probability-{part}-seed*" for arm, part in arms.items()},
+            **{name: f"{calibrated}/probability-{part}" for name, part in baselines.items()},
+            "ensemble of four": f"{calibrated}/probability-four",
+        },
+    }
+
+
 MODELS: dict[str, Tables] = {
     "gemma-3-270m": {
         "baselines": {
@@ -93,18 +112,8 @@ MODELS: dict[str, Tables] = {
             "mean of the last five epochs": "checkpoints-8/checkpoints-seed*",
         },
         **SOURCES,
-        **{
-            f"{task}-8": {
-                "frozen": f"{task}/frozen-seed*",
-                "no prompt": f"{task}/none",
-                **({"instruction": "nusax/instruction"} if task == "nusax" else {}),
-                "frozen, calibrated": f"{task}-calibrated/probability-frozen-seed*",
-                "no prompt, calibrated": f"{task}-calibrated/probability-none",
-                "ensemble of four": f"{task}-calibrated/four",
-                "ensemble of four, calibrated": f"{task}-calibrated/probability-four",
-            }
-            for task in ("nusax", "nollysenti")
-        },
+        **_on_a_task("nollysenti", ARMS, {"no prompt": "none"}),
+        **_on_a_task("nusax", {"frozen": "frozen"}, {"no prompt": "none", "instruction": "instruction"}),
     },
     "mini": {
         **{
