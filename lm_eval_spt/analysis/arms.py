@@ -108,6 +108,16 @@ class Arm:
             seeds.append(training.get("seed") if drawn is None else drawn)
         return [seed if isinstance(seed, int) else None for seed in seeds]
 
+    @cached_property
+    def learned_languages(self) -> set[str]:
+        """The codes of the languages that the prompts were trained on, as far as they are known."""
+        learned: set[str] = set()
+        for training in self.training:
+            recorded = map(language_code, training.get("source_languages") or ())
+            told = [task.language for task in task_languages(training.get("tasks") or ()).values()]
+            learned |= {code for code in recorded if code} or {*told}
+        return learned
+
     @property
     def kind(self) -> tuple[Any, ...]:
         """Equal for arms whose spread over seeds is taken to be alike: one base model, tasks and shots of training."""
@@ -347,18 +357,8 @@ def curves(arms: Sequence[Arm], setting: str) -> list[tuple[str, list[int]]]:
 
 def source_language(arms: Iterable[Arm]) -> str:
     """Return the code of the language that all prompts were trained on; English if that is not one."""
-    sources = {language for arm in arms for language in learned_languages(arm)}
+    sources = {language for arm in arms for language in arm.learned_languages}
     return sources.pop() if len(sources) == 1 else ENGLISH
-
-
-def learned_languages(arm: Arm) -> set[str]:
-    """Return the codes of the languages that the arm's prompts were trained on, as far as they are known."""
-    learned: set[str] = set()
-    for training in arm.training:
-        recorded = map(language_code, training.get("source_languages") or ())
-        told = [task.language for task in task_languages(training.get("tasks") or ()).values()]
-        learned |= {code for code in recorded if code} or {*told}
-    return learned
 
 
 def common_metrics(arms: Sequence[Arm]) -> list[str]:
@@ -404,7 +404,7 @@ def target_languages(arms: Sequence[Arm], metrics: Sequence[str], source: str) -
             f"the arms have no target language in common (source: {source}): leave out {fewest.name!r}, or score it in "
             "the languages of the others"
         )
-    learned = {arm.name: sorted(shared & learned_languages(arm)) for arm in arms}
+    learned = {arm.name: sorted(shared & arm.learned_languages) for arm in arms}
     targets = sorted(shared.difference(*learned.values()) or shared)
     role = "no target languages" if len(targets) < len(shared) else "TARGETS WERE LEARNED FROM"
     lines = [
@@ -412,8 +412,8 @@ def target_languages(arms: Sequence[Arm], metrics: Sequence[str], source: str) -
         for name, languages in learned.items()
         if languages
     ]
-    if any(every - own for own in scored):
-        lacking = [f"{arm.name} lacks {len(every - own)}" for arm, own in zip(arms, scored, strict=True) if every - own]
+    lacking = [f"{arm.name} lacks {len(every - own)}" for arm, own in zip(arms, scored, strict=True) if every - own]
+    if lacking:
         lines.append(f"{len(shared)} languages beside {source} are in all arms, of {len(every)}: {'; '.join(lacking)}")
     return targets, lines
 

@@ -15,7 +15,7 @@ import numpy as np
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
-from lm_eval_spt.analysis.arms import Arm, common_metrics, data_set, learned_languages, source_language
+from lm_eval_spt.analysis.arms import Arm, common_metrics, data_set, source_language
 from lm_eval_spt.analysis.noise import Noise
 from lm_eval_spt.analysis.report import transfer_table
 from lm_eval_spt.analysis.statistics import Estimate
@@ -146,7 +146,7 @@ def _eval_results(arm: Arm, source: str) -> list[EvalResult]:
     results = []
     for metric in _metrics(arm):
         scores = arm.scores(metric)
-        targets = sorted(set(scores) - {source} - learned_languages(arm))
+        targets = sorted(set(scores) - {source} - arm.learned_languages)
         for where, score in (
             (source, scores.get(source)),
             (f"mean of {len(targets)} target languages", mean_score([scores[language] for language in targets])),
@@ -264,8 +264,8 @@ def _results(own: Sequence[Arm], others: Sequence[Arm], source: str) -> str:
         name = arm.name if len(arm.runs) == 1 else f"{arm.name} (mean of {len(arm.runs)} runs)"
         columns |= {f"{_cell(name)}, {metric}": (arm, metric) for metric in first if arm.scores(metric)}
     scores = {name: arm.scores(metric) for name, (arm, metric) in columns.items()}
-    learned = learned_languages(own[0]) or {source}
-    sources = {source}.union(*(learned_languages(arm) for arm in [*own, *others]))
+    learned = own[0].learned_languages or {source}
+    sources = {source}.union(*(arm.learned_languages for arm in [*own, *others]))
     targets = sorted(set.intersection(*map(set, scores.values())) - sources)
     weights = np.full((1, len(targets)), 1 / max(len(targets), 1))
     means: dict[str, Estimate] = {}
