@@ -232,12 +232,12 @@ class _Probe:
 
     def find(self) -> Capabilities:
         """Return the fastest way that agrees with the plain pass."""
-        if is_deep(self._vectors) and not self._agrees(Capabilities(), self._behind_keys_and_values):
+        known = Capabilities(longest=transformers_internals.rope_length(self._model))
+        if is_deep(self._vectors) and not self._agrees(known, self._behind_keys_and_values):
             raise UserError(
                 f"{type(self._model).__name__} takes no deep prefix, because it gives other numbers behind keys and "
                 f"values than behind the text that has them ({self._problems[-1]}): use a prompt of embeddings"
             )
-        known = Capabilities(longest=transformers_internals.rope_length(self._model))
         fastest = replace(known, layout="tree", split=True, cache=True)
         # Masks and positions are given to decoders alone.
         takes_masks = transformers_internals.takes_masks(self._model)
@@ -385,14 +385,16 @@ class _Probe:
     def _behind_keys_and_values(self) -> tuple[Tensor, None]:
         """Read a text's end behind the keys and values of its beginning: behind a deep prefix it is the same.
 
+        Where RoPE changes with a text's length, keys of its beginning are others, and long texts are left out.
+
         Returns:
             What is expected of the samples, each as far off as this reading is from that in one pass.
         """
         assert self._vectors is not None
-        values = self._expected.clone()
+        values, longest = self._expected.clone(), capabilities(self._model).longest
         for number, (context, continuation) in enumerate(self._samples):
             size = min(self._vectors.shape[3], len(context) - 1)
-            if not size:
+            if not size or (longest is not None and len(context) + len(continuation) > longest):
                 continue
             with torch.no_grad():
                 beginning = torch.tensor([context[:size]], device=device_of(self._model))

@@ -267,6 +267,15 @@ def test_a_model_that_is_wrong_behind_keys_and_values_takes_no_deep_prefix(monke
         probe(model, requests, key_values)
 
 
+@pytest.mark.parametrize("name", ["dynamic RoPE", "long and short RoPE"])
+def test_rope_that_changes_with_length_takes_a_deep_prefix(name):
+    """In long texts the keys of their beginnings are others: that is no fault of the cache."""
+    family, settings, _ = ARCHITECTURES[name]
+    model = build(family, settings)
+    layers, two, heads, width = deep_prefix_size(model)
+    assert probe(model, some_requests(), torch.zeros(layers, two, heads, 3, width)).longest == 32
+
+
 def test_a_cache_that_forgets_is_noticed(monkeypatch):
     """The probe is no formality: with keys that were read wrongly it takes no cache."""
     model, requests = build("llama", GROUPED), some_requests()
