@@ -1,6 +1,6 @@
 """Write the tables that the docs read out: python -m results.findings.tables
 
-The results of each sweep lie in the folder of their base model, in one archive, `<model>/<name>.json.gz`: one folder
+The results of each sweep lie in the folder of their base model, in one archive, `<model>/<name>.tar.xz`: one folder
 for each run, as `lm-eval-spt sweep configs/findings/<model>/<name>.yaml` left them.
 """
 
@@ -201,8 +201,8 @@ def write_tables(output: Path) -> None:
     for model, tables in MODELS.items():
         with tempfile.TemporaryDirectory() as folder:
             results = Path(folder)
-            for archive in (HERE / model).glob("*.json.gz"):
-                unpack(archive, results / archive.name.removesuffix(".json.gz"))
+            for archive in (HERE / model).glob("*.tar.xz"):
+                unpack(archive, results / archive.name.removesuffix(".tar.xz"))
             summaries = [f"## {table}\n\n{summary(results, arms)}" for table, arms in tables.items()]
             write(output / model / "summary.md", "\n".join(summaries).encode())
             for table, arms in tables.items():

@@ -29,7 +29,7 @@ def read(folder: Path, metric: str) -> dict[str, Score]:
 def write_tables(output: Path) -> None:
     """Write the tables of accuracy and macro-F1 into the folder `output`."""
     with tempfile.TemporaryDirectory() as folder:
-        results = unpack(HERE / "205_languages.json.gz", Path(folder))
+        results = unpack(HERE / "205_languages.tar.xz", Path(folder))
         for metric, majority in (("acc", MAJORITY), ("macro_f1", None)):
             scores = {name: read(next(results.glob(pattern)), metric) for name, pattern in ARMS.items()}
             write(output / f"205_languages_{metric}.md", transfer_table(scores, SOURCE, majority).encode())

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import gzip
 import json
+import lzma
 import re
 import subprocess
 import sys
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -73,45 +74,46 @@ def test_an_archive_holds_all_that_is_read(tmp_path: Path) -> None:
     file = write_results(raw / "prompt" / "seed0", some_scores(0.6), prompt=prompt, num_fewshot=2, limit=100)
     content = json.loads(file.read_text(encoding="utf-8"))
     file.write_text(json.dumps(content | {"configs": {"sib200_eng_Latn": "x" * 100_000}}), encoding="utf-8")
-    pack(raw, tmp_path / "raw.json.gz")
-    again = unpack(tmp_path / "raw.json.gz", tmp_path / "again")
+    pack(raw, tmp_path / "raw.tar.xz")
+    again = unpack(tmp_path / "raw.tar.xz", tmp_path / "again")
     assert _runs(again) == _runs(raw)
     assert len(_runs(again)) == 2
-    assert "x" * 100 not in gzip.decompress((tmp_path / "raw.json.gz").read_bytes()).decode()
+    assert "x" * 100 not in "".join(path.read_text(encoding="utf-8") for path in again.rglob("*.json"))
 
-    pack(again, tmp_path / "again.json.gz")
-    assert (tmp_path / "again.json.gz").read_bytes() == (tmp_path / "raw.json.gz").read_bytes()
+    pack(again, tmp_path / "again.tar.xz")
+    assert (tmp_path / "again.tar.xz").read_bytes() == (tmp_path / "raw.tar.xz").read_bytes()
 
 
 def test_an_archive_keeps_compact_samples(tmp_path: Path) -> None:
     raw = tmp_path / "raw"
     file = write_answers(raw / "a", {"eng_Latn": 0.4, "deu_Latn": 0.7}, compact=True)
-    pack(raw, tmp_path / "raw.json.gz")
-    again = unpack(tmp_path / "raw.json.gz", tmp_path / "again")
+    pack(raw, tmp_path / "raw.tar.xz")
+    again = unpack(tmp_path / "raw.tar.xz", tmp_path / "again")
     for metric in ("acc", "macro_f1"):
         before, after = (
             read_influence([read_run(path)], ["eng_Latn", "deu_Latn"], metric)
             for path in (file, again / file.relative_to(raw))
         )
         assert np.array_equal(before, after)
-    pack(again, tmp_path / "again.json.gz")
-    assert (tmp_path / "again.json.gz").read_bytes() == (tmp_path / "raw.json.gz").read_bytes()
+    pack(again, tmp_path / "again.tar.xz")
+    assert (tmp_path / "again.tar.xz").read_bytes() == (tmp_path / "raw.tar.xz").read_bytes()
     samples_path(file).write_bytes(b"no Parquet")
     with pytest.raises(UserError, match="expected compact samples"):
-        pack(raw, tmp_path / "raw.json.gz")
+        pack(raw, tmp_path / "raw.tar.xz")
 
 
 def test_what_is_no_archive_is_told_in_one_line(tmp_path: Path) -> None:
-    (tmp_path / "text.json.gz").write_text("no gzip", encoding="utf-8")
-    (tmp_path / "list.json.gz").write_bytes(gzip.compress(b"[1, 2]"))
-    whole = gzip.compress(json.dumps({"a/results_1.json": {}}).encode())
-    (tmp_path / "cut.json.gz").write_bytes(whole[:-12])
-    for name in ("text", "list", "cut", "missing"):
-        with pytest.raises(UserError, match=f"{name}.json.gz can not be read .*expected what"):
-            unpack(tmp_path / f"{name}.json.gz", tmp_path / "out")
-    (tmp_path / "outside.json.gz").write_bytes(gzip.compress(json.dumps({"../results_1.json": {}}).encode()))
+    (tmp_path / "text.tar.xz").write_text("no archive", encoding="utf-8")
+    (tmp_path / "lines.tar.xz").write_bytes(lzma.compress(b"no tar\n" * 100))
+    _write_tar(tmp_path / "whole.tar.xz", "a/results_1.json")
+    whole = (tmp_path / "whole.tar.xz").read_bytes()
+    (tmp_path / "cut.tar.xz").write_bytes(whole[:-40])
+    for name in ("text", "lines", "cut", "missing"):
+        with pytest.raises(UserError, match=f"{name}.tar.xz can not be read .*expected what"):
+            unpack(tmp_path / f"{name}.tar.xz", tmp_path / "out")
+    _write_tar(tmp_path / "outside.tar.xz", "../results_1.json")
     with pytest.raises(UserError, match="outside of"):
-        unpack(tmp_path / "outside.json.gz", tmp_path / "out")
+        unpack(tmp_path / "outside.tar.xz", tmp_path / "out")
     assert not (tmp_path / "results_1.json").exists()
 
 
@@ -131,6 +133,11 @@ def _archive(*arguments: str | Path, status: int = 0) -> str:
     assert done.returncode == status, done.stderr
     assert len(done.stderr.splitlines()) == (1 if status else 0)
     return done.stderr
+
+
+def _write_tar(path: Path, member: str) -> None:
+    with tarfile.open(path, "w:xz") as tar:
+        tar.addfile(tarfile.TarInfo(member))
 
 
 def _runs(folder: Path) -> list[EvaluationRun]:

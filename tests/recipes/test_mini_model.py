@@ -539,7 +539,7 @@ def test_the_readme_lists_every_source() -> None:
 
 def test_scores_become_the_tables_of_the_documentation(tmp_path: Path) -> None:
     committed = ROOT / "results/sib200/21_languages"
-    scores = unpack(committed / "scores.json.gz", tmp_path / "scores")
+    scores = unpack(committed / "scores.tar.xz", tmp_path / "scores")
     assert tables(tmp_path) == (tmp_path / "acc.md").read_text(encoding="utf-8")
     for name in ("acc.md", "macro_f1.md", "means.json"):
         assert (tmp_path / name).read_text(encoding="utf-8") == (committed / name).read_text(encoding="utf-8")
