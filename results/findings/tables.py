@@ -6,9 +6,10 @@ for each run, as `lm-eval-spt sweep configs/findings/<model>/<name>.yaml` left t
 
 from __future__ import annotations
 
-import subprocess
+import io
 import sys
 import tempfile
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from lm_eval_spt.analysis.distances import distances
 from lm_eval_spt.analysis.noise import Noise
 from lm_eval_spt.analysis.results import EvaluationRun, Score, read_run, results_files
 from lm_eval_spt.analysis.statistics import Estimate
+from lm_eval_spt.cli import main
 from lm_eval_spt.common.files import write
 from lm_eval_spt.harness.samples import samples_path
 from results.archive import unpack
@@ -207,8 +209,9 @@ def write_tables(output: Path) -> None:
             write(output / model / "summary.md", "\n".join(summaries).encode())
             for table, arms in tables.items():
                 runs = [f"{arm}={run}" for arm, pattern in arms.items() for run in sorted(results.glob(pattern))]
-                command = [sys.executable, "-m", "lm_eval_spt.cli", "transfer", *runs, "--output"]
-                subprocess.run([*command, output / model / f"{table}.md"], check=True, stdout=subprocess.DEVNULL)
+                with redirect_stdout(io.StringIO()):
+                    if status := main(["transfer", *runs, "--output", str(output / model / f"{table}.md")]):
+                        sys.exit(status)
 
 
 if __name__ == "__main__":
