@@ -201,9 +201,14 @@ def task_manager(
         names: of tasks, groups and tags.
         include_path: folder with further tasks.
         metadata: as ``lm_eval --metadata`` gives it to the tasks.
+
+    Raises:
+        UserError: there is no such folder.
     """
     from lm_eval.tasks import TaskManager
 
+    if include_path and not Path(include_path).is_dir():
+        raise UserError(f"--include-path {include_path}: there is no such folder, expected one with tasks' YAML files")
     near_by = [path for path in (tasks_folder(), include_path) if path]
     manager = TaskManager(include_path=near_by, include_defaults=False, metadata=metadata)
     if set(names) <= set(manager.all_tasks):

@@ -24,7 +24,7 @@ from lm_eval_spt.prompt.compose import compose
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from lm_eval_spt.sweep.plan import Plan, SweepRun
 from lm_eval_spt.sweep.records import record_of, save_record
-from lm_eval_spt.train.base import Base, base_of, load_base, loading
+from lm_eval_spt.train.base import Base, base_of, load_model, loading
 from lm_eval_spt.train.grid import train_grid
 
 Report = Callable[[], None]
@@ -127,7 +127,7 @@ class Worker:
         """Return the base model of a run."""
         if self._lm is None or self._base != run.base:
             self._lm = None  # frees its memory before the next model is loaded
-            self._lm, self._base = load_base(run.config).lm, run.base
+            self._lm, self._base = load_model(run.config), run.base
         return self._lm
 
     def _train(self, base: Base | None, runs: Sequence[SweepRun]) -> None:

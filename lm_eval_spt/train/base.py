@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from lm_eval_spt.inference.scoring import tokens_that_fit
 from lm_eval_spt.inference.virtual_tokens import place
 from lm_eval_spt.train.config import TrainingConfig
 from lm_eval_spt.train.context_cache import ContextCache
-from lm_eval_spt.train.examples import ExampleReader, Examples
+from lm_eval_spt.train.examples import ExampleReader, Examples, TaskRows
 from lm_eval_spt.train.processes import Processes
 
 
@@ -75,14 +76,14 @@ def _pairs(examples: Examples) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     return [pair for example in (*examples.training, *examples.validation) for pair in example.pairs]
 
 
-def load_base(config: TrainingConfig) -> Base:
+def load_model(config: TrainingConfig) -> SPTLM:
     """Load the base model of a run.
 
     Raises:
         UserError: it can not be loaded.
     """
     place: dict[str, Any] = {"pretrained": config.model, "gguf_file": config.gguf_file, "device": config.device}
-    return base_of(SPTLM(**place, **loading(config)))
+    return SPTLM(**place, **loading(config))
 
 
 def loading(config: TrainingConfig) -> dict[str, Any]:
@@ -113,6 +114,6 @@ def dtype_of(config: TrainingConfig) -> str:
     return usual_dtype(model, config.revision, config.device, trust_remote_code=config.trust_remote_code)
 
 
-def base_of(lm: SPTLM) -> Base:
-    """Return a loaded model as a base for runs."""
-    return Base(lm, ContextCache(lm.model, tokens_that_fit(lm.model, lm.device)), ExampleReader(lm))
+def base_of(lm: SPTLM, rows: Mapping[Hashable, list[TaskRows]] | None = None) -> Base:
+    """Return a loaded model as a base for runs; `rows` are what some of these read, by `config.reading`."""
+    return Base(lm, ContextCache(lm.model, tokens_that_fit(lm.model, lm.device)), ExampleReader(lm, rows))

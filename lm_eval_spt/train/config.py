@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import NoneType
@@ -390,7 +390,7 @@ class TrainingConfig:
         return DocumentOptions(**{option.name: getattr(self, option.name) for option in fields(DocumentOptions)})
 
     @property
-    def reading(self) -> tuple[Any, ...]:
+    def reading(self) -> Hashable:
         """What decides which documents are read, and as what: runs in which it is equal share them."""
         files = tuple(self._digests.values())
         return (self.task, self.include_path, self.data, self.documents, files, self.contexts)

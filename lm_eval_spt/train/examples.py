@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import random
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -30,7 +30,7 @@ from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.harness.local_data import metadata_of
 from lm_eval_spt.harness.options import BY_TASK, ContextOptions
 from lm_eval_spt.harness.patches import label_and_choices, task_manager
-from lm_eval_spt.train.config import DocumentOptions, TrainingConfig
+from lm_eval_spt.train.config import TrainingConfig
 from lm_eval_spt.train.splits import Rows, training_rows, validation_rows
 
 logger = logging.getLogger(__name__)
@@ -278,6 +278,28 @@ class Examples:
 
 
 @dataclass(frozen=True)
+class TaskRows:
+    """A task, and the rows that a run learns from and validates with; `validation` is None where the former do both."""
+
+    task: ConfigurableTask
+    training: Rows
+    validation: Rows | None
+
+
+def rows_of(config: TrainingConfig) -> list[TaskRows]:
+    """Return what a run reads of each of its tasks: all that can be told without a model.
+
+    Raises:
+        UserError: no such task, a split or file that can not be read, or documents that are scored as well.
+    """
+    found = []
+    for task in load_tasks(config.tasks, config.include_path, config.data, config.columns):
+        training = training_rows(task, config.documents)
+        found.append(TaskRows(task, training, validation_rows(task, config.documents, training)))
+    return found
+
+
+@dataclass(frozen=True)
 class _TaskDocuments:
     """The documents of a task, and the shots in their contexts."""
 
@@ -292,10 +314,12 @@ class ExampleReader:
 
     Args:
         lm: gives the tokens and the chat template.
+        rows: what has been read already, by the settings that decide it.
     """
 
-    def __init__(self, lm: SPTLM) -> None:
+    def __init__(self, lm: SPTLM, rows: Mapping[Hashable, list[TaskRows]] | None = None) -> None:
         self._lm = lm
+        self._rows = rows or {}
         self._documents: dict[Hashable, list[_TaskDocuments]] = {}
 
     def read(self, config: TrainingConfig) -> Examples:
@@ -328,23 +352,19 @@ class ExampleReader:
     def _read_documents(self, config: TrainingConfig) -> list[_TaskDocuments]:
         if config.reading not in self._documents:
             selected_template(self._lm, config.contexts)  # there is one, if it is needed
-            tasks = load_tasks(config.tasks, config.include_path, config.data, config.columns)
+            tasks = self._rows.get(config.reading) or rows_of(config)
             self._documents[config.reading] = [
-                _both_splits(task, config.documents, config.contexts, self._lm.apply_chat_template) for task in tasks
+                _both_splits(rows, config.contexts, self._lm.apply_chat_template) for rows in tasks
             ]
         return self._documents[config.reading]
 
 
-def _both_splits(
-    task: ConfigurableTask, chosen: DocumentOptions, options: ContextOptions, chat_template: ChatTemplate
-) -> _TaskDocuments:
+def _both_splits(rows: TaskRows, options: ContextOptions, chat_template: ChatTemplate) -> _TaskDocuments:
     """Return training and validation documents; some of the training documents validate where no others are there."""
-    name, shots = task.task_name, options.shots(task)
-    rows = training_rows(task, chosen)
-    held_out = validation_rows(task, chosen, rows)
-    documents = read_documents(task, rows, options, chat_template)
-    if held_out is not None:
-        return _TaskDocuments(name, documents, read_documents(task, held_out, options, chat_template), shots)
+    task, name, shots = rows.task, rows.task.task_name, options.shots(rows.task)
+    documents = read_documents(task, rows.training, options, chat_template)
+    if rows.validation is not None:
+        return _TaskDocuments(name, documents, read_documents(task, rows.validation, options, chat_template), shots)
     if len(documents) < 2:
         raise UserError(
             f"the task {name!r} has one training document and no validation documents: expected two documents or more, "

@@ -20,10 +20,10 @@ from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.inference.probe import not_finite
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from lm_eval_spt.train import checkpoint, trackers
-from lm_eval_spt.train.base import Base, load_base
+from lm_eval_spt.train.base import Base, base_of, load_model
 from lm_eval_spt.train.config import TrainingConfig
 from lm_eval_spt.train.context_cache import ContextCache
-from lm_eval_spt.train.examples import Example
+from lm_eval_spt.train.examples import Example, rows_of
 from lm_eval_spt.train.log import TrainingLog
 from lm_eval_spt.train.mixture import epochs
 from lm_eval_spt.train.objective import LossRequest, Outcome, weight_of
@@ -70,7 +70,11 @@ def train_together(configs: Sequence[TrainingConfig], base: Base | None = None) 
         if config.model_folder is not None:
             check_replaceable(config.model_folder)
             base = None
-    base = base or load_base(configs[0])
+    if base is None:
+        # What is told without a model comes first: a mistake in it need not wait for one.
+        reading = {config.reading: config for config in configs}
+        rows = {what: rows_of(config) for what, config in reading.items()}
+        base = base_of(load_model(configs[0]), rows)
     names = _names(configs)
     runs = {
         number: _prepare(config, base, names[number]) for number, config in enumerate(configs) if not has_ended(config)

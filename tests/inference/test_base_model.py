@@ -14,7 +14,7 @@ from lm_eval_spt.harness import prompted_lm
 from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.inference import onednn
 from lm_eval_spt.inference.base_model import usual_dtype
-from lm_eval_spt.train.base import load_base
+from lm_eval_spt.train.base import load_model
 from lm_eval_spt.train.config import TrainingConfig
 from tests.helpers.models import build_model
 
@@ -63,10 +63,10 @@ def test_training_and_scoring_compute_in_the_same(tmp_path: Path, tokenizer, pro
     config = TrainingConfig(
         model=str(tmp_path), task="mini_topics_eng_Latn", device="cpu", output=str(tmp_path / "p.safetensors")
     )
-    assert load_base(config).lm.model.dtype == SPTLM(pretrained=str(tmp_path), device="cpu").model.dtype
-    assert load_base(config).lm.model.dtype == torch.bfloat16
+    assert load_model(config).model.dtype == SPTLM(pretrained=str(tmp_path), device="cpu").model.dtype
+    assert load_model(config).model.dtype == torch.bfloat16
     processor["slow"] = True
-    assert load_base(config).lm.model.dtype == torch.float32
+    assert load_model(config).model.dtype == torch.float32
 
 
 def test_slow_bfloat16_is_said_once(processor: dict[str, bool], caplog: pytest.LogCaptureFixture) -> None:

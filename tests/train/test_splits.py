@@ -289,7 +289,8 @@ def test_a_bad_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[st
     file = tmp_path / "rows.csv"
     if content is not None:
         file.write_text(content)
-    flags = ["--model", "mini", "--task", TASK, "--train-file", str(file), "--output", str(tmp_path / "p.safetensors")]
+    model = "mini" if "label" in case else "no/such/model"  # all else is told without one
+    flags = ["--model", model, "--task", TASK, "--train-file", str(file), "--output", str(tmp_path / "p.safetensors")]
     assert main([*flags, *(["--columns", columns] if columns else [])]) == 1
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("error: ") and message.format(file=file) in line
@@ -315,6 +316,25 @@ def test_bad_rows_of_other_kinds_are_one_line(tmp_path: Path, name: str, content
     with pytest.raises(UserError, match=message) as caught:
         training_rows(task, DocumentOptions(train_file=str(file)))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--task", "no_such_task"], "no_such_task"),
+        (["--train-split", "dev"], "has no split 'dev', expected one of"),
+        (["--validation-split", "test"], "validation documents are also scored"),
+        (["--data", "films=no/such/folder"], "there is no such folder"),
+        (["--include-path", "no/such/folder"], "no/such/folder: there is no such folder, expected one with"),
+    ],
+)
+def test_a_mistake_in_the_documents_does_not_wait_for_the_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
+) -> None:
+    given = ["--model", "no/such/model", "--task", TASK, "--output", str(tmp_path / "p.safetensors"), *flags]
+    assert main(given) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: ") and message in line
 
 
 def test_rows_that_the_harness_scores_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
