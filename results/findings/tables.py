@@ -117,6 +117,16 @@ MODELS: dict[str, Tables] = {
         **_on_a_task("nollysenti", ARMS, {"no prompt": "none"}),
         **_on_a_task("nusax", {"frozen": "frozen"}, {"no prompt": "none", "instruction": "instruction"}),
     },
+    "smollm2-135m-instruct": {
+        "frozen-8": {
+            "frozen": "frozen-8/frozen-seed*",
+            "no prompt": "frozen-8/none",
+            "frozen, calibrated": "frozen-8/probability-frozen-seed*",
+            "no prompt, calibrated": "frozen-8/probability-none",
+            "ensemble of four": "frozen-8/four",
+            "ensemble of four, calibrated": "frozen-8/probability-four",
+        },
+    },
     "mini": {
         **{
             f"arms-{size}": {arm: f"arms/{part}-shots{shots}-seed*" for arm, part in ARMS.items()}
