@@ -32,13 +32,19 @@ def test_prompt_and_model_together(tmp_path, monkeypatch):
     assert any(not torch.equal(untuned[name], tuned[name]) for name in untuned)
 
 
-def test_a_model_is_tuned_in_bfloat16(tmp_path):
+def test_steps_that_bfloat16_can_not_tell_apart_still_add_up(tmp_path):
+    """Without master weights the model comes 22% of the way that float32 comes; with them 90%."""
+    settings = {"task": "mini_topics_swh_Latn", "tune": "model", "prompt_length": 0, "model_lr": 1e-4}
+    gains = []
+    for dtype in ("float32", "bfloat16"):
+        _, rows = run(tmp_path / f"{dtype}.safetensors", dtype=dtype, **settings)
+        gains.append(rows[0]["validation"]["loss"] - rows[-1]["validation"]["loss"])
+    assert gains[1] == pytest.approx(gains[0], rel=0.25) and gains[0] > 0.1
+
+
+def test_a_model_tuned_in_bfloat16_is_scored_as_it_was_validated(tmp_path):
     output = tmp_path / "both.safetensors"
-    changes = {"tune": "all", "lr": 2e-3, "model_lr": 2e-5, "epochs": 2}
-    prompt, rows = run(output, dtype="bfloat16", **changes)
-    _, expected = run(tmp_path / "float32.safetensors", **changes)
-    for row, other in zip(rows, expected, strict=True):
-        assert row["validation"]["loss"] == pytest.approx(other["validation"]["loss"], abs=0.005)  # bfloat16: 0.4%
+    prompt, _ = run(output, dtype="bfloat16", tune="all", lr=2e-3, model_lr=2e-5, epochs=1)
     assert SPTLM(pretrained=str(tmp_path / "both"), device="cpu").model.dtype == torch.bfloat16
     found = accuracy(pretrained=str(tmp_path / "both"), prompt=str(output))
     assert found == pytest.approx(prompt.metadata["validation"]["accuracy"])
