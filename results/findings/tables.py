@@ -100,6 +100,8 @@ MODELS: dict[str, Tables] = {
             "one prompt": "frozen-8/own_documents-seed*",
             "ensemble of two": "frozen-8/own_documents-two-seed*",
             "ensemble of four": "frozen-8/own_documents-four-seed*",
+            "ensemble of eight": "frozen-8/own_documents-eight-seed*",
+            "ensemble of sixteen": "frozen-8/own_documents-sixteen",
             "average of four": "frozen-8/own_documents-average",
         },
         "shared_documents-8": {
