@@ -117,7 +117,7 @@ MODELS: dict[str, Tables] = {
         },
         **SOURCES,
         **_on_a_task("nollysenti", ARMS, {"no prompt": "none"}),
-        **_on_a_task("nusax", {"frozen": "frozen"}, {"no prompt": "none", "instruction": "instruction"}),
+        **_on_a_task("nusax", ARMS, {"no prompt": "none", "instruction": "instruction"}),
     },
     "smollm2-135m-instruct": {
         "frozen-8": {
