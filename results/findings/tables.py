@@ -46,18 +46,18 @@ SOURCES: Tables = {
 }
 
 
-def _on_a_task(task: str, arms: dict[str, str], baselines: dict[str, str]) -> Tables:
-    """Return what was compared on another task: arms and baselines as they answer, and calibrated."""
+def _on_a_task(task: str, baselines: dict[str, str]) -> Tables:
+    """Return what was compared on another task: the arms and baselines as they answer, and calibrated."""
     calibrated = f"{task}-calibrated"
     return {
         f"{task}-8": {
-            **{arm: f"{task}/{part}-seed*" for arm, part in arms.items()},
+            **{arm: f"{task}/{part}-seed*" for arm, part in ARMS.items()},
             **{name: f"{task}/{part}" for name, part in baselines.items()},
             "ensemble of four": f"{calibrated}/four",
         },
         f"{calibrated}-8": {
             "frozen, not calibrated": f"{task}/frozen-seed*",
-            **{arm: f"{calibrated}/probability-{part}-seed*" for arm, part in arms.items()},
+            **{arm: f"{calibrated}/probability-{part}-seed*" for arm, part in ARMS.items()},
             **{name: f"{calibrated}/probability-{part}" for name, part in baselines.items()},
             "ensemble of four": f"{calibrated}/probability-four",
         },
@@ -116,8 +116,8 @@ MODELS: dict[str, Tables] = {
             "mean of the last five epochs": "checkpoints-8/checkpoints-seed*",
         },
         **SOURCES,
-        **_on_a_task("nollysenti", ARMS, {"no prompt": "none"}),
-        **_on_a_task("nusax", ARMS, {"no prompt": "none", "instruction": "instruction"}),
+        **_on_a_task("nollysenti", {"no prompt": "none"}),
+        **_on_a_task("nusax", {"no prompt": "none", "instruction": "instruction"}),
     },
     "smollm2-135m-instruct": {
         "frozen-8": {
@@ -221,9 +221,10 @@ def write_tables(output: Path) -> None:
             write(output / model / "summary.md", "\n".join(summaries).encode())
             for table, arms in tables.items():
                 runs = [f"{arm}={run}" for arm, pattern in arms.items() for run in sorted(results.glob(pattern))]
-                with redirect_stdout(io.StringIO()):
-                    if status := main(["transfer", *runs, "--output", str(output / model / f"{table}.md")]):
+                with redirect_stdout(io.StringIO()) as report:
+                    if status := main(["transfer", *runs]):
                         sys.exit(status)
+                write(output / model / f"{table}.md", report.getvalue().encode())
 
 
 if __name__ == "__main__":
