@@ -18,7 +18,6 @@ from lm_eval_spt.prompt.metadata import scored_documents
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 
 Mode = Literal["concat", "mean", "interpolate"]
-MODES: tuple[Mode, ...] = ("concat", "mean", "interpolate")
 
 
 def compose(prompts: Sequence[SoftPrompt], mode: Mode, weight: float | None = None) -> SoftPrompt:

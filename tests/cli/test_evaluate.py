@@ -55,19 +55,25 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def in_a_process(place: Path, *command: str | Path) -> None:
+RUN = """
+import json, runpy, sys
+for sys.argv in json.loads(sys.argv[1]):
+    try:
+        runpy.run_module(sys.argv[0], run_name="__main__")
+    except SystemExit as end:
+        if end.code:
+            raise
+"""
+
+
+def in_a_process(place: Path, *commands: list[str | Path]) -> None:
+    """Run modules one after another, each with its arguments."""
     environment = os.environ | {
         "HF_DATASETS_CACHE": str(place / "datasets"), "LM_HARNESS_CACHE_PATH": str(place / "requests"),
         "PYTHONPATH": os.pathsep.join(sys.path),
     }  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-m", *map(str, command)],
-        cwd=place,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [sys.executable, "-c", RUN, json.dumps(commands, default=str)]
+    done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -102,23 +108,22 @@ def test_the_results_are_those_of_the_harness_s_command(place, tmp_path, name):
     shared = ["--tasks", "choose,answer", "--include_path", "tasks", "--limit", "5", "--log_samples", "--device", "cpu"]
     shared += ["--batch_size", "4", *FLAGS[name]]
     args = "pretrained=model,prompt=suffix.safetensors"
-    command = ["lm_eval_spt", "run", "--model", "spt", "--model_args", args]
-    in_a_process(place, *command, *shared, "--output_path", tmp_path / "theirs")
+    theirs = ["lm_eval_spt", "run", "--model", "spt", "--model_args", args, *shared]
     files = ["prefix.safetensors", "suffix.safetensors"]
-    command = ["lm_eval_spt.cli", "evaluate", "--prompts", *files, "--model_args", "pretrained=model"]
-    in_a_process(place, *command, *shared, "--output", tmp_path / "ours")
-    theirs = results_in(tmp_path / "theirs")
+    ours = ["lm_eval_spt.cli", "evaluate", "--prompts", *files, "--model_args", "pretrained=model", *shared]
+    in_a_process(place, [*theirs, "--output_path", tmp_path / "theirs"], [*ours, "--output", tmp_path / "ours"])
+    expected = results_in(tmp_path / "theirs")
     folder = next(path.parent for path in tmp_path.glob("ours/*+suffix@*/results_*.json"))
     for other in tmp_path.glob("ours/*+prefix@*/*"):
         other.unlink()
-    ours = results_in(tmp_path / "ours")
-    ours["config"].pop("evaluate_settings", None)  # what tells it that these results are done: the harness has none
+    found = results_in(tmp_path / "ours")
+    found["config"].pop("evaluate_settings", None)  # what tells it that these results are done: the harness has none
     if "--use_cache" in FLAGS[name]:
-        cache = ours["config"].pop("use_cache")
-        assert cache == f"{theirs['config'].pop('use_cache')}-{folder.name[-8:]}"
+        cache = found["config"].pop("use_cache")
+        assert cache == f"{expected['config'].pop('use_cache')}-{folder.name[-8:]}"
         assert (place / f"{cache}_rank0.db").is_file()
         assert list((place / "requests").iterdir())
-    assert ours == theirs
+    assert found == expected
     found, expected = samples_in(tmp_path / "ours"), samples_in(tmp_path / "theirs")
     assert found.keys() == expected.keys() and len(found) == 10
     for key, (arguments, answers) in expected.items():

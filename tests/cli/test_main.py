@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from lm_eval_spt import cli
-from lm_eval_spt.prompt.compose import MODES, Mode
+from lm_eval_spt.prompt.compose import Mode
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from tests.cli.conftest import run
 from tests.helpers.paths import ROOT
@@ -139,4 +139,4 @@ def test_choices_are_those_that_the_code_knows() -> None:
     """Parsers list them by hand, so that their help needs no torch."""
     parser = import_module("lm_eval_spt.cli.compose").parser("compose")
     (mode,) = (action for action in parser._actions if action.dest == "mode")
-    assert tuple(mode.choices or ()) == MODES == get_args(Mode)
+    assert tuple(mode.choices or ()) == get_args(Mode)

@@ -165,26 +165,17 @@ def lm_eval(*arguments: str | Path, launcher: tuple[str, ...] = ()) -> subproces
     return subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment)
 
 
-def read_results(folder: Path) -> dict[str, dict[str, Any]]:
-    """Results folder name to content."""
-    return {file.parent.name: json.loads(file.read_text()) for file in folder.glob("*/results_*.json")}
+def answers_in(folder: Path) -> dict[tuple[str, int], list[float]]:
+    """Task and document to log-likelihoods."""
+    rows = {}
+    for file in folder.glob("*/samples_*.jsonl"):
+        for line in file.read_text().splitlines():
+            sample = json.loads(line)
+            rows[file.name.split("_2")[0], sample["doc_id"]] = loglikelihoods(sample)
+    return rows
 
 
-def test_two_prompts_two_folders_and_what_was_used_is_recorded(prompts, tmp_path):
-    for key, file in prompts.items():
-        options = ("--tasks", "mini_topics_eng_Latn", "--limit", "4", "--output_path", tmp_path / "out")
-        done = lm_eval("--model", "spt", "--model_args", f"prompt={file}", *options)
-        assert done.returncode == 0, done.stderr
-        assert "macro_f1" in done.stdout, key
-    results = read_results(tmp_path / "out")
-    digests = {file.stem: SoftPrompt.load(file).digest for file in prompts.values()}
-    assert set(results) == {f"mini+{name}@{digest[:8]}" for name, digest in digests.items()}
-    for folder, content in results.items():
-        name = content["config"]["prompt_name"]
-        assert folder.startswith(f"mini+{name}@") and content["config"]["prompt_digest"] == digests[name]
-
-
-def test_two_processes_give_the_answers_of_one(prompts, tmp_path):
+def test_one_process_and_two_give_the_same_answers_and_what_was_used_is_recorded(prompts, tmp_path):
     options = ("--tasks", ",".join(TASKS), "--limit", "7", "--log_samples", "--device", "cpu")
     model = ("--model", "spt", "--model_args", f"prompt={prompts['suffix']}")
     one = lm_eval(*model, *options, "--output_path", tmp_path / "one")
@@ -194,44 +185,29 @@ def test_two_processes_give_the_answers_of_one(prompts, tmp_path):
         *model, *options, "--output_path", tmp_path / "two", launcher=(*launcher, "--rdzv_endpoint", "localhost:0")
     )
     assert (one.returncode, two.returncode) == (0, 0), one.stderr + two.stderr
-
-    def answers(folder: Path) -> dict[tuple[str, int], list[float]]:
-        rows = {}
-        for file in folder.glob("*/samples_*.jsonl"):
-            for line in file.read_text().splitlines():
-                sample = json.loads(line)
-                task = file.name.split("_2")[0]
-                rows[task, sample["doc_id"]] = loglikelihoods(sample)
-        return rows
-
-    expected, found = answers(tmp_path / "one"), answers(tmp_path / "two")
-    assert len(list(tmp_path.glob("two/*/results_*.json"))) == 1
+    assert "macro_f1" in one.stdout
     # Two tasks of seven documents with seven choices; of two processes the first has four of the documents.
     assert "| 0/98 [" in one.stderr and "| 0/56 [" in two.stderr and "| 0/98 [" not in two.stderr
+    expected, found = answers_in(tmp_path / "one"), answers_in(tmp_path / "two")
     assert expected.keys() == found.keys() and len(found) == 14
     for key, values in expected.items():
         assert found[key] == pytest.approx(values, abs=1e-4)
+    digest = SoftPrompt.load(prompts["suffix"]).digest
+    for number in ("one", "two"):
+        (file,) = (tmp_path / number).glob("*/results_*.json")
+        config = json.loads(file.read_text())["config"]
+        assert file.parent.name == f"mini+suffix1@{digest[:8]}"
+        assert (config["prompt_name"], config["prompt_digest"]) == ("suffix1", digest)
 
 
-@pytest.mark.parametrize(
-    ("model_args", "message"),
-    [
-        ("prompt=missing.safetensors", "missing.safetensors"),
-        ("pretrained=nobody/nothing", "the base model 'nobody/nothing' can not be loaded"),
-        ("prompt={gpt2}", "was trained for 'mini'"),
-    ],
-)
-def test_mistakes_on_the_harness_command_line_are_one_line(tmp_path, model_args, message):
-    model = build_model("llama", seed=3)
-    prompt = random_prompt(model)
-    other = SoftPrompt(torch.randn(4, 256), {**prompt.metadata, "base_model": "mini"})
-    other.save(tmp_path / "gpt2.safetensors")
-    arguments = model_args.format(gpt2=tmp_path / "gpt2.safetensors")
-    options = ("--tasks", "mini_topics_eng_Latn", "--output_path", tmp_path / "out")
-    done = lm_eval("--model", "spt", "--model_args", arguments, *options)
+def test_a_mistake_on_the_harness_command_line_is_one_line(tmp_path):
+    SoftPrompt(torch.randn(4, 256), {"base_model": "mini"}).save(tmp_path / "other.safetensors")
+    arguments = ("--model", "spt", "--model_args", f"pretrained=nobody/nothing,prompt={tmp_path / 'other.safetensors'}")
+    done = lm_eval(*arguments, "--tasks", "mini_topics_eng_Latn", "--output_path", tmp_path / "out")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert message in [line for line in done.stderr.splitlines() if line.startswith("error: ")][-1]
+    message = [line for line in done.stderr.splitlines() if line.startswith("error: ")][-1]
+    assert "the base model 'nobody/nothing' can not be loaded" in message
     assert not (tmp_path / "out").exists()
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from lm_eval_spt import cli
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.harness.lm import SPTLM
-from lm_eval_spt.prompt.compose import MODES, compose
+from lm_eval_spt.prompt.compose import compose
 from lm_eval_spt.prompt.ensemble import Ensemble
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from tests.helpers.paths import ROOT
@@ -156,9 +156,3 @@ def test_the_command_writes_a_prompt_that_scores(tmp_path: Path, capsys):
         cli.main([*arguments, "--weight", "nan"])
     assert "expected a number" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["joined.safetensors"]
-
-
-def test_the_command_offers_every_mode(capsys):
-    with pytest.raises(SystemExit):
-        cli.main(["compose", "--help"])
-    assert "{" + ",".join(MODES) + "}" in capsys.readouterr().out
