@@ -60,6 +60,8 @@ def read_table(path: Path, columns: Sequence[str] = ()) -> Iterator[tuple[int, d
     rows = csv.DictReader(text, delimiter=SEPARATORS[path.suffix], strict=True)
     try:
         names = list(rows.fieldnames or ())
+        if not names:
+            raise UserError(f"{path} is empty: expected a header and a line for each document")
         if missing := [column for column in columns if column not in names]:
             raise ValueError(f"no column {', '.join(missing)}; expected a header with {', '.join(columns)}")
         if twice := [name for name in names if names.count(name) > 1]:
