@@ -399,7 +399,12 @@ def target_languages(arms: Sequence[Arm], metrics: Sequence[str], source: str) -
     scored = [set.intersection(*(set(arm.scores(metric)) for metric in metrics)) - {source} for arm in arms]
     shared, every = set.intersection(*scored), set.union(*scored)
     if not shared:
-        fewest = min(zip(scored, arms, strict=True), key=lambda pair: len(pair[0]))[1]
+        own, fewest = min(zip(scored, arms, strict=True), key=lambda pair: len(pair[0]))
+        if not own:
+            raise UserError(
+                f"{fewest.name!r} has scores in the source language {source} alone: score it in others, or say with "
+                "--languages FILE which tasks belong together"
+            )
         raise UserError(
             f"the arms have no target language in common (source: {source}): leave out {fewest.name!r}, or score it in "
             "the languages of the others"

@@ -94,7 +94,11 @@ def test_what_the_numbers_rest_on_is_noted(tmp_path):
     [
         ({"eng_Latn": 0.5, "deu_Latn": 0.5}, {"metric": "f1"}, "has no 'f1'"),
         ({"deu_Latn": 0.5}, {}, "no score in the source language eng_Latn"),
-        ({"eng_Latn": 0.5}, {}, "no target language in common"),
+        (
+            {"eng_Latn": 0.5},
+            {},
+            "'a' has scores in the source language eng_Latn alone: score it in others, or say with --lang",
+        ),
         ({"eng_Latn": 0.5, "deu_Latn": 0.5}, {"reference": "x"}, "no arm 'x' to compare with: the arms are 'a'"),
     ],
 )
