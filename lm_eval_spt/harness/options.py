@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +77,8 @@ class EvaluationOptions(ContextOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.limit is not None and not 0 < self.limit < math.inf:
+            raise UserError(f"--limit is {self.limit:g}: expected a number of documents, or a share between 0 and 1")
         cache = "true" if self.cache_requests is True else self.cache_requests
         if cache and cache not in CACHE_REQUESTS:
             raise UserError(f"--cache-requests is {shown(cache)}: expected one of {', '.join(CACHE_REQUESTS)}")

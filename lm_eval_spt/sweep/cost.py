@@ -15,6 +15,7 @@ If a text precedes the prompt and the model is frozen, the text's hidden states 
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Hashable, Mapping, Sequence
@@ -177,7 +178,8 @@ class TextSizes:
                 each = [ASSUMED[split]] * len(names)
             documents = [text.documents for text in each]
             if split == "test" and (limit := self._limit) is not None:
-                documents = [min(number, round(limit if limit >= 1 else limit * number)) for number in documents]
+                limits = [int(limit) if limit >= 1 else math.ceil(limit * number) for number in documents]
+                documents = [min(pair) for pair in zip(documents, limits, strict=True)]
             self._measured[key] = Texts(
                 sum(documents),
                 sum(text.tokens for text in each) / len(each),

@@ -6,6 +6,7 @@ import importlib
 import inspect
 import json
 import logging
+import math
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -243,6 +244,7 @@ def test_too_many_shots_are_one_line(write_task):
     ("options", "message"),
     [
         ({"num_fewshot": -1}, "--num-fewshot is -1: expected a whole number from 0 on"),
+        *(({"limit": n}, f"--limit is {n:g}: expected a number of doc") for n in (0, -1, math.nan, math.inf)),
         ({"fewshot_as_multiturn": True}, "expected it together with --apply-chat-template"),
         ({"cache_requests": "often"}, "--cache-requests is 'often': expected one of true, refresh, delete"),
         ({"gen_kwargs": {"temperature": float("nan")}}, "--gen-kwargs can not be recorded"),
