@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from lm_eval_spt.cli.arguments import positive
 from lm_eval_spt.common.errors import UserError
+from lm_eval_spt.common.files import check_writable
 
 if TYPE_CHECKING:
     from lm_eval_spt.sweep.cost import TextSizes
@@ -117,6 +118,7 @@ def sweep(
             f"the sweep needs about {_size(needed)} in {plan.output}, where {_size(free)} are free: choose another "
             "place with --output, or make room"
         )
+    check_writable(plan.output, is_folder=True)
     waiting = [number for number in numbers if any(run in left for run in plan.shards[number])]
     if engine == "slurm":
         flags = [f"--output={plan.output}", f"--max-runs={max_runs}", *([f"--targets={targets}"] if targets else [])]

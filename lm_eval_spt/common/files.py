@@ -52,6 +52,27 @@ def write(path: Path, data: bytes) -> None:
             os.close(folder)
 
 
+def check_writable(output: Path, *, is_folder: bool = False) -> None:
+    """Find out before the work is done whether its output can be written, and leave nothing behind.
+
+    Args:
+        output: the file, or the folder in which files will be.
+
+    Raises:
+        UserError: it can not.
+    """
+    folder = (output if is_folder else output.parent).absolute()
+    existing = next(place for place in (folder, *folder.parents) if place.exists())
+    probe = existing / f".{output.name}.probe"
+    try:
+        probe.touch()
+        probe.unlink(missing_ok=True)
+        if not is_folder and output.is_dir():
+            raise IsADirectoryError(21, "Is a directory")
+    except OSError as error:
+        raise UserError(f"--output {output} can not be written: {error.strerror or error}") from error
+
+
 @contextlib.contextmanager
 def written_together(target: Path, last: str) -> Iterator[Path]:
     """Yield a temporary folder for files that a library writes; on leaving, move each to `target`, whole.

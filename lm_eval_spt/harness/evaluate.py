@@ -21,7 +21,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import simple_parse_args_string
 
 from lm_eval_spt.common.errors import UserError
-from lm_eval_spt.common.files import MAX_RESULTS_FILE, parse_json, read_text, written_together
+from lm_eval_spt.common.files import MAX_RESULTS_FILE, check_writable, parse_json, read_text, written_together
 from lm_eval_spt.harness.contexts import selected_template
 from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.harness.local_data import local_copy, metadata_of
@@ -95,6 +95,8 @@ def evaluate_prompts(
     names = list(dict.fromkeys(prompts)) if ensemble else _expand(prompts)
     loaded = {name: read_prompt(name, ensemble) for name in names}
     shared = simple_parse_args_string(model_args)
+    if "prompt" in shared:
+        raise UserError(f"--model-args has prompt={shared['prompt']}: expected every prompt in --prompts")
     named = shared.get("pretrained") or (base.base_model_name if base is not None else None)
     base_models = {named or prompt.base_model for prompt in loaded.values()}
     if len(base_models) > 1:
@@ -121,6 +123,7 @@ def evaluate_prompts(
     if not waiting:
         return [path for path in done.values() if path]
 
+    check_writable(Path(output), is_folder=True)
     arguments = _loading(loaded.values(), shared) | shared
     arguments |= {"prompts": list(waiting.values()), "batch_size": batch_size, "device": device}
     if base is None:

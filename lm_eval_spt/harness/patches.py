@@ -226,7 +226,8 @@ def match_tasks(manager: TaskManager, patterns: Iterable[str]) -> list[str]:
     """
     matches = {pattern: fnmatch.filter(manager.all_tasks, pattern) for pattern in patterns}
     if unknown := [pattern for pattern, names in matches.items() if not names]:
-        near = [other for other in manager.all_subtasks if other.startswith(unknown[0][:6])][:3]
+        start = unknown[0][:6]
+        near = [other for other in manager.all_subtasks if start and other.startswith(start)][:3]
         hint = f"did you mean {', '.join(near)}?" if near else "`lm_eval ls tasks` lists all"
         raise UserError(
             f"there is no task {', '.join(map(repr, unknown))}; {hint} (tasks of your own: --include-path FOLDER)"

@@ -32,6 +32,7 @@ from lm_eval_spt.harness.calibration import as_calibration, calibrate
 from lm_eval_spt.harness.contexts import differences
 from lm_eval_spt.harness.documents import choices_of, documents_of
 from lm_eval_spt.harness.encoding import PairEncoder, whole_characters
+from lm_eval_spt.harness.model_arguments import check_model_arguments, unknown_argument
 from lm_eval_spt.inference import encoder_decoder, probe, scoring, transformers_internals
 from lm_eval_spt.inference.base_model import available_device, bitsandbytes_config, cannot_load, ensure_available
 from lm_eval_spt.inference.capabilities import Capabilities
@@ -145,6 +146,7 @@ class PromptedLM(HFLM):
         calibration: str | None = None,
         **hflm: Any,
     ) -> None:
+        check_model_arguments({**hflm, "fast": fast, "dequantize": dequantize})
         self._room_taken = 0
         self.calibration = as_calibration(calibration)
         if not BATCH_SIZE.fullmatch(size := str(hflm.setdefault("batch_size", 1))):
@@ -171,10 +173,17 @@ class PromptedLM(HFLM):
             source = str(self.gguf.unpacked(hflm.get("dtype")))
         else:
             source, hflm["gguf_file"] = str(self.gguf.path.parent), self.gguf.path.name
+        for role in ("tokenizer", "delta"):
+            if isinstance(part := hflm.get(role), str):
+                ensure_available(part, revision, role=role)
         try:
             super().__init__(source, revision=revision or "main", **hflm)
         except UserError:
             raise  # says already what is wrong
+        except TypeError as error:
+            if (mistake := unknown_argument(error, hflm)) is not None:
+                raise mistake from error
+            raise
         except (OSError, ValueError) as error:
             raise cannot_load(pretrained, error) from error
         self.base_model_name = pretrained if named else self.model.name_or_path

@@ -16,7 +16,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def ensure_available(name: str, revision: str | None = None, gguf_file: str | None = None, dtype: Any = None) -> str:
+def ensure_available(
+    name: str,
+    revision: str | None = None,
+    gguf_file: str | None = None,
+    dtype: Any = None,
+    *,
+    role: str = "base model",
+) -> str:
     """Return what ``from_pretrained`` understands after making sure that there is such a model.
 
     Only the model's configuration is fetched: that fails at once, where loading would retry an unreachable Hub for a
@@ -27,6 +34,7 @@ def ensure_available(name: str, revision: str | None = None, gguf_file: str | No
         revision: of the Hub's repository.
         gguf_file: the GGUF file's name in the folder or repository.
         dtype: of the weights that are unpacked from a GGUF file.
+        role: what it is, in words.
 
     Raises:
         UserError: neither a folder nor a model that the Hub, or the local cache of it, has; a GGUF file that is not
@@ -41,7 +49,7 @@ def ensure_available(name: str, revision: str | None = None, gguf_file: str | No
         try:
             snapshot_download(path, revision=revision, allow_patterns="config.json")
         except (OSError, ValueError) as error:
-            raise cannot_load(name, error) from error
+            raise cannot_load(name, error, role) from error
     return path
 
 
@@ -84,12 +92,23 @@ def _is_stored_in_bfloat16(name: str, revision: str | None, trust_remote_code: b
 
 
 def available_device(device: str | None) -> str:
-    """Return the wanted device; where none or ``cuda``, HFLM's default, was asked for: the best that is here."""
+    """Return the wanted device; where none or ``cuda``, HFLM's default, was asked for: the best that is here.
+
+    Raises:
+        UserError: there is no such device; HFLM would take another one.
+    """
     import torch
 
-    if device not in (None, "cuda") or torch.cuda.is_available():
-        return device or "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+    if device in (None, "cuda"):
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    here = ["cpu"]
+    if torch.accelerator.is_available() and (best := torch.accelerator.current_accelerator()) is not None:
+        here += [best.type, *(f"{best.type}:{index}" for index in range(torch.accelerator.device_count()))]
+    if device not in here:
+        raise UserError(f"the device is {device!r}, which is not here: expected {' or '.join(here)}")
+    return str(device)
 
 
 def load_embedding(
@@ -146,10 +165,10 @@ def bitsandbytes_config(settings: dict[str, Any], dtype: Any = None) -> Any:
         raise UserError(f"the base model can not be quantised with {settings}: {error}") from error
 
 
-def cannot_load(name: str, error: Exception) -> UserError:
+def cannot_load(name: str, error: Exception, role: str = "base model") -> UserError:
     """Return the error to raise where base model `name` can not be loaded because of `error`."""
     reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
     return UserError(
-        f"the base model {name!r} can not be loaded ({reason}): expected 'mini', a folder, a .gguf file, or a Hub id "
+        f"the {role} {name!r} can not be loaded ({reason}): expected 'mini', a folder, a .gguf file, or a Hub id "
         "that can be reached or is in the local cache"
     )

@@ -26,6 +26,7 @@ from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.common.files import parse_json, read_text
 from lm_eval_spt.common.paths import model_path, user_cache
 from lm_eval_spt.inference import transformers_internals
+from lm_eval_spt.inference.dtype import dtype_name
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ class GGUFFile:
             UserError: the file is torn, holds no tokenizer, or is of an architecture that transformers can not read;
                 the cache can not be written.
         """
-        kind = _dtype_name(dtype)
+        kind = "float32" if dtype in (None, "auto") else dtype_name(dtype)
         folder = cache_folder() / f"{self.sha256}-{kind}"
         if _is_whole(folder):
             return folder
@@ -210,15 +211,6 @@ def _make_plain(folder: Path, rows: int) -> None:
     tokenizer = json.loads(content.read_text(encoding="utf-8"))
     tokenizer["added_tokens"] = [token for token in tokenizer["added_tokens"] if token["id"] < rows]
     content.write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
-
-
-def _dtype_name(dtype: Any) -> str:
-    if dtype in (None, "auto"):
-        return "float32"
-    name = str(dtype).removeprefix("torch.")
-    if not (isinstance(kind := getattr(torch, name, None), torch.dtype) and kind.is_floating_point):
-        raise UserError(f"dtype is {name!r}, expected float32, bfloat16, float16 or auto")
-    return str(kind).removeprefix("torch.")
 
 
 def _is_whole(folder: Path) -> bool:

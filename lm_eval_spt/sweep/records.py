@@ -69,7 +69,7 @@ def record_of(plan: Plan, run: SweepRun) -> Record:
                 f"{path} holds a run with other settings ({differing}): choose another output folder, or delete that "
                 "file to have the run done again"
             )
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return fresh
     except (OSError, ValueError, TypeError, AttributeError) as error:
         if isinstance(error, UserError):

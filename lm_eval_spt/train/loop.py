@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lm_eval_spt.common.errors import UserError
+from lm_eval_spt.common.files import check_writable
 from lm_eval_spt.inference.probe import not_finite
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from lm_eval_spt.train import checkpoint, trackers
@@ -28,7 +29,7 @@ from lm_eval_spt.train.log import TrainingLog
 from lm_eval_spt.train.mixture import epochs
 from lm_eval_spt.train.objective import LossRequest, Outcome, weight_of
 from lm_eval_spt.train.parameters import Snapshot
-from lm_eval_spt.train.results import check_writable, has_ended, save_results
+from lm_eval_spt.train.results import has_ended, save_results
 from lm_eval_spt.train.run import Steps, TrainingRun, scores_in_words
 from lm_eval_spt.train.scheduler import BatchRequest, Program, run_side_by_side
 from lm_eval_spt.train.state import remove_checkpoint, resume, save_checkpoint

@@ -110,20 +110,3 @@ def has_ended(config: TrainingConfig) -> bool:
     if differing := differences(recorded, now) if isinstance(recorded, dict) else "they are not recorded":
         raise UserError(f"--resume: {output} was trained with other settings ({differing}): choose another --output")
     return True
-
-
-def check_writable(output: Path) -> None:
-    """Find out before training whether the prompt file can be written.
-
-    Raises:
-        UserError: it can not.
-    """
-    probe = output.with_name(f".{output.name}.probe")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink(missing_ok=True)
-        if output.is_dir():
-            raise IsADirectoryError(21, "Is a directory")
-    except OSError as error:
-        raise UserError(f"--output {output} can not be written: {error.strerror}") from error

@@ -161,6 +161,7 @@ def test_results_of_other_contexts_are_not_taken_for_these(place, tmp_path, monk
         ),
         (["--fewshot-as-multiturn"], "error: --fewshot-as-multiturn was given: expected it together with"),
         (["--num-fewshot", "-1"], "error: --num-fewshot is -1: expected a whole number from 0 on"),
+        (["--model-args", "prompt=p"], "error: --model-args has prompt=p: expected every prompt in --prompts"),
     ],
 )
 def test_mistakes_are_one_line(place, tmp_path, capsys, flags, message):
@@ -170,3 +171,11 @@ def test_mistakes_are_one_line(place, tmp_path, capsys, flags, message):
     assert main([*shared, "--output", str(tmp_path / "out"), "--limit", "1", "--device", "cpu", *flags]) == 1
     assert capsys.readouterr().err.splitlines()[-1].startswith(message)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_can_not_be_written_is_told_before_the_work(place, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("lm_eval_spt.harness.evaluate.ManyPromptsLM", None)
+    (tmp_path / "file").touch()
+    shared = ["evaluate", "--prompts", str(place / "suffix.safetensors"), "--tasks", "mini_topics_eng_Latn"]
+    assert main([*shared, "--output", str(tmp_path / "file"), "--limit", "1"]) == 1
+    assert capsys.readouterr().err == f"error: --output {tmp_path / 'file'} can not be written: Not a directory\n"

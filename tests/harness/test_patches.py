@@ -257,6 +257,8 @@ def test_patterns_match_tasks_groups_and_tags(manager: lm_eval.tasks.TaskManager
         UserError, match=r"there is no task 'mini_topics_xxx', 'y\*'; did you mean mini_topics_arb_Arab"
     ):
         patches.match_tasks(manager, ["mini_topics", "mini_topics_xxx", "y*"])
+    with pytest.raises(UserError, match=r"there is no task ''; `lm_eval ls tasks` lists all"):
+        patches.match_tasks(manager, ["mini_topics", ""])
 
 
 def test_members_of_groups_and_tags(manager: lm_eval.tasks.TaskManager) -> None:

@@ -1,0 +1,56 @@
+"""Wrong model arguments: one line each, before the model is loaded."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lm_eval_spt.common.errors import UserError
+from lm_eval_spt.harness.lm import SPTLM
+from lm_eval_spt.harness.model_arguments import SWITCHES
+
+WRONG = {
+    "dtype=float99": "dtype is 'float99', expected float32",
+    "dtype=torch.float32": "dtype is 'torch.float32', expected float32",
+    "dtype=int8": "dtype is 'int8', expected float32",
+    "dtype=nn": "dtype is 'nn', expected float32",
+    "dtype=float8_e4m3fn": "dtype is 'float8_e4m3fn', expected float32",
+    "max_length=-1": "max_length is -1, expected a whole number from 1 on",
+    "max_length=many": "max_length is 'many', expected a whole number from 1 on",
+    "max_length=1.5": r"max_length is 1\.5, expected a whole number from 1 on",
+    "trust_remote_code=no": "trust_remote_code is 'no', expected True or False",
+    "fast=never": "fast is 'never', expected True or False",
+    "colour=blue": "there is no model argument 'colour': expected one of lm_eval's model `hf`",
+    "device=tpu": "the device is 'tpu', which is not here: expected cpu",
+    "device=cuda:99": "the device is 'cuda:99', which is not here: expected cpu",
+    "tokenizer=nobody/nothing": "the tokenizer 'nobody/nothing' can not be loaded",
+    "delta=nobody/nothing": "the delta 'nobody/nothing' can not be loaded",
+    "peft=nothing": "peft=nothing can not be loaded",
+}
+
+
+@pytest.mark.parametrize("argument", WRONG)
+def test_a_wrong_argument_is_one_line(argument):
+    with pytest.raises(UserError, match=WRONG[argument]) as caught:
+        SPTLM.create_from_arg_string(f"pretrained=mini,{argument}")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_every_switch_is_an_argument_of_the_model(name):
+    with pytest.raises(UserError, match=f"{name} is 'maybe'"):
+        SPTLM(pretrained="mini", **{name: "maybe"})
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", torch.bfloat16])
+def test_a_dtype_and_its_name(dtype):
+    assert SPTLM(pretrained="mini", dtype=dtype, device="cpu").model.dtype == torch.bfloat16
+
+
+def test_other_mistakes_stay_what_they_are(monkeypatch):
+    def broken(*args, **kwargs):
+        raise TypeError("a mistake of ours")
+
+    monkeypatch.setattr("lm_eval.models.huggingface.HFLM.__init__", broken)
+    with pytest.raises(TypeError, match="a mistake of ours"):
+        SPTLM(pretrained="mini")
