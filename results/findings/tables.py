@@ -111,6 +111,18 @@ MODELS: dict[str, Tables] = {
             "one prompt, learned at 5e-3": "lr5-8/lr5-seed*",
             "ensemble of four, learned at 5e-3": "lr5-8/lr5-four",
         },
+        "documents": {
+            "8 of each class": FROZEN,
+            "32 of each class": "documents/frozen-shots32-seed*",
+            "ensemble of four, 8 of each class": "frozen-8/own_documents-four-seed*",
+            "ensemble of four, 32 of each class": "documents/frozen-shots32-four",
+        },
+        "documents-calibrated": {
+            "8 of each class": "calibrated-8/probability-frozen-seed*",
+            "32 of each class": "documents/probability-frozen-shots32-seed*",
+            "ensemble of four, 8 of each class": "calibrated-8/probability-four-seed*",
+            "ensemble of four, 32 of each class": "documents/probability-frozen-shots32-four",
+        },
         "checkpoints-8": {
             "best epoch": FROZEN,
             "mean of the last five epochs": "checkpoints-8/checkpoints-seed*",
