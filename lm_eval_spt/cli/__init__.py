@@ -17,6 +17,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from lm_eval_spt import __version__
 from lm_eval_spt.cli.command import execute
 
 COMMANDS = {
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit status: see :func:`lm_eval_spt.cli.command.execute`.
 
     Raises:
-        SystemExit: from argparse, with status 2 for wrong usage and 0 for ``--help``.
+        SystemExit: from argparse, with status 2 for wrong usage and 0 for ``--help`` and ``--version``.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv and argv[0] in COMMANDS:
@@ -64,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Soft prompts for lm-evaluation-harness: train one, score it, use it, look into it, share it.",
         epilog="example: lm-eval-spt inspect prompts/eng.safetensors --base-model mini",
     )
+    parser.add_argument("--version", action="version", version=f"lm_eval_spt {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, purpose in COMMANDS.items():
         commands.add_parser(name, help=purpose)
