@@ -429,7 +429,10 @@ def test_losses_are_what_the_formulas_say() -> None:
     assert answer_loss(log_probability, rows[2:], True) == 0
 
 
-def test_the_vectors_losses_are_one_less_cosine(corpus_folder: Path, tmp_path: Path) -> None:
+def test_the_vectors_losses_are_one_less_cosine(
+    corpus_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("recipes.mini_model.topics.ITERATIONS", 2)  # topics are told by others
     config = PretrainingConfig(
         corpus=str(corpus_folder), tokenizer="lm_eval_spt/mini", output=str(tmp_path), hidden_size=16, layers=1,
         feed_forward=16, heads=2, bf16=False, device="cpu",
