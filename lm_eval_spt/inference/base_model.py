@@ -74,7 +74,7 @@ def usual_dtype(
 
     if name.endswith(".gguf") or not _is_stored_in_bfloat16(name, revision, trust_remote_code):
         return "float32"
-    on_cpu = available_device(device).partition(":")[0] == "cpu"
+    on_cpu = (available_device(None) if device in (None, "cuda") else device).partition(":")[0] == "cpu"
     return "float32" if on_cpu and is_slower_in_bfloat16() else "bfloat16"
 
 

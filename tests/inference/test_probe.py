@@ -15,7 +15,13 @@ from lm_eval_spt.inference.kv_cache import KVCache
 from lm_eval_spt.inference.probe import forget, probe
 from lm_eval_spt.inference.scoring import score, score_suffixes
 from lm_eval_spt.inference.token_tree import ScoringRequest
-from lm_eval_spt.inference.transformers_internals import keys_and_values, named_lengths, prepare, rope_length
+from lm_eval_spt.inference.transformers_internals import (
+    cache_argument,
+    keys_and_values,
+    named_lengths,
+    prepare,
+    rope_length,
+)
 from lm_eval_spt.inference.virtual_tokens import place
 
 VOCABULARY = 512
@@ -258,7 +264,7 @@ def test_a_model_that_is_wrong_behind_keys_and_values_takes_no_deep_prefix(monke
 
     def as_the_first(**given: object) -> object:
         """New tokens are given the positions of the first."""
-        if given.get("past_key_values") is not None:
+        if given.get(cache_argument(model)) is not None:
             given["position_ids"] = torch.arange(given["input_ids"].shape[1])[None]  # type: ignore[attr-defined]
         return forward(**given)
 
