@@ -61,7 +61,8 @@ def read_table(path: Path, columns: Sequence[str] = ()) -> Iterator[tuple[int, d
     try:
         names = list(rows.fieldnames or ())
         if not names:
-            raise UserError(f"{path} is empty: expected a header and a line for each document")
+            expected = f" with {', '.join(columns)}" if columns else ""
+            raise UserError(f"{path}: the file is empty, expected a header{expected}")
         if missing := [column for column in columns if column not in names]:
             raise ValueError(f"no column {', '.join(missing)}; expected a header with {', '.join(columns)}")
         if twice := [name for name in names if names.count(name) > 1]:

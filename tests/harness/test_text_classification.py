@@ -84,7 +84,7 @@ def test_columns_may_come_in_any_order_beside_others_and_after_a_byte_order_mark
 @pytest.mark.parametrize(
     ("content", "line", "reason"),
     [
-        (b"", 0, "no column index_id, category, text"),
+        (b"", None, "the file is empty, expected a header with index_id, category, text"),
         (b"index_id\tlabel\ttext\n1\thealth\tA\n", 1, "no column category"),
         (HEADER.encode(), 1, "no documents"),
         (HEADER.encode() + b"1\thealth\tA\n2\tcooking\tB\n", 3, "unknown category 'cooking'"),

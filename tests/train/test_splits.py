@@ -261,7 +261,7 @@ def test_texts_stay_as_they_are_and_columns_get_the_task_s_types(tmp_path: Path)
 BAD_FILES = {
     "not there": (None, "", "--train-file {file} can not be read: No such file"),
     "no rows": ("text,label\n", "", "no documents after the header"),
-    "empty": ("", "", "is empty: expected a header and a line for each document"),
+    "empty": ("", "", "the file is empty, expected a header"),
     "a column missing": (
         "review,label\nA,sports\n", "", "{file} has no column text, which the task 'mini_topics_eng_Latn' uses; it has "
         "review, label: rename with --columns text=NAME",
