@@ -114,12 +114,14 @@ MODELS: dict[str, Tables] = {
         "documents": {
             "8 of each class": FROZEN,
             "32 of each class": "documents/frozen-shots32-seed*",
+            "all 701": "documents/frozen-shots_none-seed*",
             "ensemble of four, 8 of each class": "frozen-8/own_documents-four-seed*",
             "ensemble of four, 32 of each class": "documents/frozen-shots32-four",
         },
         "documents-calibrated": {
             "8 of each class": "calibrated-8/probability-frozen-seed*",
             "32 of each class": "documents/probability-frozen-shots32-seed*",
+            "all 701": "documents/probability-frozen-shots_none-seed*",
             "ensemble of four, 8 of each class": "calibrated-8/probability-four-seed*",
             "ensemble of four, 32 of each class": "documents/probability-frozen-shots32-four",
         },
