@@ -59,8 +59,10 @@ def run(arguments: argparse.Namespace) -> None:
     from lm_eval.utils import simple_parse_args_string
 
     from lm_eval_spt.harness.classify import Classifier
+    from lm_eval_spt.harness.model_arguments import refuse_flags
 
     model_args = simple_parse_args_string(arguments.model_args)
+    refuse_flags(model_args, {"prompt": "PROMPT", "batch_size": "--batch-size", "device": "--device"})
     named = model_args.pop("pretrained", None)
     if arguments.gguf_file:
         model_args["gguf_file"] = arguments.gguf_file

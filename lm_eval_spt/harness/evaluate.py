@@ -26,6 +26,7 @@ from lm_eval_spt.harness.contexts import selected_template
 from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.harness.local_data import local_copy, metadata_of
 from lm_eval_spt.harness.many_prompts import ManyPromptsLM
+from lm_eval_spt.harness.model_arguments import refuse_flags
 from lm_eval_spt.harness.options import EvaluationOptions
 from lm_eval_spt.harness.patches import (
     MODEL_NAME,
@@ -95,8 +96,7 @@ def evaluate_prompts(
     names = list(dict.fromkeys(prompts)) if ensemble else _expand(prompts)
     loaded = {name: read_prompt(name, ensemble) for name in names}
     shared = simple_parse_args_string(model_args)
-    if "prompt" in shared:
-        raise UserError(f"--model-args has prompt={shared['prompt']}: expected every prompt in --prompts")
+    refuse_flags(shared, {"prompt": "--prompts", "batch_size": "--batch-size", "device": "--device"})
     named = shared.get("pretrained") or (base.base_model_name if base is not None else None)
     base_models = {named or prompt.base_model for prompt in loaded.values()}
     if len(base_models) > 1:

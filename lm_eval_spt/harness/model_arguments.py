@@ -35,6 +35,20 @@ def check_model_arguments(given: Mapping[str, Any]) -> None:
         dtype_name(given["dtype"])
 
 
+def refuse_flags(given: Mapping[str, Any], flags: Mapping[str, str]) -> None:
+    """Refuse what a command has a flag of its own for.
+
+    Args:
+        given: what was given with ``--model-args``.
+        flags: the argument's name -> the flag.
+
+    Raises:
+        UserError: one is among the model arguments.
+    """
+    for name in flags.keys() & given.keys():
+        raise UserError(f"--model-args has {name}={given[name]}: expected it as {flags[name]}")
+
+
 def unknown_argument(error: TypeError, given: Mapping[str, Any]) -> UserError | None:
     """Return the error to raise where transformers did not know one of the given arguments; None if it is another."""
     found = re.search(r"unexpected keyword argument '(\w+)'", str(error))

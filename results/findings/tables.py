@@ -125,6 +125,21 @@ MODELS: dict[str, Tables] = {
             "ensemble of four, 8 of each class": "calibrated-8/probability-four-seed*",
             "ensemble of four, 32 of each class": "documents/probability-frozen-shots32-four",
         },
+        "lengths-8": {
+            "P=16": "frozen-8/own_documents-seed[01]",
+            **{f"P={length}": f"lengths-8/text-prompt_length{length}-seed*" for length in sorted(LENGTHS)},
+        },
+        "lengths-8-calibrated": {
+            "P=16": "calibrated-8/probability-frozen-seed[01]",
+            **{f"P={length}": f"lengths-8/probability-text-prompt_length{length}-seed*" for length in sorted(LENGTHS)},
+        },
+        "few_shot": {
+            "no prompt": "baselines/none",
+            "instruction": "baselines/instruction",
+            "eight examples": "few_shot/few_shot-seed0",
+            "eight examples, calibrated": "few_shot/probability-few_shot-seed0",
+            "frozen": FROZEN,
+        },
         "checkpoints-8": {
             "best epoch": FROZEN,
             "mean of the last five epochs": "checkpoints-8/checkpoints-seed*",

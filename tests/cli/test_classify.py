@@ -61,6 +61,7 @@ def test_json_lines_with_choices_of_ones_own_in_a_process_of_its_own() -> None:
         ("a\n", ["{plain}"], "does not say which task it was trained on: give the choices, or the task"),
         ("a\n", [PROMPT, "--choices", "a"], "expected two or more different ones"),
         ("a\n", [PROMPT, "--task", "gone"], "the task 'gone', whose wording"),
+        ("a\n", [PROMPT, "--model-args", "prompt=p"], "--model-args has prompt=p: expected it as PROMPT"),
         ("a\n", [PROMPT, "--template", "no name"], "give a template (--template) with one name in it"),
         ("a\n", ["{plain}", "--choices", "a,b", "--model", "mini"], "takes vectors of size 256"),
         ("a\n", ["{plain}", "--choices", "a,b"], "does not name its base model"),

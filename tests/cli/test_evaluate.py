@@ -161,7 +161,8 @@ def test_results_of_other_contexts_are_not_taken_for_these(place, tmp_path, monk
         ),
         (["--fewshot-as-multiturn"], "error: --fewshot-as-multiturn was given: expected it together with"),
         (["--num-fewshot", "-1"], "error: --num-fewshot is -1: expected a whole number from 0 on"),
-        (["--model-args", "prompt=p"], "error: --model-args has prompt=p: expected every prompt in --prompts"),
+        (["--model-args", "prompt=p"], "error: --model-args has prompt=p: expected it as --prompts"),
+        (["--model-args", "batch_size=2"], "error: --model-args has batch_size=2: expected it as --batch-size"),
     ],
 )
 def test_mistakes_are_one_line(place, tmp_path, capsys, flags, message):
