@@ -10,10 +10,17 @@ from lm_eval_spt.common.errors import UserError, shown
 from lm_eval_spt.inference.dtype import dtype_name
 
 SWITCHES = (
-    "add_bos_token", "autogptq", "dequantize", "enable_thinking", "fast", "gptqmodel", "load_in_4bit", "load_in_8bit",
+    "add_bos_token", "dequantize", "enable_thinking", "fast", "gptqmodel", "load_in_4bit", "load_in_8bit",
     "logits_cache", "parallelize", "trust_remote_code", "truncation", "use_fast_tokenizer",
 )  # fmt: skip
 """Arguments that are True or False. Any other text counts as True: ``trust_remote_code=no`` would trust."""
+
+WHOLE_NUMBERS = {"max_length": 1, "max_batch_size": 1, "prefix_token_id": 0}
+"""Arguments that are whole numbers -> the least that each can be."""
+
+DTYPES = ("dtype", "softmax_dtype", "mixed_precision_dtype")
+
+BACKENDS = ("default", "causal", "seq2seq")
 
 
 def check_model_arguments(given: Mapping[str, Any]) -> None:
@@ -28,11 +35,15 @@ def check_model_arguments(given: Mapping[str, Any]) -> None:
     for name in SWITCHES:
         if isinstance(value := given.get(name), str):
             raise UserError(f"{name} is {shown(value)}, expected True or False")
-    length = given.get("max_length")
-    if length is not None and (not isinstance(length, int) or length < 1):
-        raise UserError(f"max_length is {shown(length)}, expected a whole number from 1 on")
-    if given.get("dtype") not in (None, "auto"):
-        dtype_name(given["dtype"])
+    for name, least in WHOLE_NUMBERS.items():
+        number = given.get(name)
+        if number is not None and (not isinstance(number, int) or number < least):
+            raise UserError(f"{name} is {shown(number)}, expected a whole number from {least} on")
+    for name in DTYPES:
+        if given.get(name) not in (None, "auto"):
+            dtype_name(given[name], name)
+    if (backend := given.get("backend", "default")) not in BACKENDS:
+        raise UserError(f"backend is {shown(backend)}, expected one of {', '.join(BACKENDS)}")
 
 
 def refuse_flags(given: Mapping[str, Any], flags: Mapping[str, str]) -> None:
