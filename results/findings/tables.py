@@ -48,16 +48,16 @@ SOURCES: Tables = {
 
 def _on_a_task(task: str, baselines: dict[str, str]) -> Tables:
     """Return what was compared on another task: the arms and baselines as they answer, and calibrated."""
-    calibrated = f"{task}-calibrated"
+    calibrated, arms = f"{task}-calibrated", {**ARMS, "deep prefix": "deep"}
     return {
         f"{task}-8": {
-            **{arm: f"{task}/{part}-seed*" for arm, part in ARMS.items()},
+            **{arm: f"{task}/{part}-seed*" for arm, part in arms.items()},
             **{name: f"{task}/{part}" for name, part in baselines.items()},
             "ensemble of four": f"{calibrated}/four",
         },
         f"{calibrated}-8": {
             "frozen, not calibrated": f"{task}/frozen-seed*",
-            **{arm: f"{calibrated}/probability-{part}-seed*" for arm, part in ARMS.items()},
+            **{arm: f"{calibrated}/probability-{part}-seed*" for arm, part in arms.items()},
             **{name: f"{calibrated}/probability-{part}" for name, part in baselines.items()},
             "ensemble of four": f"{calibrated}/probability-four",
         },
