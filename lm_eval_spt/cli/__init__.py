@@ -16,8 +16,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from importlib.metadata import version
 
-from lm_eval_spt import __version__
 from lm_eval_spt.cli.command import execute
 
 COMMANDS = {
@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Soft prompts for lm-evaluation-harness: train one, score it, use it, look into it, share it.",
         epilog="example: lm-eval-spt inspect prompts/eng.safetensors --base-model mini",
     )
-    parser.add_argument("--version", action="version", version=f"lm_eval_spt {__version__}")
+    parser.add_argument("--version", action="version", version=f"lm_eval_spt {version('lm_eval_spt')}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, purpose in COMMANDS.items():
         commands.add_parser(name, help=purpose)

@@ -6,13 +6,13 @@ import os
 import subprocess
 import sys
 from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
 from typing import get_args
 
 import pytest
 import torch
 
+import lm_eval_spt
 from lm_eval_spt import cli
 from lm_eval_spt.prompt.compose import Mode
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
@@ -76,7 +76,7 @@ def test_wrong_usage_ends_with_2(arguments: list[str], capsys: pytest.CaptureFix
 def test_it_says_its_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(["--version"])
-    assert caught.value.code == 0 and capsys.readouterr().out == f"lm_eval_spt {version('lm_eval_spt')}\n"
+    assert caught.value.code == 0 and capsys.readouterr().out == f"lm_eval_spt {lm_eval_spt.__version__}\n"
 
 
 def test_ctrl_c_ends_with_130(monkeypatch: pytest.MonkeyPatch, prompt_file: Path) -> None:
