@@ -94,6 +94,8 @@ def _is_stored_in_bfloat16(name: str, revision: str | None, trust_remote_code: b
 def available_device(device: str | None) -> str:
     """Return the wanted device; where none or ``cuda``, HFLM's default, was asked for: the best that is here.
 
+    ``cuda:0``, the default of ``lm_eval``, is the processor where there is no GPU, as in HFLM.
+
     Raises:
         UserError: there is no such device; HFLM would take another one.
     """
@@ -103,6 +105,8 @@ def available_device(device: str | None) -> str:
         if torch.cuda.is_available():
             return "cuda"
         return "mps" if torch.backends.mps.is_available() else "cpu"
+    if device == "cuda:0" and not torch.cuda.is_available():  # what `lm_eval` says where --device was left out
+        return "cpu"
     here = ["cpu"]
     if torch.accelerator.is_available() and (best := torch.accelerator.current_accelerator()) is not None:
         here += [best.type, *(f"{best.type}:{index}" for index in range(torch.accelerator.device_count()))]

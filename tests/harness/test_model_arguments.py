@@ -8,6 +8,7 @@ import torch
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.harness.model_arguments import SWITCHES
+from lm_eval_spt.inference.base_model import available_device
 
 WRONG = {
     "dtype=float99": "dtype is 'float99', expected float32",
@@ -50,6 +51,12 @@ def test_every_switch_is_an_argument_of_the_model(name):
 @pytest.mark.parametrize("dtype", ["bfloat16", torch.bfloat16])
 def test_a_dtype_and_its_name(dtype):
     assert SPTLM(pretrained="mini", dtype=dtype, device="cpu").model.dtype == torch.bfloat16
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a better device")
+@pytest.mark.parametrize("default", [None, "cuda", "cuda:0"])
+def test_without_a_gpu_defaults_are_the_processor(default):
+    assert available_device(default) == "cpu"
 
 
 def test_other_mistakes_stay_what_they_are(monkeypatch):
