@@ -74,7 +74,7 @@ def usual_dtype(
 
     if name.endswith(".gguf") or not _is_stored_in_bfloat16(name, revision, trust_remote_code):
         return "float32"
-    on_cpu = (available_device(None) if device in (None, "cuda") else device).partition(":")[0] == "cpu"
+    on_cpu = meant_device(device).partition(":")[0] == "cpu"
     return "float32" if on_cpu and is_slower_in_bfloat16() else "bfloat16"
 
 
@@ -92,27 +92,34 @@ def _is_stored_in_bfloat16(name: str, revision: str | None, trust_remote_code: b
 
 
 def available_device(device: str | None) -> str:
-    """Return the wanted device; where none or ``cuda``, HFLM's default, was asked for: the best that is here.
-
-    ``cuda:0``, the default of ``lm_eval``, is the processor where there is no GPU, as in HFLM.
+    """Return the wanted device, or what :func:`meant_device` has for it.
 
     Raises:
         UserError: there is no such device; HFLM would take another one.
     """
     import torch
 
-    if device in (None, "cuda"):
-        if torch.cuda.is_available():
-            return "cuda"
-        return "mps" if torch.backends.mps.is_available() else "cpu"
-    if device == "cuda:0" and not torch.cuda.is_available():  # what `lm_eval` says where --device was left out
-        return "cpu"
+    device = meant_device(device)
     here = ["cpu"]
     if torch.accelerator.is_available() and (best := torch.accelerator.current_accelerator()) is not None:
         here += [best.type, *(f"{best.type}:{index}" for index in range(torch.accelerator.device_count()))]
     if device not in here:
         raise UserError(f"the device is {device!r}, which is not here: expected {' or '.join(here)}")
-    return str(device)
+    return device
+
+
+def meant_device(device: str | None) -> str:
+    """Return the device, here or not, that is meant: none and ``cuda``, HFLM's default, mean the best that is here.
+
+    ``cuda:0``, the default of ``lm_eval``, means the processor where there is no GPU, as in HFLM.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return device or "cuda"
+    if device in (None, "cuda"):
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    return "cpu" if device == "cuda:0" else str(device)
 
 
 def load_embedding(

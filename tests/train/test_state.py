@@ -22,7 +22,7 @@ from tests.helpers.training import Stopped, settings_for, stopped_after
     ("changes", "stops"),
     [
         ({"average_checkpoints": 2, "keep": "average"}, [0, 1, 4, 6, 9]),
-        ({"reparameterization": "xpe"}, [6]),
+        ({"reparameterization": "xpe"}, [0, 1, 4, 6, 9]),
         ({"tune": "all"}, [6]),
         ({"tune": "all", "dtype": "bfloat16"}, [6]),
     ],
