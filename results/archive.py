@@ -13,13 +13,14 @@ import json
 import lzma
 import tarfile
 from pathlib import Path
+from typing import Any
 
-from pyarrow import ArrowException, parquet
+from pyarrow import ArrowException, Table, parquet
 
-from lm_eval_spt.analysis.results import read_runs, results_files
+from lm_eval_spt.analysis.results import CONTEXT, read_runs, results_files
 from lm_eval_spt.common.errors import UserError, show_user_errors_in_one_line
 from lm_eval_spt.common.files import MAX_RESULTS_FILE, parse_json, read_text, write
-from lm_eval_spt.harness.samples import samples_path
+from lm_eval_spt.harness.samples import as_parquet, samples_path
 
 KEPT = (
     "results",
@@ -27,10 +28,12 @@ KEPT = (
     "versions",
     "n-shot",
     "n-samples",
+    "higher_is_better",
     "config",
     "date",
     "lm_eval_version",
     "model_name",
+    *CONTEXT,
 )
 
 
@@ -46,11 +49,11 @@ def pack(folder: Path, archive: Path) -> None:
     """
     results, samples = {}, {}
     for path in results_files(folder):
-        read_runs(path)  # refuses what no command could read later
+        samples_of_run = compact_samples(path)  # refuses what no command could read later
         content = parse_json(read_text(path, MAX_RESULTS_FILE))
         results[path] = json.dumps({key: content[key] for key in KEPT if key in content}).encode()
-        if samples_path(path).is_file():
-            samples[samples_path(path)] = _without_loglikelihoods(samples_path(path))
+        if samples_of_run is not None:
+            samples[samples_path(path)] = _without_loglikelihoods(samples_of_run)
     target = io.BytesIO()
     with tarfile.open(fileobj=target, mode="w:xz", preset=9) as tar:
         for path, content in (results | samples).items():  # what is alike is packed side by side: it takes less room
@@ -60,13 +63,32 @@ def pack(folder: Path, archive: Path) -> None:
     write(archive, target.getvalue())
 
 
-def _without_loglikelihoods(samples: Path) -> bytes:
+def compact_samples(path: Path) -> Table | None:
+    """Return the samples of a results file in their compact form, also those that the harness wrote as JSON lines.
+
+    Raises:
+        UserError: the results, or the samples, can not be read.
+    """
+    runs, compact = read_runs(path), samples_path(path)
+    lines = {task: run.samples_file(language) for run in runs for language, task in run.tasks.items()}
     try:
-        columns = [name for name in parquet.read_schema(samples).names if name != "loglikelihoods"]
-        table = parquet.read_table(samples, columns=columns)
-    except (OSError, ArrowException) as error:
+        if compact.is_file():
+            return parquet.read_table(compact)
+        if not all(file.is_file() for file in lines.values()):
+            return None
+        return parquet.read_table(io.BytesIO(as_parquet({task: _parsed(file) for task, file in lines.items()})))
+    except (OSError, ValueError, KeyError, TypeError, ArrowException) as error:
         reason = str(error).partition("\n")[0]
-        raise UserError(f"{samples} can not be read ({reason}): expected compact samples") from None
+        raise UserError(f"the samples of {path} can not be read ({reason}): expected what the harness wrote") from None
+
+
+def _parsed(lines: Path) -> list[Any]:
+    with lines.open(encoding="utf-8") as file:
+        return [parse_json(line) for line in file if line.strip()]
+
+
+def _without_loglikelihoods(samples: Table) -> bytes:
+    table = samples.drop_columns(["loglikelihoods"]) if "loglikelihoods" in samples.column_names else samples
     target = io.BytesIO()
     # The archive is compressed as a whole, which finds what files have in common: half the size.
     parquet.write_table(table, target, compression="none", use_dictionary=False, write_statistics=False)

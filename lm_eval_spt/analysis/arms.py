@@ -143,6 +143,7 @@ class Arm:
             "model": run.model,
             "base_model": run.base_model,
             "model_args": model_args,
+            "context": run.context,
             "tasks": run.family,
             "trained_on": training.get("tasks"),
             "placement": run.prompt_placement,
@@ -235,13 +236,17 @@ def read_arms(
     Raises:
         UserError: a place holds no results file, or no run can be used.
     """
-    places = list(places)
-    names = {path: name for name, place in places for path in results_files(place)}
+    files: dict[str | None, dict[Path, Path]] = {}  # a file under two names belongs to both arms
+    for name, place in places:
+        files.setdefault(name, {}).update({path.resolve(): path for path in results_files(place)})
+    named = {path for name, paths in files.items() if name for path in paths}
+    names: dict[int, str | None] = {}
     runs: list[EvaluationRun] = []
     left_out: list[str] = []
-    for name in dict.fromkeys(name for name, _ in places):  # a place under two names belongs to both arms
-        named_runs, problems = read_all((place for other, place in places if other == name), given)
-        runs += named_runs
+    for name, paths in files.items():
+        its_own, problems = read_all([path for key, path in paths.items() if name or key not in named], given)
+        names |= {id(run): name for run in its_own}
+        runs += its_own
         left_out += problems
     runs, not_comparable = comparable(runs)
     if not runs:
@@ -250,7 +255,7 @@ def read_arms(
     groups: dict[tuple[str, str], list[tuple[EvaluationRun, dict[str, Any]]]] = {}
     for run in runs:
         training = training_record(run)
-        groups.setdefault((names[run.path] or _configuration(run, training), run.family), []).append((run, training))
+        groups.setdefault((names[id(run)] or _configuration(run, training), run.family), []).append((run, training))
     families = Counter(key for key, _ in groups)  # a configuration has one family, a given name can have several
     several_bases = len({run.base_model for run in runs}) > 1
     arms: dict[str, Arm] = {}
@@ -258,7 +263,7 @@ def read_arms(
         members, repeated = _without_repeats(members)
         left_out += repeated
         arm_runs, trainings = [run for run, _ in members], [training for _, training in members]
-        given_name = names[arm_runs[0].path]
+        given_name = names[id(arm_runs[0])]
         name = given_name or _describe(arm_runs, several_bases)
         if given_name and families[key] > 1:
             name += f" ({family})"
@@ -285,7 +290,7 @@ def _without_repeats(
     left_out = []
     for run, training in sorted(members, key=lambda member: member[0].date.timestamp() if member[0].date else 0.0):
         without_prompt = json.dumps([run.model_args, run.family], sort_keys=True, default=str), str(run.scores)
-        key = id(run) if run.num_fewshot else run.prompt_digest or without_prompt
+        key = id(run) if run.num_fewshot else (run.prompt_digest or without_prompt, str(run.context))
         if key in newest:
             left_out.append(
                 f"left out: {newest[key][0].path} repeats {run.path}: another seed of the harness is no run"
@@ -365,6 +370,23 @@ def common_metrics(arms: Sequence[Arm]) -> list[str]:
     """Return the metrics that all runs have, in the order in which the task reports them; the first is the default."""
     runs = [run for arm in arms for run in arm.runs]
     return [metric for metric in runs[0].scores if all(metric in run.scores for run in runs)]
+
+
+def check_metric(arms: Iterable[Arm], metric: str) -> None:
+    """Raise UserError if an arm lacks a metric, or if it is none of which more, up to 1, is better."""
+    for arm in arms:
+        largest = max((score.value for score in arm.scores(metric).values()), key=abs, default=None)
+        if largest is None:
+            found = f"no {metric!r} in all its runs"
+        elif any(metric in run.lower_is_better for run in arm.runs):
+            found = f"{metric!r}, of which less is better"
+        elif abs(largest) > 1:
+            found = f"{metric!r} of {largest:g}"
+        else:
+            continue
+        others = [name for name in common_metrics([arm]) if name != metric]
+        instead = f", such as {', '.join(others)}" if others else ""
+        raise UserError(f"{arm.name!r} has {found}: expected a metric of which more, up to 1, is better{instead}")
 
 
 def partial_data(arms: Iterable[Arm]) -> list[str]:

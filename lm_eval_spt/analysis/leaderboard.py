@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from lm_eval_spt.analysis.arms import Arm, learned_what_is_scored, partial_data, target_languages
+from lm_eval_spt.analysis.arms import Arm, check_metric, learned_what_is_scored, partial_data, target_languages
 from lm_eval_spt.analysis.noise import Noise
-from lm_eval_spt.common.errors import UserError
 
 METHOD = (
     "Mean score over the target languages, each counting the same. {}. Rank ranges: arms share ranks unless their "
@@ -74,13 +73,7 @@ def rank(arms: Sequence[Arm], source: str, metric: str = "acc", notices: Iterabl
     Raises:
         UserError: an arm lacks the metric, or there is no target language.
     """
-    for arm in arms:
-        own = arm.scores(metric).values()
-        if not own or any(abs(score.value) > 1 for score in own):
-            raise UserError(
-                f"{arm.name!r} has no {metric!r} to rank by: expected a share of 1 that all runs have, such as "
-                f"{', '.join(name for name in METRICS if arm.scores(name)) or METRICS[0]}"
-            )
+    check_metric(arms, metric)
     metrics = [metric, *(name for name in METRICS if name != metric and all(arm.scores(name) for arm in arms))]
     targets, left_out = target_languages(arms, metrics, source)
     with_source = all(source in arm.scores(name) for arm in arms for name in metrics)

@@ -7,7 +7,7 @@ from typing import Any
 
 from lm_eval_spt.analysis.arms import Arm, data_set
 from lm_eval_spt.analysis.languages import language
-from lm_eval_spt.analysis.report import LATEX
+from lm_eval_spt.analysis.report import latex
 from lm_eval_spt.analysis.transfer import Analysis
 
 BIBTEX = {
@@ -77,27 +77,27 @@ def methods(analysis: Analysis, arms: Sequence[Arm]) -> str:
         arms: these arms.
     """
     runs = [run for arm in arms for run in arm.runs]
-    tasks = [_latex(family) + _cite(DATA_SETS.get(data_set(family))) for family in sorted({run.family for run in runs})]
+    tasks = [latex(family) + _cite(DATA_SETS.get(data_set(family))) for family in sorted({run.family for run in runs})]
     documents = {run.documents[code][0] for run in runs for code in analysis.targets if code in run.documents}
     source = f"{language(analysis.source).name} ({analysis.source})"
     sentences = [
         f"We scored {' and '.join(tasks)} (task version {_values(run.task_version for run in runs)}, "
         f"{_values(run.num_fewshot for run in runs)} examples in the context) with the Language Model Evaluation "
         f"Harness{_cite('evalharness')}, version {_values(run.harness_version for run in runs)}, and "
-        f"{_latex('lm_eval_spt')}{_cite('lmevalspt')}",
-        f"The source language is {_latex(source)}; means are over the {len(analysis.targets)} target languages that "
+        f"{latex('lm_eval_spt')}{_cite('lmevalspt')}",
+        f"The source language is {latex(source)}; means are over the {len(analysis.targets)} target languages that "
         f"all models were scored in, with {_values(sorted(documents))} test documents each; the metric is "
-        f"{_latex(analysis.metric)}",
+        f"{latex(analysis.metric)}",
         *((_with_prompt(arm) if arm.uses_prompt else _without_prompt(arm)) + _calibrated(arm) for arm in arms),
-        *(_latex(f"{what.capitalize()}: {how}") for what, how in analysis.method.items()),
-        *(_latex(note[:1].upper() + note[1:]) for note in analysis.notes),
+        *(latex(f"{what.capitalize()}: {how}") for what, how in analysis.method.items()),
+        *(latex(note[:1].upper() + note[1:]) for note in analysis.notes),
     ]
     paragraph = "".join(f"{sentence}.\n" for sentence in sentences)
     return "\n".join([paragraph, *(entry for key, entry in BIBTEX.items() if _cite(key) in paragraph)]) + "\n"
 
 
 def _without_prompt(arm: Arm) -> str:
-    return rf"\emph{{{_latex(arm.name)}}} is {_latex(_base_model(arm))} without a soft prompt ({_runs(arm)})"
+    return rf"\emph{{{latex(arm.name)}}} is {latex(_base_model(arm))} without a soft prompt ({_runs(arm)})"
 
 
 def _with_prompt(arm: Arm) -> str:
@@ -106,18 +106,18 @@ def _with_prompt(arm: Arm) -> str:
     validation = [record.get("validation") or {} for record in records]
 
     def of(entries: Sequence[Mapping[str, Any]], key: str) -> str:
-        return _latex(_values(entry.get(key) for entry in entries))
+        return latex(_values(entry.get(key) for entry in entries))
 
     tuned = of(settings, "tune")
     what = (
-        rf"\emph{{{_latex(arm.name)}}} is {_latex(_base_model(arm))}, "
+        rf"\emph{{{latex(arm.name)}}} is {latex(_base_model(arm))}, "
         f"{'kept frozen' if tuned == 'prompt' else f'what was tuned: {tuned}'}, with {_prompt(arm)}"
     )
     if not any(records):
         return f"{what}; its training is {NOT_RECORDED} ({_runs(arm)})"
     averaged = any("averaged_epochs" in entry for entry in validation)
     kept = f"{'the mean of the last epochs or ' if averaged else ''}the vectors of the epoch with the lowest loss"
-    tasks = _latex(_values(", ".join(record.get("tasks") or ()) or None for record in records))
+    tasks = latex(_values(", ".join(record.get("tasks") or ()) or None for record in records))
     shots = [f"{record['shots']} documents per class" if record.get("shots") else "all documents" for record in records]
     return (
         f"{what} ({of(records, 'tuned_parameters')} learned parameters), learned on {tasks} from {_values(shots)} "
@@ -180,7 +180,3 @@ def _values(values: Iterable[Any]) -> str:
 
 def _cite(key: str | None) -> str:
     return rf"~\cite{{{key}}}" if key else ""
-
-
-def _latex(text: str) -> str:
-    return "".join(LATEX.get(character, character) for character in text)

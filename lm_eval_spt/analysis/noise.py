@@ -158,14 +158,16 @@ class Noise:
     @property
     def method(self) -> str:
         """What intervals contain, in words."""
-        documents = {
-            True: "documents (together in all languages that have them)",
-            False: "documents (bounded by the harness's standard errors)",
-        }[self.documents]
-        languages = f", {documents} and languages" if self.random_languages else f" and {documents}"
+        parts = ["training seeds"]
+        if self.documents:
+            parts.append("documents (together in all languages that have them)")
+        elif not np.isnan(self._errors).any():
+            parts.append("documents (bounded by the harness's standard errors)")
+        parts += ["languages"] if self.random_languages else []
+        contained = " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
         fixed = "" if self.random_languages else "; languages are fixed"
         return (
-            f"{LEVEL:.0%} intervals contain what other training seeds{languages} would have changed{fixed}. Crossed "
+            f"{LEVEL:.0%} intervals contain what other {contained} would have changed{fixed}. Crossed "
             "random effects, with t-quantiles for the number of runs; two-sided p, in single languages corrected "
             "for their number by Holm's method; docs/statistics.md describes the model"
         )

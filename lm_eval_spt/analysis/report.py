@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,6 +35,9 @@ FORMATS = (".md", ".tex", ".json", ".csv", ".parquet")
 MAX_SHOWN_LANGUAGES = 60
 """A terminal shows the table of the languages if it has no more target languages than these."""
 
+MARKUP = re.compile(r"[\\|`*]|<(?=[a-zA-Z/!?])|\](?=[(\[])")
+"""What is markup in Markdown: some characters wherever they stand, others where a tag or a link's address follows."""
+
 LATEX = {
     "\\": r"\textbackslash{}",
     "–": "--",
@@ -41,6 +45,9 @@ LATEX = {
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     "<": r"$<$",
+    ">": r"$>$",
+    "|": r"$|$",
+    '"': "''",
 } | {character: f"\\{character}" for character in "&%$#_{}"}
 
 
@@ -73,13 +80,13 @@ def as_latex(analysis: Analysis) -> str:
             "",
             r"\begin{table}",
             r"  \centering",
-            rf"  \caption{{{_latex(table.title)}}}",
+            rf"  \caption{{{latex(table.title)}}}",
             r"  \resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
             rf"  \begin{{tabular}}{{{'l' * table.text_columns + 'r' * (len(table.columns) - table.text_columns)}}}",
             r"    \toprule",
-            f"    {' & '.join(_latex(column.name) for column in table.columns)} \\\\",
+            f"    {' & '.join(latex(column.name) for column in table.columns)} \\\\",
             r"    \midrule",
-            *(f"    {' & '.join(map(_latex, table.texts(row)))} \\\\" for row in table.rows),
+            *(f"    {' & '.join(map(latex, table.texts(row)))} \\\\" for row in table.rows),
             r"    \bottomrule",
             r"  \end{tabular}}",
             r"\end{table}",
@@ -127,6 +134,12 @@ def as_parquet(analysis: Analysis, name: str) -> bytes:
     return target.getvalue()
 
 
+def check_ending(place: Path) -> None:
+    """Raise UserError if a report can not be saved under this name, whatever it holds."""
+    if place.suffix and place.suffix not in FORMATS:
+        raise UserError(f"{place}: a report ends in {', '.join(FORMATS)}, or is a folder; choose one of them")
+
+
 def save(analysis: Analysis, place: Path, majority: float | None = None) -> list[Path]:
     """Write a report.
 
@@ -142,8 +155,7 @@ def save(analysis: Analysis, place: Path, majority: float | None = None) -> list
     Raises:
         UserError: the ending is none of them, or the file can not be written.
     """
-    if place.suffix and place.suffix not in FORMATS:
-        raise UserError(f"{place}: a report ends in {', '.join(FORMATS)}, or is a folder; choose one of them")
+    check_ending(place)
     if place.suffix:
         files = {place: "languages"}
     else:
@@ -203,7 +215,7 @@ def _closing(analysis: Analysis) -> list[str]:
 
 def _markdown(table: Table) -> str:
     alignments = "|---" * table.text_columns + "|---:" * (len(table.columns) - table.text_columns) + "|"
-    header = [_escaped(column.name) for column in table.columns]
+    header = [escaped(column.name) for column in table.columns]
     rows = [[_markdown_cell(*pair) for pair in zip(table.columns, row, strict=True)] for row in table.rows]
     lines = [f"| {' | '.join(row)} |" for row in (header, *rows)]
     return "\n".join([lines[0], alignments, *lines[1:]]) + "\n"
@@ -211,16 +223,17 @@ def _markdown(table: Table) -> str:
 
 def _markdown_cell(column: Column, cell: Cell) -> str:
     if isinstance(cell, Strong):
-        return f"**{_escaped(cell.text)}** {_escaped(cell.rest)}".rstrip()
-    return _escaped(column.text(cell))
+        return f"**{escaped(cell.text)}** {escaped(cell.rest)}".rstrip()
+    return escaped(column.text(cell))
 
 
-def _escaped(text: str) -> str:
-    """Text that stays in its cell, whatever an arm is called."""
-    return " ".join(text.replace("\\", "\\\\").replace("|", "\\|").split())
+def escaped(text: str) -> str:
+    """Return text for Markdown, in one line, that stays text and in its cell, whatever an arm is called."""
+    return " ".join(MARKUP.sub(r"\\\g<0>", text).split())
 
 
-def _latex(text: str) -> str:
+def latex(text: str) -> str:
+    """Return text for LaTeX."""
     return "".join(LATEX.get(character, character) for character in text)
 
 

@@ -9,7 +9,7 @@ import glob
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -45,6 +45,9 @@ RECORDED = {
 MODEL_SETTINGS = ("model", "prompt_digest", "random_seed", "numpy_seed", "torch_seed", "fewshot_seed")
 """The entries of the harness's configuration that can change a score."""
 
+CONTEXT = ("chat_template_sha", "system_instruction_sha", "fewshot_as_multiturn")
+"""The entries of a results file that say what stands around a document, beside the task and the number of shots."""
+
 
 @dataclass(frozen=True, slots=True)
 class Score:
@@ -76,6 +79,9 @@ class EvaluationRun:
         date: when it ran (UTC).
         config: the harness's whole configuration of the run.
         left_out: the tasks of the file whose language can not be told.
+        context: what stands around a document: digests of the chat template and the system instruction, whether
+            shots are turns of a chat, and the settings of generation. Only what is set.
+        lower_is_better: the metrics of which the task says so.
     """
 
     path: Path
@@ -93,6 +99,8 @@ class EvaluationRun:
     date: datetime | None
     config: Mapping[str, Any]
     left_out: Sequence[str]
+    context: Mapping[str, Any] = field(default_factory=dict)
+    lower_is_better: frozenset[str] = frozenset()
 
     @property
     def model_args(self) -> dict[str, Any]:
@@ -134,11 +142,14 @@ class EvaluationRun:
 
     @property
     def identity(self) -> tuple[Any, ...]:
-        """Equal for two runs with the same model, prompt, seeds, tasks and documents."""
+        """Equal for two runs with the same model, prompt, seeds, tasks, documents and context."""
         model_args = self.model_args
         if self.prompt_digest:  # it identifies the prompt; the path does not
             model_args.pop("prompt", None)
-        settings = {key: self.config.get(key) for key in MODEL_SETTINGS} | {"model_args": model_args}
+        settings = {key: self.config.get(key) for key in MODEL_SETTINGS} | {
+            "model_args": model_args,
+            "context": self.context,
+        }
         as_text = json.dumps(settings, sort_keys=True, default=str)
         return as_text, self.family, self.task_version, self.num_fewshot, self.limit
 
@@ -257,7 +268,7 @@ def mean_over_runs(runs: Iterable[EvaluationRun], metric: str = "acc") -> dict[s
 
 def _runs(path: Path, content: dict[str, Any], given: Mapping[str, str] | None) -> list[EvaluationRun]:
     """The runs of a parsed results file."""
-    per_task = ("results", "n-samples", "versions", "n-shot")
+    per_task = ("results", "n-samples", "versions", "n-shot", "higher_is_better")
     content = content | {key: _without_group(content[key]) for key in per_task if key in content}
     results, config = content["results"], content["config"]
     _check_record(path, content)
@@ -278,6 +289,8 @@ def _runs(path: Path, content: dict[str, Any], given: Mapping[str, str] | None) 
         if other != name:
             raise UserError(f"{path}: {other} and {name} seem to be both in {language}: say it with --languages FILE")
 
+    context = {key: content.get(key) for key in CONTEXT} | {"gen_kwargs": config.get("gen_kwargs")}
+    better = content.get("higher_is_better") or {}
     date = datetime.fromtimestamp(content["date"], timezone.utc) if "date" in content else None
     runs = []
     for family, tasks in sorted(families.items()):
@@ -303,6 +316,13 @@ def _runs(path: Path, content: dict[str, Any], given: Mapping[str, str] | None) 
                 date=date,
                 config=config,
                 left_out=left_out,
+                context={key: value for key, value in context.items() if value},
+                lower_is_better=frozenset(
+                    metric
+                    for task in tasks.values()
+                    for metric, higher in (better.get(task) or {}).items()
+                    if higher is False
+                ),
             )
         )
     return runs
@@ -397,7 +417,7 @@ def _base_model(config: Mapping[str, Any], model_name: str | None) -> str | None
     if given or model_name is None:
         return given
     prompt, digest = config.get("prompt_name"), config.get("prompt_digest")
-    return model_name.removesuffix(f"+{prompt}@{digest[:8]}") if digest else model_name
+    return model_name.rpartition(f"+{prompt}@{digest[:8]}")[0] or model_name if digest else model_name
 
 
 def _age(run: EvaluationRun) -> float:

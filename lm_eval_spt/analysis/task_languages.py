@@ -51,6 +51,7 @@ HARNESS = {
     "arab_culture*": "arb_Arab",
     "assin*": "por_Latn",
     "blimp_expletive_it_*": "eng_Latn",
+    "blimp_{nl}*": "nld_Latn",
     "cabbq_*": "cat_Latn",
     "ceval*": "zho_Hans",
     "click_*": "kor_Hang",

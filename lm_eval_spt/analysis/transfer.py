@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lm_eval_spt.analysis.arms import Arm, learned_what_is_scored, partial_data, target_languages
+from lm_eval_spt.analysis.arms import Arm, check_metric, learned_what_is_scored, partial_data, target_languages
 from lm_eval_spt.analysis.comparison import Row, compare, group_of, groups_of, halves_of, known, mean_over
 from lm_eval_spt.analysis.distances import KINDS, Distances
 from lm_eval_spt.analysis.languages import language as facts_of
@@ -122,9 +122,8 @@ def analyse(
             `reference`.
     """
     source = distances.source
+    check_metric(arms, metric)
     for arm in arms:
-        if not arm.scores(metric):
-            raise UserError(f"{arm.name!r} has no {metric!r} in all its runs: its metrics are {_metrics_of(arm)}")
         if source not in arm.scores(metric):
             raise UserError(f"{arm.name!r} has no score in the source language {source}: score it, or give --source")
     by_name = {arm.name: arm for arm in arms}
@@ -308,10 +307,6 @@ def _halves_rows(all_series: Sequence[_Series], distances: Distances, metric: st
                 | {"distance_method": distances.method}
             )
     return rows
-
-
-def _metrics_of(arm: Arm) -> str:
-    return ", ".join(sorted(set.intersection(*(set(run.scores) for run in arm.runs)))) or "none"
 
 
 def _caveats(

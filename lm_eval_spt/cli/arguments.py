@@ -26,6 +26,13 @@ def finite(text: str) -> float:
     return number
 
 
+def share(text: str) -> float:
+    """Return a number from 0 to 1."""
+    if not 0 <= (number := finite(text)) <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} given, expected a share from 0 to 1, such as 0.25")
+    return number
+
+
 def positive(text: str) -> int:
     """Return a whole number from 1 on."""
     number = int(text) if text.isdecimal() else 0
@@ -38,8 +45,10 @@ def named_places(given: Iterable[str]) -> list[tuple[str | None, Path]]:
     """Return `[NAME=]PATH` arguments as name, None without one, and path."""
     places = []
     for text in given:
-        name, _, place = ("", "", text) if Path(text).exists() else text.rpartition("=")
-        places.append((name or None, Path(place)))
+        parts = text.split("=")
+        cuts = [number for number in range(len(parts)) if Path("=".join(parts[number:])).exists()]
+        cut = cuts[0] if cuts else len(parts) - 1
+        places.append(("=".join(parts[:cut]) or None, Path("=".join(parts[cut:]))))
     return places
 
 

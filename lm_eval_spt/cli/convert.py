@@ -38,6 +38,10 @@ def run(arguments: argparse.Namespace) -> None:
     if to_file != (target.suffix == ".safetensors"):
         expected = "a PEFT folder becomes a .safetensors file" if to_file else "a prompt file becomes a PEFT folder"
         raise UserError(f"can not convert {source} to {target}: {expected}, so name such a target")
+    if to_file and arguments.task_type:
+        raise UserError(
+            "--task-type is given, which a prompt file does not hold: it is for a PEFT folder that is written"
+        )
     prompt = SoftPrompt.load(source)
     if target.exists() and not arguments.force:
         raise UserError(f"{target} already exists: choose another name, or give --force to overwrite it")

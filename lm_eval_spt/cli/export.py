@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from lm_eval_spt.cli.arguments import print_notices
+from lm_eval_spt.cli.arguments import add_languages, languages, print_notices
+from lm_eval_spt.common.errors import UserError
 
 
 def parser(prog: str) -> argparse.ArgumentParser:
@@ -29,6 +30,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
         default="third_party",
         help="what the evaluator is to the model's developer (default: third_party)",
     )
+    add_languages(parser)
     return parser
 
 
@@ -37,7 +39,10 @@ def run(arguments: argparse.Namespace) -> None:
     from lm_eval_spt.analysis.results import read_all
     from lm_eval_spt.hub.every_eval_ever import export
 
-    runs, left_out = read_all(map(Path, arguments.results))
+    runs, left_out = read_all(map(Path, arguments.results), languages(arguments))
+    if not runs:
+        reasons = "; ".join(line.removeprefix("left out: ") for line in left_out)
+        raise UserError(f"there is nothing to export: {reasons}")
     print_notices(left_out)
     for run in runs:
         for path in export(run, Path(arguments.output), arguments.organization, arguments.relationship):

@@ -7,7 +7,14 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from lm_eval_spt.cli.arguments import add_languages, add_source_and_metric, languages, named_places, source_and_metric
+from lm_eval_spt.cli.arguments import (
+    add_languages,
+    add_source_and_metric,
+    languages,
+    named_places,
+    share,
+    source_and_metric,
+)
 
 
 def parser(prog: str) -> argparse.ArgumentParser:
@@ -43,7 +50,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
         "--formula", choices=("angular", "cosine"), default="angular", help="of the distances (default: angular)"
     )
     parser.add_argument(
-        "--majority", type=float, metavar="SHARE", help="show the score of the largest class, such as 0.25"
+        "--majority", type=share, metavar="SHARE", help="show the score of the largest class, such as 0.25"
     )
     parser.add_argument("--all-languages", action="store_true", help="show more than 60 languages in the terminal, too")
     parser.add_argument("--latex", action="store_true", help="print LaTeX tables instead")
@@ -69,6 +76,8 @@ def run(arguments: argparse.Namespace) -> None:
     from lm_eval_spt.analysis.distances import distances
     from lm_eval_spt.analysis.transfer import analyse
 
+    for place in arguments.output:
+        report.check_ending(Path(place))
     arms, left_out = read_arms(named_places(arguments.results), languages(arguments))
     source, metric = source_and_metric(arguments, arms)
     scored = sorted({language for arm in arms for run in arm.runs for language in run.languages(metric)})

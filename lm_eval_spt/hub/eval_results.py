@@ -6,6 +6,7 @@ The Hub shows them on the prompt's page, and on the leaderboard of a data set th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import yaml
 
@@ -26,7 +27,7 @@ def eval_results(own: Sequence[Arm], repository: str) -> dict[str, str]:
         Path in the repository to content. Tasks whose data set is not on the Hub have none, and so have
         runs on a part of the documents.
     """
-    files = {}
+    files: dict[str, list[dict[str, Any]]] = {}
     for arm in own:
         run = arm.runs[0]
         dataset = DATASETS.get(data_set(run.family))
@@ -47,5 +48,5 @@ def eval_results(own: Sequence[Arm], repository: str) -> dict[str, str]:
             for language, score in sorted(arm.scores("acc").items())
         ]
         if entries:
-            files[f"{FOLDER}/{run.family}.yaml"] = yaml.safe_dump(entries, sort_keys=False, allow_unicode=True)
-    return files
+            files.setdefault(f"{FOLDER}/{run.family}.yaml", []).extend(entries)
+    return {path: yaml.safe_dump(entries, sort_keys=False, allow_unicode=True) for path, entries in files.items()}

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval_spt.analysis.arms import data_set
-from lm_eval_spt.analysis.results import IN_GROUP, EvaluationRun
+from lm_eval_spt.analysis.results import EvaluationRun
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.common.files import MAX_RESULTS_FILE, parse_json, read_text, write
 from lm_eval_spt.common.paths import MINI
 from lm_eval_spt.harness.samples import first_filter
 from lm_eval_spt.hub.model_card import DATASETS
-from lm_eval_spt.prompt.hub_download import REPOSITORY_ID
+from lm_eval_spt.prompt.hub_download import is_repository
 
 SCHEMA_VERSION = "0.3.0"
 
@@ -61,10 +61,7 @@ def export(run: EvaluationRun, folder: Path, organization: str, relationship: st
     digest = hashlib.sha256(f"{run.family}\n{text}".encode()).digest()
     name = str(uuid.UUID(bytes=digest[:16], version=4))
     place = Path("data", *(_UNSAFE.sub("_", part) for part in (run.family, developer, model)), f"{name}.json")
-    try:
-        record = _record(run, content, f"{developer}/{model}", organization, relationship)
-    except (AttributeError, TypeError) as error:
-        raise UserError(f"{run.path} has entries that the harness does not write ({error}): score it again") from error
+    record = _record(run, content, f"{developer}/{model}", organization, relationship)
     written = []
     if lines := list(_sample_lines(run, record)):
         samples = place.with_name(f"{name}_samples.jsonl")
@@ -116,14 +113,14 @@ def _record(
             "additional_details": _model_details(run),
         },
         "evaluation_results": [
-            _result(run, content, metric, language)
+            _result(run, metric, language)
             for metric, scores in sorted(run.scores.items())
             for language in sorted(scores)
         ],
     }
 
 
-def _result(run: EvaluationRun, content: Mapping[str, Any], metric: str, language: str) -> dict[str, Any]:
+def _result(run: EvaluationRun, metric: str, language: str) -> dict[str, Any]:
     """The score of one metric in one language."""
     task, score = run.tasks[language], run.scores[metric][language]
     documents, available = run.documents.get(language, (None, None))
@@ -142,7 +139,7 @@ def _result(run: EvaluationRun, content: Mapping[str, Any], metric: str, languag
         "metric_config": {
             "metric_id": METRICS.get(metric, metric),
             "metric_name": metric,
-            "lower_is_better": _is_lower_better(content.get("higher_is_better"), task, metric),
+            "lower_is_better": metric in run.lower_is_better,
             "score_type": "continuous",
             "min_score": 0 if metric in SHARES else None,
             "max_score": 1 if metric in SHARES else None,
@@ -150,12 +147,6 @@ def _result(run: EvaluationRun, content: Mapping[str, Any], metric: str, languag
         "score_details": {"score": score.value, "uncertainty": uncertainty},
         "generation_config": {"additional_details": _as_texts(settings)},
     }
-
-
-def _is_lower_better(directions: Any, task: str, metric: str) -> bool:
-    """Tell what the harness recorded of a task's metric; what it did not record is better the higher it is."""
-    tasks = {name.rpartition(IN_GROUP)[2]: known for name, known in (directions or {}).items()}
-    return (tasks.get(task) or {}).get(metric) is False
 
 
 def _sample_lines(run: EvaluationRun, record: Mapping[str, Any]) -> Iterator[str]:
@@ -231,7 +222,7 @@ def _developer(run: EvaluationRun, organization: str) -> str:
     base = str(run.base_model)
     if base == MINI:
         return "lm_eval_spt"
-    return base.partition("/")[0] if REPOSITORY_ID.fullmatch(base) else organization.replace("/", "_")
+    return base.partition("/")[0] if is_repository(base) else organization.replace("/", "_")
 
 
 def _model_details(run: EvaluationRun) -> dict[str, str]:
@@ -249,7 +240,7 @@ def _model_details(run: EvaluationRun) -> dict[str, str]:
         "prompt_placement": run.prompt_placement,
         "prompt_metadata": config.get("prompt_metadata"),
     }
-    availability = "open_weights" if REPOSITORY_ID.fullmatch(str(run.base_model)) else "unknown"
+    availability = "open_weights" if is_repository(str(run.base_model)) else "unknown"
     return {"deployment_type": "self_deployed", "model_availability": availability} | _as_texts(details)
 
 

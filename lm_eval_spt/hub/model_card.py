@@ -7,6 +7,7 @@ wrote around it.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,13 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from lm_eval_spt.analysis.arms import Arm, common_metrics, data_set, source_language
 from lm_eval_spt.analysis.noise import Noise
-from lm_eval_spt.analysis.report import transfer_table
+from lm_eval_spt.analysis.report import escaped, transfer_table
 from lm_eval_spt.analysis.statistics import Estimate
 from lm_eval_spt.analysis.tables import mean_score
 from lm_eval_spt.analysis.task_languages import task_languages
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.common.files import parse_yaml, read_text
-from lm_eval_spt.prompt.hub_download import REPOSITORY_ID
+from lm_eval_spt.prompt.hub_download import is_repository
 from lm_eval_spt.prompt.metadata import in_words, scored_documents
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt, size_in_words
 
@@ -127,7 +128,7 @@ def _front_matter(prompt: SoftPrompt, own: Sequence[Arm], source: str) -> dict[s
     families |= {arm.runs[0].family for arm in own}
     languages = {source, *(language for arm in own for language in arm.runs[0].tasks)}
     data = ModelCardData(
-        base_model=base_model if REPOSITORY_ID.fullmatch(base_model) else None,
+        base_model=base_model if is_repository(base_model) else None,
         library_name="peft" if prompt.placement == "prefix" else "lm_eval_spt",
         tags=["soft-prompt", "prompt-tuning", "cross-lingual-transfer"],
         datasets=sorted({DATASETS[name] for family in families if (name := data_set(family)) in DATASETS}) or None,
@@ -194,7 +195,7 @@ def _description(prompt: SoftPrompt) -> str:
         if counts
         else ""
     )
-    return f"# {prompt.name}\n\n{what}\n\nDigest of vectors and placement: `{prompt.digest}`.{warning}"
+    return f"# {escaped(prompt.name)}\n\n{what}\n\nDigest of vectors and placement: `{prompt.digest}`.{warning}"
 
 
 def _usage(prompt: SoftPrompt, place: str, scored: Sequence[str]) -> str:
@@ -210,14 +211,14 @@ def _usage(prompt: SoftPrompt, place: str, scored: Sequence[str]) -> str:
     usage = (
         "## How to use it\n\nWith [lm-evaluation-harness](https://github.com/EleutherAI/lm-evaluation-harness) and the "
         "plugin `lm_eval_spt`:\n\n"
-        f"```sh\nlm_eval --model spt --model_args {arguments} --tasks {tasks}\n```"
+        f"```sh\nlm_eval --model spt --model_args {shlex.quote(arguments)} --tasks {tasks}\n```"
     )
     if prompt.placement != "prefix":
         ours = "this one comes after" if prompt.placement == "suffix" else "a part of this one comes after"
         return usage + f"\n\nPEFT can not load it: it puts every prompt before the text, and {ours}."
     if adapter:
         return usage + "\n\nIt belongs with the adapter, and PEFT does not load two adapters of these kinds as one."
-    on_hub = bool(REPOSITORY_ID.fullmatch(place)) and not place.endswith(".safetensors")
+    on_hub = is_repository(place)
     folder = place if on_hub else prompt.name
     convert = "" if on_hub else f", after `lm-eval-spt convert {place} {folder}`"
     base_model = prompt.metadata.get("base_model") or "<base model>"
@@ -258,13 +259,14 @@ def _results(own: Sequence[Arm], others: Sequence[Arm], source: str) -> str:
     columns: dict[str, tuple[Arm, str]] = {}
     for arm in own:
         name = arm.name if len(own) == 1 else f"{arm.name} ({arm.runs[0].family})"
-        columns |= {f"{_cell(name)}, {metric}": (arm, metric) for metric in _metrics(arm)}
+        columns |= {f"{name}, {metric}": (arm, metric) for metric in _metrics(arm)}
     first = _metrics(own[0])[:1]
     for arm in others:
         name = arm.name if len(arm.runs) == 1 else f"{arm.name} (mean of {len(arm.runs)} runs)"
-        columns |= {f"{_cell(name)}, {metric}": (arm, metric) for metric in first if arm.scores(metric)}
+        columns |= {f"{name}, {metric}": (arm, metric) for metric in first if arm.scores(metric)}
     scores = {name: arm.scores(metric) for name, (arm, metric) in columns.items()}
-    learned = own[0].learned_languages or {source}
+    on = ", ".join(sorted(own[0].learned_languages))
+    learned = f"; learned on {on} alone" if on else ""
     sources = {source}.union(*(arm.learned_languages for arm in [*own, *others]))
     targets = sorted(set.intersection(*map(set, scores.values())) - sources)
     weights = np.full((1, len(targets)), 1 / max(len(targets), 1))
@@ -277,11 +279,11 @@ def _results(own: Sequence[Arm], others: Sequence[Arm], source: str) -> str:
         notes |= dict.fromkeys(noise.about_documents if arm in own else noise.notes)
     lines = [
         "## Results",
-        f"In percent; learned on {', '.join(sorted(learned))} alone. Of a language ± is the harness's standard error "
+        f"In percent{learned}. Of a language ± is the harness's standard error "
         "over the test documents; the mean has its 95% interval: what other documents would have changed and, of other "
         "arms, other seeds.",
         transfer_table(scores, source, means=means, targets=targets).rstrip(),
-        *(f"- {_cell(note)}" for note in notes),
+        *(f"- {escaped(note)}" for note in notes),
     ]
     return "\n\n".join(lines)
 
@@ -296,4 +298,4 @@ def _cell(value: Any) -> str:
     """Any value as text for a cell of a Markdown table."""
     values = value if isinstance(value, list) else [value]
     text = ", ".join(f"{item:.4g}" if isinstance(item, float) else str(item) for item in values)
-    return re.sub(r"([\\|`<*\[\]])", r"\\\1", text.replace("\n", "\\n"))
+    return escaped(text.replace("\n", "\\n"))

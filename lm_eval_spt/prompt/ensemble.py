@@ -10,7 +10,7 @@ import glob
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -72,14 +72,12 @@ class Ensemble:
     @property
     def name(self) -> str:
         """The members' names, or how many there are where that would be long."""
-        joined = "+".join(member.name for member in self.members)
-        return joined if len(joined) <= 80 else f"{self.members[0].name}+{len(self.members) - 1}"
+        return name_of([member.name for member in self.members])
 
     @property
     def digest(self) -> str:
         """SHA-256, in hex, of all that can change a score; the members' order does not."""
-        parts = json.dumps([self.average, *sorted(member.digest for member in self.members)])
-        return hashlib.sha256(parts.encode()).hexdigest()
+        return digest_of([member.digest for member in self.members], self.average)
 
     @property
     def base_model(self) -> str | None:
@@ -113,19 +111,35 @@ class Ensemble:
     @property
     def metadata(self) -> dict[str, Any]:
         """What the members' records have in common, and under ``ensemble`` who they are."""
-        records = [member.metadata for member in self.members]
-        known = {key: value for key in COMMON for record in records if (value := record.get(key)) is not None}
-        for key in SHARED:
-            values = [_without_seeds(record.get(key)) for record in records]
-            if values[0] is not None and all(value == values[0] for value in values):
-                known[key] = values[0]
-        tuned = [record.get("tuned_parameters") for record in records]
-        if None not in tuned:
-            known["tuned_parameters"] = sum(tuned)
-        if counts := scored_documents(records):
-            known["scored_documents"] = counts
-        members = [{"name": member.name, "digest": member.digest} for member in self.members]
-        return known | {"ensemble": {"average": self.average, "members": members}}
+        return record_of([(member.name, member.digest, member.metadata) for member in self.members], self.average)
+
+
+def name_of(names: Sequence[str]) -> str:
+    """Return an ensemble's name, from its members'."""
+    joined = "+".join(names)
+    return joined if len(joined) <= 80 else f"{names[0]}+{len(names) - 1}"
+
+
+def digest_of(digests: Iterable[str], average: Average) -> str:
+    """Return an ensemble's digest, from its members'."""
+    return hashlib.sha256(json.dumps([average, *sorted(digests)]).encode()).hexdigest()
+
+
+def record_of(members: Sequence[tuple[str, str, Mapping[str, Any]]], average: Average) -> dict[str, Any]:
+    """Return an ensemble's record, from the name, the digest and the record of each member."""
+    records = [record for _, _, record in members]
+    known = {key: value for key in COMMON for record in records if (value := record.get(key)) is not None}
+    for key in SHARED:
+        values = [_without_seeds(record.get(key)) for record in records]
+        if values[0] is not None and all(value == values[0] for value in values):
+            known[key] = values[0]
+    tuned = [record.get("tuned_parameters") for record in records]
+    if None not in tuned:
+        known["tuned_parameters"] = sum(tuned)
+    if counts := scored_documents(records):
+        known["scored_documents"] = counts
+    named = [{"name": name, "digest": digest} for name, digest, _ in members]
+    return known | {"ensemble": {"average": average, "members": named}}
 
 
 def combine(values: NDArray[np.float64], groups: NDArray[np.int64], average: Average) -> NDArray[np.float64]:

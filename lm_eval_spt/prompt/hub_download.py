@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -9,6 +10,12 @@ from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.prompt.peft import PEFT_CONFIG, PEFT_WEIGHTS
 
 REPOSITORY_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def is_repository(name: str) -> bool:
+    """Whether a name is a repository's on the Hub: ``owner/name`` that is no path of this machine and no file's."""
+    is_path = name.startswith((".", "/", "~")) or name.endswith((".safetensors", ".gguf")) or os.path.exists(name)
+    return bool(REPOSITORY_ID.fullmatch(name)) and not is_path
 
 
 def download(repository: str, revision: str | None) -> Path:

@@ -21,7 +21,7 @@ from lm_eval_spt.common.files import is_below_current_folder, write
 from lm_eval_spt.common.offloading import input_device
 from lm_eval_spt.prompt import file_format, peft
 from lm_eval_spt.prompt.fingerprint import embedding_fingerprint
-from lm_eval_spt.prompt.hub_download import REPOSITORY_ID, download
+from lm_eval_spt.prompt.hub_download import download, is_repository
 from lm_eval_spt.prompt.metadata import TASK_TYPES, Placement, PromptKind, TaskType, checked_metadata
 
 if TYPE_CHECKING:
@@ -251,8 +251,7 @@ class SoftPrompt:
             UserError: nothing there, or nothing that is a soft prompt; the Hub could not be reached.
         """
         name = os.fspath(name_or_path)
-        is_path = os.path.exists(name) or name.endswith(".safetensors") or name.startswith((".", "/", "~"))
-        if is_path or not REPOSITORY_ID.fullmatch(name):
+        if not is_repository(name):
             return cls.load(name)
         return replace(cls.load(download(name, revision)), name=name.split("/")[1])
 

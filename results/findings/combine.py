@@ -11,19 +11,20 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pyarrow import parquet
 
 from lm_eval_spt.analysis.results import results_files
-from lm_eval_spt.common.errors import show_user_errors_in_one_line
+from lm_eval_spt.common.errors import UserError, show_user_errors_in_one_line
 from lm_eval_spt.common.files import written_together
 from lm_eval_spt.harness.calibration import Calibration, calibrate
 from lm_eval_spt.harness.samples import as_parquet, samples_path
-from lm_eval_spt.prompt.ensemble import Average, combine
+from lm_eval_spt.prompt.ensemble import Average, combine, digest_of, name_of, record_of
+from results.archive import compact_samples
 
 PAIRS = ("macro_f1", "f1")
 """Metrics of which samples hold (label, prediction)."""
@@ -52,18 +53,38 @@ def combined(
 
 def read_answers(results: Path) -> dict[str, list[dict[str, Any]]]:
     """Return the samples of each task: rows with ``doc_id``, ``target``, ``gold`` (a number) and ``loglikelihoods``."""
-    table = parquet.read_table(samples_path(results))
-    pairs = next(name for name in PAIRS if name in table.schema.names)
+    table = compact_samples(results)
+    if table is None or not {*PAIRS} & {*table.column_names}:
+        raise UserError(f"{results} has no samples with {' or '.join(PAIRS)} beside it: score it with --log_samples")
+    pairs = next(name for name in PAIRS if name in table.column_names)
     answers: dict[str, list[dict[str, Any]]] = {}
     for row in table.to_pylist():
         answers.setdefault(row["task"], []).append(row | {"gold": row[pairs][0]})
     return answers
 
 
+def as_ensemble(contents: Sequence[dict[str, Any]], average: Average) -> dict[str, Any]:
+    """Return the results file of the first member with what the model class records of the ensemble."""
+    configs = [content["config"] for content in contents]
+    members = [(config["prompt_name"], config["prompt_digest"], config["prompt_metadata"]) for config in configs]
+    name, digest = name_of([name for name, _, _ in members]), digest_of([digest for _, digest, _ in members], average)
+    base = contents[0]["model_name"].removesuffix(f"+{members[0][0]}@{members[0][1][:8]}")
+    prompts = "+".join(config["model_args"]["prompt"] for config in configs)
+    about_prompt = {
+        "model_args": configs[0]["model_args"] | {"prompt": prompts, "ensemble": average},
+        "prompt_name": name,
+        "prompt_digest": digest,
+        "prompt_length": sum(config["prompt_length"] for config in configs),
+        "prompt_metadata": record_of(members, average),
+    }
+    return contents[0] | {"model_name": f"{base}+{name}@{digest[:8]}", "config": configs[0] | about_prompt}
+
+
 def write(runs: list[Path], output: Path, calibration: Calibration | None, average: Average) -> None:
     """Write results of one run, or of several as an ensemble, with the accuracies that follow from their samples."""
     files = [results_files(run)[0] for run in runs]
-    content = json.loads(files[0].read_text(encoding="utf-8"))
+    contents = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    content = as_ensemble(contents, average) if len(contents) > 1 else contents[0]
     read = [read_answers(file) for file in files]
     samples = {}
     for task, documents in read[0].items():
@@ -80,9 +101,9 @@ def write(runs: list[Path], output: Path, calibration: Calibration | None, avera
             for row, is_right, of_document in zip(documents, right, answers_of_all.tolist(), strict=True)
         ]
     content["results"] = {task: content["results"][task] for task in samples}
-    content["config"]["model_args"] = dict(content["config"]["model_args"]) | (
-        {"calibration": calibration} if calibration else {}
-    )
+    if calibration:
+        content["config"]["model_args"]["calibration"] = calibration
+        content["model_name"] += f"+calibrated_by_{calibration}"
     with written_together(output, last="results_") as folder:
         file = folder / files[0].name
         file.write_text(json.dumps(content), encoding="utf-8")

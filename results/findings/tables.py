@@ -193,16 +193,13 @@ def arm_of(name: str, results: Path, pattern: str) -> Arm:
     what they add to a difference: then it is left out, and intervals are over seeds alone.
     """
     runs: list[EvaluationRun] = []
-    trainings = []
     for folder in sorted(results.glob(pattern)):
         run = read_run(results_files(folder)[0])
         if not samples_path(run.path).is_file():
             scores = {code: Score(score.value, None) for code, score in run.scores["acc"].items()}
             run = replace(run, scores={"acc": scores})
-        _, _, seed = folder.name.rpartition("seed")
         runs.append(run)
-        trainings.append(training_record(run) | ({"seed": int(seed)} if seed.isdecimal() else {}))
-    return Arm(name, runs, trainings)
+    return Arm(name, runs, [training_record(run) for run in runs])
 
 
 def in_points(estimate: Estimate, note: str = "") -> str:

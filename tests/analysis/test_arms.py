@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 
-from lm_eval_spt.analysis.arms import Arm, common_metrics, comparable, curves, read_arms, source_language
+from lm_eval_spt.analysis.arms import Arm, check_metric, common_metrics, comparable, curves, read_arms, source_language
 from lm_eval_spt.analysis.results import read_run
+from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.harness.prompted_lm import prompt_info
 from lm_eval_spt.prompt.compose import compose
 from lm_eval_spt.prompt.ensemble import Ensemble
@@ -43,6 +46,59 @@ def test_names_make_arms_and_a_mixed_one_is_pointed_out(tmp_path: Path) -> None:
     assert [arm.name for arm in arms] == ["mine"]
     assert arms[0].scores("acc")["deu_Latn"].value == pytest.approx(0.6)
     assert notices == ["mine: the mean of runs that differ in more than their seed"]
+
+
+def test_results_under_two_names_belong_to_both_and_not_to_what_has_no_name(tmp_path: Path) -> None:
+    for number, name in enumerate("ab"):
+        write_results(tmp_path / "runs" / name, {"eng_Latn": 0.1 * (2 + number)}, torch_seed=number)
+    one = tmp_path / "runs" / "a"
+    arms, _ = read_arms([("first", one), ("second", one)])
+    assert [(arm.name, [run.path.parent for run in arm.runs]) for arm in arms] == [("first", [one]), ("second", [one])]
+    arms, _ = read_arms([("first", one), (None, tmp_path / "runs")])
+    assert [(arm.name, arm.scores("acc")["eng_Latn"].value) for arm in arms] == [
+        ("first", 0.2),
+        ("bloom-560m", 0.1 * 3),
+    ]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"beside": {"system_instruction_sha": "0a"}},
+        {"beside": {"chat_template_sha": "0a"}},
+        {"beside": {"fewshot_as_multiturn": True}},
+        {"gen_kwargs": {"temperature": 1}},
+    ],
+)
+def test_what_stands_around_the_documents_makes_another_arm(tmp_path: Path, options: dict) -> None:
+    prompt = write_prompt(tmp_path / "p.safetensors")
+    for number, (of, more) in enumerate([(None, {}), (None, options), (prompt, {}), (prompt, options)]):
+        write_results(tmp_path / "runs" / str(number), {"eng_Latn": 0.2 + number / 10}, prompt=of, **more)
+    arms, left_out = read_arms([(None, tmp_path / "runs")])
+    assert [arm.scores("acc")["eng_Latn"].value for arm in arms] == pytest.approx([0.2, 0.3, 0.4, 0.5])
+    assert left_out == []
+
+
+@pytest.mark.parametrize(
+    ("value", "higher_is_better", "reason"),
+    [
+        (0.2, False, "has 'bleu', of which less is better: expected .* such as acc, macro_f1"),
+        (31.2, True, "has 'bleu' of 31.2: expected"),
+        (0.2, True, None),
+        (-0.2, None, None),
+    ],
+)
+def test_a_metric_is_a_share_of_which_more_is_better(
+    tmp_path: Path, value: float, higher_is_better: bool | None, reason: str | None
+) -> None:
+    told = {} if higher_is_better is None else {"higher_is_better": {"sib200_eng_Latn": {"bleu": higher_is_better}}}
+    file = write_results(tmp_path, {"eng_Latn": 0.5}, beside=told)
+    content = json.loads(file.read_text())
+    content["results"]["sib200_eng_Latn"]["bleu,none"] = value
+    file.write_text(json.dumps(content))
+    arms, _ = read_arms([("mine", file)])
+    with pytest.raises(UserError, match=reason) if reason else nullcontext():
+        check_metric(arms, "bleu")
 
 
 def test_a_prompt_that_has_changed_since_tells_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -146,7 +146,7 @@ def test_the_command_goes_on_where_a_file_can_not_be_used(tmp_path: Path, capsys
         (["{cut}"], "there is nothing to rank: .*is not a results file"),
         (
             ["{cut}", "{good}", "--metric", "bleu"],
-            "no 'bleu' to rank by: expected a share of 1 that all runs have, such as acc, macro_f1",
+            "no 'bleu' in all its runs: expected a metric of which more, up to 1, is better, such as acc, macro_f1",
         ),
         (["{good}", "--output", "{good}"], "can not be written"),
         (["{missing}"], "missing holds no results"),

@@ -7,8 +7,11 @@ import io
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from markdown_it import MarkdownIt
+from markdown_it.common.utils import escapeHtml
 from pyarrow import parquet
 from rich.console import Console
 
@@ -16,6 +19,7 @@ from lm_eval_spt.analysis.report import as_latex, as_markdown, show, transfer_ta
 from lm_eval_spt.analysis.results import Score
 from lm_eval_spt.analysis.tables import mean_score
 from lm_eval_spt.cli import main
+from lm_eval_spt.cli.arguments import named_places
 from tests.helpers.results import analysed, some_scores, write_results
 
 
@@ -39,7 +43,15 @@ def test_names_of_arms_can_not_break_a_table(tmp_path):
     name = "50% | a_b & {c}\\$\n# x"
     analysis = analysed({name: [write_results(tmp_path, some_scores(0.5, 10))]})
     assert "| 50% \\| a_b & {c}\\\\$ # x | 1 |" in as_markdown(analysis)
-    assert r"50\% | a\_b \& \{c\}\textbackslash{}\$" in as_latex(analysis)
+    assert r"50\% $|$ a\_b \& \{c\}\textbackslash{}\$" in as_latex(analysis)
+
+
+def test_names_of_arms_are_text_in_every_format(tmp_path):
+    name = """no <b>prompt</b> *x* `y` [z](http://example.org) > "q" 3 < 4 [1, 2]"""
+    analysis = analysed({name: [write_results(tmp_path, some_scores(0.5, 10))]})
+    html = MarkdownIt("commonmark").enable("table").render(as_markdown(analysis))
+    assert f"<td>{escapeHtml(name)}</td>" in html
+    assert "no $<$b$>$prompt" in as_latex(analysis) and "$>$ ''q'' 3" in as_latex(analysis)
 
 
 def test_the_command_prints_markdown_and_saves_every_format(tmp_path, capsys):
@@ -98,7 +110,10 @@ def test_a_terminal_shows_every_table_of_many_arms(tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["missing"], "holds no results"), (["a=GOOD", "--output=x.docx"], "a report ends in .md, .tex")],
+    [
+        (["missing"], "holds no results"),
+        (["a=GOOD", "--output=GOOD/x.md", "--output=x.docx"], "a report ends in .md, .tex"),
+    ],
 )
 def test_mistakes_are_told_in_one_line(tmp_path, capsys, arguments, message):
     write_results(tmp_path, some_scores(0.5, 10))
@@ -107,6 +122,26 @@ def test_mistakes_are_told_in_one_line(tmp_path, capsys, arguments, message):
     assert error.startswith("error: ")
     assert message in error
     assert error.count("\n") == 1
+    assert not (tmp_path / "x.md").exists()
+
+
+def test_a_place_may_hold_an_equals_sign(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("lr=0.1").mkdir()
+    assert named_places(["lr=0.1", "A=lr=0.1", "p=q=lr=0.1", "A=b=c", "d"]) == [
+        (None, Path("lr=0.1")),
+        ("A", Path("lr=0.1")),
+        ("p=q", Path("lr=0.1")),
+        ("A=b", Path("c")),
+        (None, Path("d")),
+    ]
+
+
+@pytest.mark.parametrize("share", ["25", "nan", "-0.1", "x"])
+def test_the_largest_class_is_a_share(tmp_path, share, capsys):
+    with pytest.raises(SystemExit):
+        main(["transfer", str(tmp_path), "--majority", share])
+    assert capsys.readouterr().err.count("expected a") == 1
 
 
 @pytest.mark.slow

@@ -44,8 +44,9 @@ def test_the_base_model_is_told_from_the_name_where_the_prompt_chose_it(tmp_path
     about = {"prompt_name": "a+b", "prompt_digest": "0123456789"}
     file = write_results(tmp_path, {"eng_Latn": 0.5}, model_args={"prompt": "a+b.safetensors"}, **about)
     content = json.loads(file.read_text())
-    file.write_text(json.dumps(content | {"model_name": "org/base+a+b@01234567"}))
-    assert read_run(file).base_model == "org/base"
+    for ending in ("", "+calibrated_by_probability"):
+        file.write_text(json.dumps(content | {"model_name": f"org/base+a+b@01234567{ending}"}))
+        assert read_run(file).base_model == "org/base"
     content["config"]["model_args"] = "pretrained=other,dtype=float32"  # how older versions wrote it
     file.write_text(json.dumps(content))
     assert read_run(file).base_model == "other"

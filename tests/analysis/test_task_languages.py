@@ -74,6 +74,7 @@ def test_tasks_of_many_kinds_that_are_read_together():
         ("x_scottish_gaelic_1", "x_1", "gla_Latn"),
         ("ja_leaderboard_xwinograd", "leaderboard_xwinograd", "jpn_Jpan"),
         ("blimp_nl__binding", "blimp__binding", "nld_Latn"),
+        ("blimp_nl__infinitival_argument_clause__om_te", "blimp__infinitival_argument_clause__om_te", "nld_Latn"),
         ("kmmlu_law", "kmmlu_law", "kor_Hang"),
         ("pisa_ch", "pisa", "zho_Hans"),
         ("xwinograd_jp", "xwinograd", "jpn_Jpan"),

@@ -46,3 +46,6 @@ def test_the_kind_of_base_model_can_be_named(tmp_path: Path) -> None:
     command = ["convert", str(tmp_path / "p.safetensors"), str(tmp_path / "peft"), "--task-type", "SEQ_2_SEQ_LM"]
     assert cli.main(command) == 0
     assert json.loads((tmp_path / "peft" / "adapter_config.json").read_text())["task_type"] == "SEQ_2_SEQ_LM"
+    assert (
+        cli.main(["convert", str(tmp_path / "peft"), str(tmp_path / "q.safetensors"), "--task-type", "CAUSAL_LM"]) == 1
+    )

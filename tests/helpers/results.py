@@ -30,6 +30,7 @@ def write_results(
     limit: float | None = None,
     base_model: str = "org/bloom-560m",
     macro_f1: Mapping[str, float] | None = None,
+    beside: Mapping[str, Any] | None = None,
     **config: Any,
 ) -> Path:
     """Write a results file as ``lm_eval --model spt`` does, with accuracy and macro-F1 in every language.
@@ -44,6 +45,7 @@ def write_results(
         limit: as ``--limit``.
         base_model: the frozen model.
         macro_f1: language to macro-F1; by default it is 0.05 less than the accuracy.
+        beside: further entries of the file, beside its `config`.
         config: further entries of the file's `config`.
     """
     tasks = {f"{family}_{language}": value for language, value in scores.items()}
@@ -81,6 +83,7 @@ def write_results(
         "date": 1_750_000_000.0 + len(list(folder.glob("**/results_*.json"))),
         "lm_eval_version": "0.4.13",
         "model_name": name,
+        **(beside or {}),
     }
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "results_2025-06-15T15-06-40.000000.json"

@@ -138,7 +138,7 @@ def test_of_several_filters_the_first_counts(tmp_path: Path, results: Path) -> N
 
 def test_a_file_that_the_harness_did_not_write_is_one_line(tmp_path: Path, results: Path) -> None:
     results.write_text(json.dumps(json.loads(results.read_text()) | {"higher_is_better": [1]}))
-    with pytest.raises(UserError, match="entries that the harness does not write"):
+    with pytest.raises(UserError, match="is not a results file of the harness"):
         export(read_run(results), tmp_path / "out", "lab")
     assert not (tmp_path / "out").exists()
 
@@ -185,3 +185,29 @@ def test_without_results_the_user_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError):
         export(read_run(tmp_path / "results_x.json"), tmp_path, "lab")
     assert main(["export", str(tmp_path)]) == 1
+
+
+def test_a_task_without_a_language_is_told_one(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    write_results(tmp_path / "results", {"a": 0.5}, family="hellaswag")
+    command = ["export", str(tmp_path / "results"), "--output", str(tmp_path / "out")]
+    assert main(command) == 1
+    assert "can not be told" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    (tmp_path / "languages.yaml").write_text("hellaswag_a: deu_Latn")
+    assert main([*command, "--languages", str(tmp_path / "languages.yaml")]) == 0
+    assert Path(capsys.readouterr().out.strip()).is_file()
+
+
+@pytest.mark.parametrize(
+    ("base_model", "developer"), [("models/base.gguf", "my-lab"), ("here/base", "my-lab"), ("org/base", "org")]
+)
+def test_a_local_model_has_no_owner(
+    tmp_path: Path, base_model: str, developer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("here/base").mkdir(parents=True)
+    record, *_ = export(
+        read_run(write_results(Path("r"), {"eng_Latn": 0.5}, base_model=base_model)), Path("o"), "my-lab"
+    )
+    info = json.loads(record.read_text())["model_info"]
+    availability = "open_weights" if developer == "org" else "unknown"
+    assert (info["developer"], info["additional_details"]["model_availability"]) == (developer, availability)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -12,12 +13,15 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
+from markdown_it.common.utils import escapeHtml
 from peft import PeftModel
 
 from lm_eval_spt.analysis.arms import read_arms
 from lm_eval_spt.cli import main
 from lm_eval_spt.common.errors import UserError
-from lm_eval_spt.hub.model_card import BEGIN, END, model_card
+from lm_eval_spt.hub.eval_results import eval_results
+from lm_eval_spt.hub.model_card import BEGIN, END, model_card, runs_of
 from lm_eval_spt.hub.push import push
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from tests.helpers.hub import Hub, running_hub
@@ -70,6 +74,28 @@ def test_the_table_shows_this_prompt_and_what_it_is_compared_with(prompt_file: P
     lines = model_card(SoftPrompt.load(prompt_file), str(prompt_file), arms).splitlines()
     assert "| language | suffix, acc | suffix, macro_f1 | no prompt, acc |" in lines
     assert "| swh_Latn | 30.0 ± 3.0 | 25.0 ± 3.1 | 25.0 ± 3.0 |" in lines
+
+
+def test_odd_names_stay_text(tmp_path: Path, results: Path) -> None:
+    file = tmp_path / "my <b>*prompt*.safetensors"
+    SoftPrompt(torch.ones(2, 8), {"base_model": "models/base.gguf", "placement": "suffix"}).save(file)
+    write_results(tmp_path / "mine", SCORES, prompt=file)
+    name = "no <b>prompt</b> | [x](http://example.org) `a`"
+    arms, _ = read_arms([(None, tmp_path / "mine"), (name, results / "none")])
+    text = model_card(SoftPrompt.load(file), str(file), arms)
+    html = MarkdownIt("commonmark").enable("table").render(text.partition(BEGIN)[2])
+    assert f"<h1>{escapeHtml(file.stem)}</h1>" in html and f"{escapeHtml(name)}, acc</th>" in html
+    (line,) = [line for line in text.splitlines() if line.startswith("lm_eval ")]
+    assert f"prompt={file}" in shlex.split(line)
+    assert "base_model" not in ModelCard(text).data.to_dict()
+
+
+def test_a_prompt_without_a_record_learned_on_nothing_known(tmp_path: Path) -> None:
+    file = tmp_path / "p.safetensors"
+    SoftPrompt(torch.ones(2, 8)).save(file)
+    write_results(tmp_path / "mine", SCORES, prompt=file)
+    text = model_card(SoftPrompt.load(file), str(file), read_arms([(None, tmp_path / "mine")])[0])
+    assert "In percent. Of a language" in text
 
 
 def test_any_task_with_any_metric_has_a_card(tmp_path: Path) -> None:
@@ -200,6 +226,15 @@ def test_the_scores_are_pushed_as_the_hub_reads_them(hub: Hub, prompt_file: Path
     assert {code: entry.value for code, entry in read.items()} == SCORES
     assert {entry.dataset_id for entry in read.values()} == {"Davlan/sib200"}
     assert SoftPrompt.load(prompt_file).digest[:8] in read["eng_Latn"].notes
+
+
+def test_two_runs_of_a_family_are_both_pushed(prompt_file: Path, results: Path) -> None:
+    arguments = {"pretrained": "org/bloom-560m", "calibration": "probability"}
+    write_results(results / "calibrated", {"eng_Latn": 0.9}, prompt=prompt_file, model_args=arguments)
+    arms, _ = read_arms([(None, results)])
+    (text,) = eval_results(runs_of(SoftPrompt.load(prompt_file), arms), "me/topics").values()
+    english = [entry for entry in yaml.safe_load(text) if entry["dataset"]["task_id"] == "eng_Latn"]
+    assert {(entry["value"], "(calibrated)" in entry["notes"]) for entry in english} == {(0.8, False), (0.9, True)}
 
 
 def test_a_prefix_prompt_becomes_an_adapter_that_peft_loads(hub: Hub, tmp_path: Path) -> None:

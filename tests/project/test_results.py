@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 
+from lm_eval_spt.analysis.arms import training_record
 from lm_eval_spt.analysis.documents import read_influence
 from lm_eval_spt.analysis.results import EvaluationRun, read_all, read_run
 from lm_eval_spt.common.errors import UserError
@@ -84,9 +85,10 @@ def test_an_archive_holds_all_that_is_read(tmp_path: Path) -> None:
     assert (tmp_path / "again.tar.xz").read_bytes() == (tmp_path / "raw.tar.xz").read_bytes()
 
 
-def test_an_archive_keeps_compact_samples(tmp_path: Path) -> None:
+@pytest.mark.parametrize("compact", [True, False])
+def test_an_archive_keeps_samples(tmp_path: Path, compact: bool) -> None:
     raw = tmp_path / "raw"
-    file = write_answers(raw / "a", {"eng_Latn": 0.4, "deu_Latn": 0.7}, compact=True)
+    file = write_answers(raw / "a", {"eng_Latn": 0.4, "deu_Latn": 0.7}, compact=compact)
     pack(raw, tmp_path / "raw.tar.xz")
     again = unpack(tmp_path / "raw.tar.xz", tmp_path / "again")
     for metric in ("acc", "macro_f1"):
@@ -98,8 +100,15 @@ def test_an_archive_keeps_compact_samples(tmp_path: Path) -> None:
     pack(again, tmp_path / "again.tar.xz")
     assert (tmp_path / "again.tar.xz").read_bytes() == (tmp_path / "raw.tar.xz").read_bytes()
     samples_path(file).write_bytes(b"no Parquet")
-    with pytest.raises(UserError, match="expected compact samples"):
+    with pytest.raises(UserError, match="samples of .* can not be read .*expected what the harness wrote"):
         pack(raw, tmp_path / "raw.tar.xz")
+
+
+def test_answers_without_samples_are_not_combined(tmp_path: Path) -> None:
+    file = write_results(tmp_path / "a", some_scores(0.5, count=3))
+    with pytest.raises(UserError, match="no samples with macro_f1 or f1 beside it: score it with --log_samples"):
+        combine.write([file], tmp_path / "out", None, "probability")
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_is_no_archive_is_told_in_one_line(tmp_path: Path) -> None:
@@ -175,7 +184,7 @@ def test_answers_are_combined_as_the_model_class_does(tmp_path: Path, calibratio
     lm = SPTLM(pretrained="mini", device="cpu", batch_size="auto")
     tasks = ["mini_topics_eng_Latn", "mini_topics_swh_Latn"]
     names = random_prompt_files(lm.model, tmp_path, ("suffix", 3), ("suffix", 3))
-    plain = evaluate_prompts(names, tasks, str(tmp_path / "plain"), base=lm, limit=8)
+    plain = evaluate_prompts(names, tasks, str(tmp_path / "plain"), base=lm, limit=8, model_args="pretrained=mini")
     for number, (name, runs) in enumerate([(names[0], plain[:1]), ("+".join(names), plain)]):
         arguments = "pretrained=mini" + (f",calibration={calibration}" if calibration else "")
         (scored,) = evaluate_prompts([name], tasks, str(tmp_path / "scored"), base=lm, limit=8, model_args=arguments)
@@ -183,4 +192,7 @@ def test_answers_are_combined_as_the_model_class_does(tmp_path: Path, calibratio
         (found,) = (tmp_path / f"combined{number}").glob("results_*.json")
         tables = [parquet.read_table(samples_path(file)).to_pydict() for file in (found, scored)]
         assert tables[0]["acc"] == tables[1]["acc"] and tables[0]["doc_id"] == tables[1]["doc_id"]
-        assert read_run(found).scores["acc"] == read_run(scored).scores["acc"]
+        ours, its_own = read_run(found), read_run(scored)
+        assert ours.scores["acc"] == its_own.scores["acc"]
+        assert (ours.identity, ours.model_name) == (its_own.identity, its_own.model_name)
+        assert training_record(ours) == training_record(its_own)
