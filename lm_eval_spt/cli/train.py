@@ -6,6 +6,7 @@ The flags are the fields of :class:`~lm_eval_spt.train.config.TrainingConfig`.
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,9 @@ AXES = (
     "loss", "tune", "model_lr", "reparameterization", "label_smoothing", "mixture",
 )  # fmt: skip
 """Settings that may have several values."""
+
+OF_A_PROMPT = ("lr", "prompt_length", "num_frozen_tokens", "init", "placement")
+"""Settings without effect where there is no prompt; those of a preset are passed over."""
 
 TRUTH = {
     **dict.fromkeys(("yes", "true", "t", "y", "1"), True),
@@ -87,7 +91,22 @@ def configurations(given: Mapping[str, Any]) -> list[TrainingConfig]:
     outputs = [config.output for config in configs]
     if double := {output for output in outputs if outputs.count(output) > 1}:
         raise UserError(f"two runs would write {sorted(double)[0]}: give each value of a flag once")
+    _expect_effects(given, configs)
     return configs
+
+
+def _expect_effects(given: Mapping[str, Any], configs: Sequence[TrainingConfig]) -> None:
+    """Raise UserError where a flag, or some of its values, would change nothing in any run."""
+    if not any(config.prompt_length for config in configs):
+        for name in OF_A_PROMPT:
+            if name in given and given[name] != [0]:
+                instead = ", whose learning rate is --model-lr" if name == "lr" else ""
+                raise UserError(f"--{name.replace('_', '-')} is given: without a prompt only the model learns{instead}")
+    outputs: dict[str, str] = {}
+    for config in configs:
+        same = outputs.setdefault(json.dumps(config.record() | {"output": ""}, sort_keys=True), config.output)
+        if same != config.output:
+            raise UserError(f"{same} and {config.output} would be the same run twice: train what differs by itself")
 
 
 def _in_a_name(value: Any) -> Any:

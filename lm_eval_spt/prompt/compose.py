@@ -80,7 +80,7 @@ def compose(prompts: Sequence[SoftPrompt], mode: Mode, weight: float | None = No
     for key in ("gguf_file", "gguf_sha256"):
         metadata |= next(({key: prompt.metadata[key]} for prompt in prompts if prompt.metadata.get(key)), {})
     for key in ("tasks", "source_languages"):
-        metadata[key] = list(dict.fromkeys(value for prompt in prompts for value in prompt.metadata.get(key, [])))
+        metadata[key] = list(dict.fromkeys(value for prompt in prompts for value in prompt.metadata.get(key) or []))
     if counts := scored_documents(prompt.metadata for prompt in prompts):
         metadata["scored_documents"] = counts
     if (add_bos_token := _add_bos_token(prompts[0])) is not None:  # the model class encodes texts by it

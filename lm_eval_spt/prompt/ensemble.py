@@ -185,7 +185,7 @@ def names_several(name: object) -> bool:
 
 def split_names(name: str) -> list[str]:
     """Return the names that are joined by ``+``; a file, or a pattern of files, with a plus in its own name is one."""
-    return [name] if glob.glob(name) else name.split("+")
+    return [name] if os.path.exists(name) or glob.glob(name) else name.split("+")
 
 
 def matching_names(name: str) -> list[str]:
@@ -194,7 +194,7 @@ def matching_names(name: str) -> list[str]:
     Raises:
         UserError: no file matches.
     """
-    matching = sorted(glob.glob(name)) if glob.has_magic(name) else [name]
+    matching = sorted(glob.glob(name)) if glob.has_magic(name) and not os.path.exists(name) else [name]
     if not matching:
         raise UserError(f"no prompt file matches {name!r}")
     return matching

@@ -27,7 +27,7 @@ from typing import Any, Literal
 import torch
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.huggingface import HFLM
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.common.paths import MINI
@@ -120,9 +120,14 @@ def model_size(name: str, revision: str | None = None, trust_remote_code: bool =
             config = AutoConfig.from_pretrained(ensure_available(name, revision), **options)
         except (OSError, ValueError) as error:
             raise error if isinstance(error, UserError) else cannot_load(name, error) from error
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    try:
+        with torch.device("meta"):
+            model = kind.from_config(config, trust_remote_code=trust_remote_code)
+    except ValueError as error:
+        raise cannot_load(name, error) from error
+    inputs = model.get_input_embeddings()
+    embedding, head = inputs.weight, (model.get_output_embeddings() or inputs).weight
     outside = {id(embedding): embedding.numel(), id(head): head.numel()}
     total = sum(weight.numel() for weight in model.parameters())
     return ModelSize(total - sum(outside.values()), head.numel(), total, embedding.shape[1])

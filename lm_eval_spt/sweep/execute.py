@@ -23,7 +23,7 @@ from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.prompt.compose import compose
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from lm_eval_spt.sweep.plan import Plan, SweepRun
-from lm_eval_spt.sweep.records import record_of, save_record
+from lm_eval_spt.sweep.records import is_recorded, record_of, save_record
 from lm_eval_spt.train.base import Base, base_of, load_model, loading
 from lm_eval_spt.train.grid import train_grid
 
@@ -134,7 +134,10 @@ class Worker:
         started = time.perf_counter()
         trained = [run for run in runs if not run.members]
         if trained:
-            train_grid([replace(run.config, resume=True) for run in trained], base)
+            begun = [is_recorded(self.plan, run) for run in trained]  # without a record it is done again
+            for run in trained:
+                save_record(self.plan, run, record_of(self.plan, run))
+            train_grid([replace(run.config, resume=resume) for run, resume in zip(trained, begun, strict=True)], base)
         seconds = (time.perf_counter() - started) / max(1, len(trained))
         for run in runs:
             members = [SoftPrompt.load(member.config.output) for member in run.members]

@@ -66,7 +66,7 @@ EVALUATE: dict[str, Any] = {
     "gen_kwargs": dict | None,
     "use_cache": str | None,
     "cache_requests": bool | str,
-    "batch_size": str,
+    "batch_size": int | str,
     "log_samples": bool,
 }
 """The options of ``lm-eval-spt evaluate`` that a sweep file can have, and their types."""
@@ -187,6 +187,8 @@ def read_plan(
         name: as_kind(value, _known(name, EVALUATE, f"{path}: evaluate"), f"{path}: evaluate: {name}")
         for name, value in content.get("evaluate", {}).items()
     }
+    if "batch_size" in evaluate:  # such as auto:4
+        evaluate["batch_size"] = str(evaluate["batch_size"])
     evaluation_options(evaluate, f"{path}: evaluate")
 
     grids = _grids(content, path)
@@ -196,10 +198,14 @@ def read_plan(
         )
     common = {"include_path": content.get("include_path")}
     axes = {_key(name) for name in content.get("axes", {})}
+    lists = {
+        _text(arm): {_key(name) for name, values in changes.items() if isinstance(values, list)}
+        for arm, changes in (content.get("arms") or {"": {}}).items()
+    }
     runs = []
     for arm, grid in grids.items():
         for settings in _combinations(grid):
-            name = run_name(arm, {name: settings[name] for name in grid if name in axes or len(grid[name]) > 1})
+            name = run_name(arm, {name: settings[name] for name in grid if name in axes | lists[arm]})
             place = folder / "prompts" / f"{name}.safetensors"
             runs.append(SweepRun(name, _config(common | settings, place, f"{path}: {name}"), wanted, arm))
     if not runs:
@@ -343,6 +349,7 @@ def _baselines(given: Mapping[Any, Any], runs: Sequence[SweepRun], path: Path) -
 
 def _check_names(runs: Sequence[SweepRun], path: Path) -> None:
     seen: dict[str, SweepRun] = {}
+    same: dict[tuple[str, str], SweepRun] = {}
     for run in runs:
         if len(run.name) > MAX_NAME:
             raise UserError(
@@ -362,6 +369,12 @@ def _check_names(runs: Sequence[SweepRun], path: Path) -> None:
                 "give each value of an axis once, and each arm a name of its own"
             )
         seen[run.name.lower()] = run
+        if run.prompted and not run.members:
+            of_arm = run.arm, json.dumps(run.config.record() | {"output": ""}, sort_keys=True)
+            if (twin := same.setdefault(of_arm, run)) is not run:
+                raise UserError(
+                    f"{path}: {twin.name} and {run.name} would be the same run: what tells them apart has no effect"
+                )
 
 
 def _shards(runs: Sequence[SweepRun], size: int) -> Iterator[tuple[SweepRun, ...]]:
@@ -383,12 +396,10 @@ def _shards(runs: Sequence[SweepRun], size: int) -> Iterator[tuple[SweepRun, ...
 
 
 def _blocks(runs: Sequence[SweepRun]) -> Iterator[list[SweepRun]]:
-    """Group runs that are combined, which one worker has to do, and what is made of them."""
-    done: set[str] = set()
-    for run in runs:
-        if run.name in done:
-            continue
-        made = [other for other in runs if run.name in {member.name for member in other.members}]
-        block = [*(made[0].members if made else [run]), *made]
-        done |= {member.name for member in block}
-        yield block
+    """Group runs that are combined, which one worker has to do, and what is made of them, in their order."""
+    block_of = {run.name: {run.name} for run in runs}
+    for made in runs:
+        joined = block_of[made.name].union(*(block_of[member.name] for member in made.members))
+        block_of |= dict.fromkeys(joined, joined)
+    for block in dict.fromkeys(map(frozenset, block_of.values())):
+        yield [run for run in runs if run.name in block]

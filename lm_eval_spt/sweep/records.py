@@ -84,6 +84,11 @@ def record_of(plan: Plan, run: SweepRun) -> Record:
     return replace(fresh, training_seconds=record.training_seconds, error=record.error)
 
 
+def is_recorded(plan: Plan, run: SweepRun) -> bool:
+    """Tell whether a run has a record: from the moment its training begins, whether or not it ended."""
+    return _path(plan, run).exists()
+
+
 def _has_results(plan: Plan, record: Record) -> bool:
     """Tell whether the results that a record names are there, with their samples."""
     if record.results is None:

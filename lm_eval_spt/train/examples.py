@@ -335,7 +335,8 @@ class ExampleReader:
                 f"--prompt-length {config.prompt_length} leaves no room for text: {config.model!r} reads at most "
                 f"{max_length} tokens"
             )
-        placed = (lm, config.placement, config.prompt_length, max_length, config.truncation_side)
+        placement = config.placement if config.prompt_length else "prefix"  # what scoring without a prompt takes
+        placed = (lm, placement, config.prompt_length, max_length, config.truncation_side)
         examples = Examples([], [], [])
         seed = config.documents_seed
         for documents in self._read_documents(config):

@@ -11,7 +11,28 @@ from typing import Any
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.common.files import write
 
+MAX_SETTINGS = 2**20
+"""Characters of a log's first line."""
+
 logger = logging.getLogger(__name__)
+
+
+def log_path(output: Path) -> Path:
+    """Return where the log of a run is: beside its prompt."""
+    return output.with_suffix(".jsonl")
+
+
+def check_replaceable(path: Path) -> None:
+    """Raise UserError where a file is there that is no log of a training."""
+    if not path.exists():
+        return
+    try:
+        with path.open(encoding="utf-8") as file:
+            first = json.loads(file.readline(MAX_SETTINGS) or '{"settings": {}}')
+    except (OSError, ValueError, RecursionError):
+        first = None
+    if not (isinstance(first, dict) and "settings" in first):
+        raise UserError(f"{path} is there, where the log of the training goes, and is none: choose another --output")
 
 
 class TrainingLog:

@@ -17,7 +17,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lm_eval_spt.common.errors import UserError
-from lm_eval_spt.common.files import check_writable
 from lm_eval_spt.inference.probe import not_finite
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from lm_eval_spt.train import checkpoint, trackers
@@ -25,15 +24,14 @@ from lm_eval_spt.train.base import Base, base_of, load_model
 from lm_eval_spt.train.config import TrainingConfig
 from lm_eval_spt.train.context_cache import ContextCache
 from lm_eval_spt.train.examples import Example, rows_of
-from lm_eval_spt.train.log import TrainingLog
+from lm_eval_spt.train.log import TrainingLog, log_path
 from lm_eval_spt.train.mixture import epochs
 from lm_eval_spt.train.objective import LossRequest, Outcome, weight_of
 from lm_eval_spt.train.parameters import Snapshot
-from lm_eval_spt.train.results import has_ended, save_results
+from lm_eval_spt.train.results import check_outputs, has_ended, save_results
 from lm_eval_spt.train.run import Steps, TrainingRun, scores_in_words
 from lm_eval_spt.train.scheduler import BatchRequest, Program, run_side_by_side
 from lm_eval_spt.train.state import remove_checkpoint, resume, save_checkpoint
-from lm_eval_spt.train.tuning import check_replaceable
 
 VALIDATION_BATCHES = 4
 """How many batches are validated at once where only prompts and answers are read: a few rows do not use a processor."""
@@ -67,9 +65,8 @@ def train_together(configs: Sequence[TrainingConfig], base: Base | None = None) 
         UserError: as for :func:`train`; where a loss turned into NaN, after all other runs have ended.
     """
     for config in configs:
-        check_writable(Path(config.output))
+        check_outputs(config)
         if config.model_folder is not None:
-            check_replaceable(config.model_folder)
             base = None
     if base is None:
         # What is told without a model comes first: a mistake in it need not wait for one.
@@ -165,7 +162,7 @@ def training_loop(run: TrainingRun, tracking: trackers.Tracking | None = None, b
     """
     config, examples = run.config, run.examples
     started = time.perf_counter() - (run.rows[-1]["seconds"] if run.rows else 0.0)
-    path = run.output.with_suffix(".jsonl") if run.processes.is_main else None
+    path = log_path(run.output) if run.processes.is_main else None
     log = TrainingLog(path, [{"settings": config.record()}, *run.rows])
     cache = run.base.context_cache(config, examples)
     orders = islice(epochs(examples.sizes, config.mixture, config.seed), max(0, len(run.rows) - 1), None)

@@ -9,10 +9,12 @@ from typing import Any
 
 from lm_eval_spt.analysis.task_languages import task_languages
 from lm_eval_spt.common.errors import UserError
+from lm_eval_spt.common.files import check_writable
+from lm_eval_spt.prompt import file_format
 from lm_eval_spt.prompt.metadata import record_in, scored_documents
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
-from lm_eval_spt.train import checkpoint
-from lm_eval_spt.train.config import TrainingConfig, differences
+from lm_eval_spt.train import checkpoint, log, tuning
+from lm_eval_spt.train.config import SOURCES, TrainingConfig, differences
 from lm_eval_spt.train.run import TrainingRun
 
 
@@ -63,6 +65,7 @@ def _metadata(run: TrainingRun, interrupted: bool) -> dict[str, Any]:
         "num_fewshot": run.examples.num_fewshot,
         "seed": config.seed,
         "hyperparameters": config.hyperparameters(),
+        "sources": {name: getattr(config, name) for name in SOURCES},
         "training_documents": len(run.examples.training),
         "validation": run.best,
         "tuned_parameters": tuned,
@@ -89,6 +92,26 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in libraries}}
 
 
+def check_outputs(config: TrainingConfig) -> None:
+    """Find out before a run whether it can write what it has to, and whether it would replace what no run has written.
+
+    Raises:
+        UserError: it can not be written; or there is another file, the base model, or a file with documents.
+    """
+    output, folder = Path(config.output), config.model_folder
+    check_writable(output)
+    log.check_replaceable(log.log_path(output))
+    if config.prompt_length and output.exists():
+        try:
+            file_format.read(output)
+        except UserError as error:
+            raise UserError(f"{output} is there and is no prompt file ({error}): choose another --output") from None
+    if folder is not None:
+        tuning.check_replaceable(folder)
+        if folder.exists() and Path(config.model).exists() and folder.samefile(config.model):
+            raise UserError(f"--output {output} would replace the base model {config.model}: choose another name")
+
+
 def has_ended(config: TrainingConfig) -> bool:
     """Tell whether a run that is to be resumed has nothing left to do.
 
@@ -97,6 +120,8 @@ def has_ended(config: TrainingConfig) -> bool:
     """
     output, folder = Path(config.output), config.model_folder
     if not config.resume or checkpoint.path_of(output).is_file():
+        return False
+    if folder is not None and not folder.exists():
         return False
     if config.prompt_length:
         if not output.is_file():
@@ -107,6 +132,8 @@ def has_ended(config: TrainingConfig) -> bool:
     if not record or "diverged" in record or "interrupted" in record:
         return False
     recorded, now = record.get("hyperparameters"), config.hyperparameters()
+    if isinstance(recorded, dict) and isinstance(sources := record.get("sources"), dict):
+        recorded, now = recorded | sources, config.identity()
     if differing := differences(recorded, now) if isinstance(recorded, dict) else "they are not recorded":
         raise UserError(f"--resume: {output} was trained with other settings ({differing}): choose another --output")
     return True

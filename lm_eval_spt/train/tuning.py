@@ -106,9 +106,9 @@ class TunableModel:
 
 
 def check_replaceable(folder: Path) -> None:
-    """Raise UserError where `folder` exists and is nothing that :meth:`TunableModel.save` could have written."""
-    if folder.exists() and not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
-        raise UserError(f"{folder} is there and holds no model: it is not replaced by one, choose another --output")
+    """Raise UserError where `folder` exists and is nothing that :meth:`TunableModel.save` has written."""
+    if folder.exists() and not (folder / MODEL_RECORD).is_file():
+        raise UserError(f"{folder} is there and holds no model that was tuned here: choose another --output")
 
 
 def _make_durable(file: Path) -> None:

@@ -92,6 +92,21 @@ def test_mistakes_name_flags_in_hyphens(
     assert found == status and message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--tune", "model", "--lr", "1e-2"], "--lr is given: without a prompt only the model learns, whose learning"),
+        (["--tune", "lora", "--prompt-length", "0", "--lr", "1e-3"], "--lr is given"),
+        (["--tune", "model", "--init", "vocab"], "--init is given"),
+        (["--tune", "all", "model", "--prompt-length", "5", "10"], "would be the same run twice"),
+    ],
+)
+def test_flags_without_effect_are_refused(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--model", "nowhere", "--task", "none", "--output", "p.safetensors", *flags]) == 1
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
 def test_each_program_says_its_own_name(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["train", "--help"])

@@ -74,13 +74,13 @@ def test_arms_change_settings_and_axes(tmp_path):
     file = sweep_file(
         tmp_path,
         axes={"prompt_length": [2, 4], "seed": [0, 1]},
-        arms={"suffix": {}, "prefix": {"placement": "prefix", "prompt_length": 3, "lr": [1e-3, 1e-2]}},
+        arms={"suffix": {"batch_size": [8]}, "prefix": {"placement": "prefix", "prompt_length": 3, "lr": [1e-3, 1e-2]}},
         baselines={"none": TARGETS, "instruction": "mini_topics_instruct_eng_Latn"},
     )
     plan = read_plan(file)
     assert sorted(run.name for run in plan.runs) == sorted(
         ["none", "instruction"]
-        + [f"suffix-prompt_length{length}-seed{seed}" for length in (2, 4) for seed in (0, 1)]
+        + [f"suffix-prompt_length{length}-seed{seed}-batch_size8" for length in (2, 4) for seed in (0, 1)]
         + [f"prefix-prompt_length3-seed{seed}-lr{lr}" for seed in (0, 1) for lr in (0.001, 0.01)]
     )
     assert {run.config.placement for run in plan.runs if run.arm == "prefix"} == {"prefix"}
@@ -142,7 +142,28 @@ def test_runs_are_combined_over_an_axis(tmp_path):
             assert all(names.index(member.name) < names.index(run.name) for member in run.members)
 
 
+def test_what_is_combined_over_two_axes_stays_together(tmp_path):
+    axes = {"seed": [0, 1], "shots_seed": [0, 1], "prompt_length": [2, 4]}
+    combined = {"ensemble_over": "seed", "average_over": "shots_seed"}
+    plan = read_plan(sweep_file(tmp_path, axes=axes, shard_size=2, **combined))
+    names = [[run.name for run in shard] for shard in plan.shards]
+    assert [len(shard) for shard in names] == [8, 8]
+    for shard in plan.shards:
+        done = set()
+        for run in shard:
+            assert {member.name for member in run.members} <= done
+            done.add(run.name)
+
+
+def test_options_of_scoring_are_as_for_the_harness(tmp_path):
+    assert read_plan(sweep_file(tmp_path, evaluate={"batch_size": 8})).evaluate == {"batch_size": "8"}
+
+
 MISTAKES = {
+    "the same run twice": (
+        {"arms": {"a": {"tune": "model"}}, "axes": {"prompt_length": [2, 4]}},
+        "a-prompt_length2 and a-prompt_length4 would be the same run",
+    ),
     "ensemble over no axis": ({"ensemble_over": "colour"}, "ensemble_over is 'colour', expected an axis with two"),
     "average of one": ({"axes": {"seed": [0]}, "average_over": "seed"}, "average_over is 'seed', expected an axis"),
     "ensemble of tuned models": (

@@ -98,6 +98,18 @@ def test_a_record_that_is_broken_is_one_line(done, tmp_path, capsys):
         assert "is no record of a run" in error and error.count("\n") == 1
 
 
+def test_a_run_whose_record_is_deleted_is_done_again_with_what_the_file_says_now(done, tmp_path):
+    file = copy_sweep(done, tmp_path)
+    content = yaml.safe_load(file.read_text())
+    content["settings"]["task"] = "mini_topics_fra_Latn"
+    file.write_text(yaml.safe_dump(content, sort_keys=False))
+    for path in (tmp_path / "out" / "runs").iterdir():
+        path.unlink()
+    sweep(str(file), throughput=1)
+    prompt = SoftPrompt.load(tmp_path / "out" / "prompts" / "suffix-seed0.safetensors")
+    assert prompt.metadata["tasks"] == ["mini_topics_fra_Latn"]
+
+
 def test_a_prompt_that_is_gone_is_trained_again(done, tmp_path):
     file = copy_sweep(done, tmp_path)
     prompt = tmp_path / "out" / "prompts" / "suffix-seed0.safetensors"
