@@ -62,7 +62,8 @@ def run(arguments: argparse.Namespace) -> None:
     from lm_eval_spt.harness.model_arguments import refuse_flags
 
     model_args = simple_parse_args_string(arguments.model_args)
-    refuse_flags(model_args, {"prompt": "PROMPT", "batch_size": "--batch-size", "device": "--device"})
+    own = ("choices", "model", "task", "template", "include_path", "batch_size", "device")
+    refuse_flags(model_args, {"prompt": "PROMPT", **{name: f"--{name.replace('_', '-')}" for name in own}})
     named = model_args.pop("pretrained", None)
     if arguments.gguf_file:
         model_args["gguf_file"] = arguments.gguf_file

@@ -43,6 +43,9 @@ def calibrate(
         choices: `[requests]`, which of them ask for the same choice of the same task, likewise.
         average: what is averaged.
 
+    Raises:
+        UserError: there is one document, of which nothing would be left.
+
     Example:
         >>> calibrate(np.log([0.8, 0.2, 0.6, 0.4]), np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1]), "probability")
         array([ 0.13353139, -0.40546511, -0.15415068,  0.28768207])
@@ -54,6 +57,8 @@ def calibrate(
     sums = np.bincount(documents, np.exp(values - largest[documents]))
     logarithms = values - largest[documents] - np.log(sums)[documents]
     counts = np.bincount(choices)
+    if counts.min() < 2:
+        raise UserError("calibration takes off a mean over documents: it needs two or more, and one was given")
     if average == "log_probability":
         means = np.bincount(choices, logarithms) / counts
     else:

@@ -140,8 +140,7 @@ class Classifier:
 
     def stream(self, texts: Iterable[str]) -> Iterator[Classification]:
         """Classify texts as they come, some at a time; gives one result for each, in their order."""
-        texts = iter(texts)
-        while batch := list(islice(texts, TEXTS_AT_ONCE)):
+        for batch in self._batches(iter(texts)):
             requests = [request for text in batch for request in self.task.requests(text)]
             answers = self.lm.loglikelihood(requests, disable_tqdm=True)
             sums = np.array([loglikelihood for loglikelihood, _ in answers]).reshape(len(batch), len(self.choices))
@@ -151,6 +150,16 @@ class Classifier:
                     dict(zip(self.choices, shares.tolist(), strict=True)),
                     dict(zip(self.choices, row.tolist(), strict=True)),
                 )
+
+    def _batches(self, texts: Iterator[str]) -> Iterator[list[str]]:
+        """Give texts some at a time; where they are calibrated by each other none is left alone at the end."""
+        batch = list(islice(texts, TEXTS_AT_ONCE))
+        while batch:
+            following = list(islice(texts, TEXTS_AT_ONCE)) if self.lm.calibration else []
+            if len(following) == 1:
+                batch, following = batch + following, []
+            yield batch
+            batch = following or list(islice(texts, TEXTS_AT_ONCE))
 
 
 def classify(

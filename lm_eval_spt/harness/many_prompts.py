@@ -64,7 +64,16 @@ class ManyPromptsLM(PromptedLM):
         return info
 
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
-        """Accept the harness's answer cache, which must not get the answers of an ensemble's members."""
+        """Accept the harness's answer cache, which must not get the answers of an ensemble's members.
+
+        Raises:
+            UserError: probabilities are averaged, which takes all choices of a document, and a cache keeps single ones.
+        """
+        if self._ensemble is not None and self._ensemble.average == "probability" and cache_hook.dbdict is not None:
+            raise UserError(
+                "a mean of probabilities depends on all choices of a document, and --use_cache keeps single answers: "
+                "leave it out, or average logarithms (ensemble=log_probability)"
+            )
         super().set_cache_hook(cache_hook)
         if self._ensemble is not None:
             self.cache_hook = CacheHook(None)
@@ -81,10 +90,15 @@ class ManyPromptsLM(PromptedLM):
         """
         if self._ensemble is None:
             return self._under_one_prompt(requests, disable_tqdm)
-        answers = self._under_each(lambda: self._under_one_prompt(requests, disable_tqdm))
-        values = combine(answers[..., 0], documents_of(requests), self._ensemble.average)
+        # The harness repeats a request where a task has repeats, and one where processes have unequal shares: it counts
+        # once among the choices of its document.
+        once = {id(request): request for request in requests}
+        distinct = list(once.values())
+        answers = self._under_each(lambda: self._under_one_prompt(distinct, disable_tqdm))
+        values = combine(answers[..., 0], documents_of(distinct), self._ensemble.average)
         greedy = answers[..., 1].mean(axis=0) > 0.5
-        return list(zip(values.tolist(), greedy.tolist(), strict=True))
+        answer_of = dict(zip(once, zip(values.tolist(), greedy.tolist(), strict=True), strict=True))
+        return [answer_of[id(request)] for request in requests]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Any]:
         """Return the log-likelihoods of whole texts under the prompt or ensemble in use."""
@@ -121,7 +135,8 @@ class ManyPromptsLM(PromptedLM):
 
     def _under_one_prompt(self, requests: list[Instance], disable_tqdm: bool) -> list[scoring.Answer]:
         assert self.prompt is not None
-        if self.prompt.placement == "suffix" and self.backend == "causal":
+        if self.prompt.placement == "suffix" and self.backend == "causal" and self._fast:
+            self._refuse_thinking()
             pairs = [request.args for request in requests]
             if new := [pair for pair in dict.fromkeys(pairs) if pair not in self._columns]:
                 self._score_suffixes(new, disable_tqdm)

@@ -23,6 +23,19 @@ DTYPES = ("dtype", "softmax_dtype", "mixed_precision_dtype")
 BACKENDS = ("default", "causal", "seq2seq")
 
 
+NAMES = ("pretrained", "prompt", "revision", "gguf_file", "tokenizer", "peft", "delta")
+"""Arguments that are names; lm_eval takes some for numbers, such as the revision 1."""
+
+
+def names_as_texts(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arguments of which those that are names, or loaded models, are no numbers."""
+    for name in NAMES:
+        if isinstance(given.get(name), bool):
+            raise UserError(f"{name} is {given[name]}, expected a name")
+    numbers = {name for name in NAMES if isinstance(given.get(name), int | float)}
+    return {name: str(value) if name in numbers else value for name, value in given.items()}
+
+
 def check_model_arguments(given: Mapping[str, Any]) -> None:
     """Check the arguments that HFLM does not.
 
@@ -42,6 +55,10 @@ def check_model_arguments(given: Mapping[str, Any]) -> None:
     for name in DTYPES:
         if given.get(name) not in (None, "auto"):
             dtype_name(given[name], name)
+    if given.get("fast") and given.get("softmax_dtype") not in (None, "auto"):
+        softmax = dtype_name(given["softmax_dtype"], "softmax_dtype")
+        if softmax in ("float16", "bfloat16"):
+            raise UserError(f"softmax_dtype is {softmax}: expected float32, which it is, or fast=False beside it")
     if (backend := given.get("backend", "default")) not in BACKENDS:
         raise UserError(f"backend is {shown(backend)}, expected one of {', '.join(BACKENDS)}")
 

@@ -158,9 +158,11 @@ def results_name(model_args: str | dict[str, Any]) -> str | None:
     """
     from lm_eval.utils import simple_parse_args_string
 
+    from lm_eval_spt.harness.model_arguments import names_as_texts
     from lm_eval_spt.prompt.ensemble import read_prompt
 
     given = simple_parse_args_string(model_args) if isinstance(model_args, str) else model_args
+    given = names_as_texts(given)
     prompt = given.get("prompt")
     parts = [f"+calibrated_by_{given['calibration']}"] if given.get("calibration") else []
     if isinstance(prompt, str | os.PathLike):

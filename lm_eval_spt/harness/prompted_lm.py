@@ -32,7 +32,7 @@ from lm_eval_spt.harness.calibration import as_calibration, calibrate
 from lm_eval_spt.harness.contexts import differences
 from lm_eval_spt.harness.documents import choices_of, documents_of
 from lm_eval_spt.harness.encoding import PairEncoder, whole_characters
-from lm_eval_spt.harness.model_arguments import check_model_arguments, unknown_argument
+from lm_eval_spt.harness.model_arguments import check_model_arguments, names_as_texts, unknown_argument
 from lm_eval_spt.inference import encoder_decoder, probe, scoring, transformers_internals
 from lm_eval_spt.inference.base_model import available_device, bitsandbytes_config, cannot_load, ensure_available
 from lm_eval_spt.inference.capabilities import Capabilities
@@ -146,7 +146,11 @@ class PromptedLM(HFLM):
         calibration: str | None = None,
         **hflm: Any,
     ) -> None:
+        named = {"pretrained": pretrained, "prompt": prompt, "revision": revision, "gguf_file": gguf_file}
+        hflm = names_as_texts(hflm | named)
+        pretrained, prompt, revision, gguf_file = (hflm.pop(name) for name in named)
         check_model_arguments({**hflm, "fast": fast, "dequantize": dequantize})
+        self._most_sequences: int | None = hflm.get("max_batch_size")
         self._room_taken = 0
         self.calibration = as_calibration(calibration)
         if not BATCH_SIZE.fullmatch(size := str(hflm.setdefault("batch_size", 1))):
@@ -165,17 +169,17 @@ class PromptedLM(HFLM):
             )
         hflm.setdefault("add_bos_token", known.get("add_bos_token"))
         hflm["device"] = available_device(hflm.get("device"))
-        named = isinstance(pretrained, str)
-        self.gguf: GGUFFile | None = find_gguf(pretrained, gguf_file, revision) if named else None
+        is_name = isinstance(pretrained, str)
+        self.gguf: GGUFFile | None = find_gguf(pretrained, gguf_file, revision) if is_name else None
         if self.gguf is None:
-            source = ensure_available(pretrained, revision) if named else pretrained
+            source = ensure_available(pretrained, revision) if is_name else pretrained
         elif dequantize:
             source = str(self.gguf.unpacked(hflm.get("dtype")))
         else:
             source, hflm["gguf_file"] = str(self.gguf.path.parent), self.gguf.path.name
         for role in ("tokenizer", "delta"):
             if isinstance(part := hflm.get(role), str):
-                ensure_available(part, revision, role=role)
+                hflm[role] = ensure_available(part, revision, role=role)
         try:
             super().__init__(source, revision=revision or "main", **hflm)
         except UserError:
@@ -186,7 +190,7 @@ class PromptedLM(HFLM):
             raise
         except (OSError, ValueError) as error:
             raise cannot_load(pretrained, error) from error
-        self.base_model_name = pretrained if named else self.model.name_or_path
+        self.base_model_name = pretrained if is_name else self.model.name_or_path
         self._fast = fast
         if self.device.type == "meta":  # a loaded model whose weights are offloaded
             self._device = transformers_internals.device_of(self.model)
@@ -453,7 +457,8 @@ class PromptedLM(HFLM):
         return [(value, greedy) for value, (_, greedy) in zip(values.tolist(), answers, strict=True)]
 
     def _as_they_are(self, requests: list[Instance], disable_tqdm: bool) -> list[scoring.Answer]:
-        if self.backend != "causal" or getattr(self, "enable_thinking", False):  # HFLM refuses it
+        self._refuse_thinking()
+        if self.backend != "causal":
             return super().loglikelihood(requests, disable_tqdm)
         texts = [request.args for request in requests]
         placement = self.prompt.placement if self.prompt else "prefix"
@@ -469,6 +474,10 @@ class PromptedLM(HFLM):
         """
         self._refuse_calibration("whole texts")
         return super().loglikelihood_rolling(requests, disable_tqdm)
+
+    def _refuse_thinking(self) -> None:
+        if getattr(self, "enable_thinking", False):
+            raise UserError("enable_thinking=True is for tasks that generate text, this one scores it: leave it out")
 
     def _refuse_calibration(self, what: str) -> None:
         if self.calibration is not None:
@@ -557,11 +566,13 @@ class PromptedLM(HFLM):
         if self.device.type == "cuda":
             found: int = super()._detect_batch_size(requests, pos)
             return found
-        return max(1, scoring.tokens_that_fit(self.model, self.device) // TYPICAL_LENGTH)
+        found = scoring.tokens_that_fit(self.model, self.device) // TYPICAL_LENGTH
+        return max(1, min(found, self._most_sequences or found))
 
     def _max_batch_tokens(self) -> int:
         fitting = scoring.tokens_that_fit(self.model, self.device)
-        return fitting if self.batch_size == "auto" else min(fitting, int(self.batch_size) * self.whole_length)
+        most = self._most_sequences if self.batch_size == "auto" else int(self.batch_size)
+        return fitting if most is None else min(fitting, most * self.whole_length)
 
     @contextmanager
     def _prompt_in_requests(self) -> Iterator[None]:

@@ -276,23 +276,24 @@ def loglikelihoods_with_mean(
         A third tensor `[continuations]`: the mean log-probability of all tokens of the vocabulary, summed over the
         places where the continuation's tokens are scored; zeros if it is not wanted.
     """
-    sums = torch.zeros(states.continuations, device=states.hidden.device)
+    exact = torch.promote_types(states.hidden.dtype, torch.float32)
+    sums = torch.zeros(states.continuations, dtype=exact, device=states.hidden.device)
     means = torch.zeros_like(sums)
     greedy = torch.ones(states.continuations, dtype=torch.bool, device=states.hidden.device)
     nodes, tokens, numbers = states.targets.unbind(dim=1)
     weight = None if mean or states.are_logits else _head_to_read_once(model, states.hidden)
     if weight is not None:
         scored, normalizers, best = lm_head.scored_logits(states.hidden, weight, nodes, tokens)
-        sums = sums.index_add(0, numbers, scored - normalizers)
+        sums = sums.index_add(0, numbers, (scored - normalizers).to(exact))
         greedy[numbers[best[nodes] != tokens]] = False
         return sums, greedy, means
     for start, logits in _logits(model, states):
         normalizers, best = _normalize(logits)
         here = (nodes >= start) & (nodes < start + len(logits))
         row, token, number = nodes[here] - start, tokens[here], numbers[here]
-        sums = sums.index_add(0, number, logits[row, token].float() - normalizers[row])
+        sums = sums.index_add(0, number, logits[row, token].to(exact) - normalizers[row].to(exact))
         if mean:
-            means = means.index_add(0, number, (logits.float().mean(dim=-1) - normalizers)[row])
+            means = means.index_add(0, number, (logits.to(exact).mean(dim=-1) - normalizers.to(exact))[row])
         greedy[number[best[row] != token]] = False
     return sums, greedy, means
 

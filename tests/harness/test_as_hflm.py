@@ -61,6 +61,13 @@ def test_log_likelihoods_and_the_choices_they_make(both, choices, batch_size):
     assert (np.argmax(np.reshape(found, (-1, 7)), 1) == np.argmax(np.reshape(expected, (-1, 7)), 1)).all()
 
 
+def test_log_likelihoods_in_float64(choices):
+    given = {"dtype": "float64", "device": "cpu", "batch_size": 4}
+    ours, theirs = SPTLM(pretrained="mini", **given), HFLM(model_path("mini"), **given)
+    found, expected = (values(lm.loglikelihood(choices, disable_tqdm=True)) for lm in (ours, theirs))
+    assert found == pytest.approx(expected, rel=1e-9)
+
+
 @pytest.mark.parametrize("max_length", [None, 24])
 def test_rolling_log_likelihoods(both, max_length):
     asked = requests("loglikelihood_rolling", [(text,) for text in TEXTS if text])

@@ -169,6 +169,20 @@ def test_texts_of_one_s_own_are_calibrated_by_each_other(base, files):
         assert same_up_to_a_constant(list(calibrated.loglikelihoods.values()), wanted)
 
 
+def test_no_text_is_calibrated_by_itself(base, files, monkeypatch):
+    monkeypatch.setattr("lm_eval_spt.harness.classify.TEXTS_AT_ONCE", 2)
+    texts = ["The team won the match.", "The minister resigned.", "A new planet was found."]
+    together = {"lm": base, "task": TASKS[0], "calibration": "log_probability"}
+    plain = classify(files[0], texts, lm=base, task=TASKS[0])
+    found = classify(files[0], texts, **together)
+    expected = restated([list(each.loglikelihoods.values()) for each in plain], "log_probability")
+    for calibrated, wanted in zip(found, expected, strict=True):
+        assert same_up_to_a_constant(list(calibrated.loglikelihoods.values()), wanted)
+    assert len(classify(files[0], texts * 2, **together)) == 6
+    with pytest.raises(UserError, match="calibration takes off a mean over documents: it needs two or more"):
+        classify(files[0], texts[:1], **together)
+
+
 def test_what_can_not_be_calibrated_is_one_line(base, files, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="calibration is 'batch', expected 'probability' or 'log_probability'"):
         SPTLM.from_loaded(base, calibration="batch")

@@ -15,6 +15,7 @@ from lm_eval_spt.common.paths import tasks_folder
 from lm_eval_spt.harness.evaluate import evaluate_prompts
 from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.harness.many_prompts import ManyPromptsLM
+from lm_eval_spt.harness.prompted_lm import PromptedLM
 from lm_eval_spt.prompt.ensemble import Ensemble, read_prompt
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from tests.helpers.models import random_prompt_files
@@ -110,13 +111,48 @@ def test_evaluate_gives_an_ensemble_results_of_its_own(base, files, tmp_path):
 
 
 def test_a_cache_of_answers_belongs_to_one_ensemble(files, tmp_path):
-    named = {"device": "cpu", "batch_size": "auto", "pretrained": "mini"}
+    named = {"device": "cpu", "batch_size": "auto", "pretrained": "mini", "ensemble": "log_probability"}
     both, cache = "+".join(files[:2]), str(tmp_path / "answers")
     first = evaluated("spt", model_args=named | {"prompt": both}, use_cache=cache)
     again = evaluated("spt", model_args=named | {"prompt": both}, use_cache=cache)
     assert answers(again) == answers(first)
     with pytest.raises(UserError, match="was written with another prompt"):
         evaluated("spt", model_args=named | {"prompt": "+".join(files[1:3])}, use_cache=cache)
+    probabilities = named | {"prompt": both, "ensemble": "probability"}
+    with pytest.raises(UserError, match="depends on all choices of a document, and --use_cache keeps single answers"):
+        evaluated("spt", model_args=probabilities, use_cache=str(tmp_path / "others"))
+
+
+@pytest.mark.parametrize("average", ["probability", "log_probability"])
+def test_a_request_that_the_harness_repeats_counts_once(base, files, average):
+    """It repeats the last one where processes have unequal shares of the documents."""
+    lm = ManyPromptsLM.from_loaded(base, prompts=[read_prompt("+".join(files[:2]), average)], batch_size="auto")
+    asked = [
+        request("loglikelihood", ("The river rises.", f" {word}"), 0) for word in ("geography", "sports", "travel")
+    ]
+    expected = lm.loglikelihood(asked, disable_tqdm=True)
+    assert lm.loglikelihood([*asked, *[asked[-1]] * 4], disable_tqdm=True) == [*expected, *[expected[-1]] * 4]
+
+
+def test_the_harness_s_own_loop_answers_for_all_prompts_if_that_is_asked_for(base, files, monkeypatch):
+    lm = ManyPromptsLM.from_loaded(base, prompts=[read_prompt("+".join(files[:2]))], batch_size="auto", fast=False)
+    calls = []
+    loop = PromptedLM._hflm_loop
+    monkeypatch.setattr(PromptedLM, "_hflm_loop", lambda *given: calls.append(given) or loop(*given))
+    asked = [request("loglikelihood", ("The river rises.", f" {word}"), 0) for word in ("geography", "sports")]
+    found = lm.loglikelihood(asked, disable_tqdm=True)
+    assert len(calls) == 2
+    fast = ManyPromptsLM.from_loaded(base, prompts=[read_prompt("+".join(files[:2]))], batch_size="auto")
+    expected = [value for value, _ in fast.loglikelihood(asked, disable_tqdm=True)]
+    assert [value for value, _ in found] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("names", [slice(1), slice(2), slice(2, 3)])
+def test_thinking_is_for_generation(base, files, names):
+    given = {"batch_size": "auto", "enable_thinking": True, "think_end_token": "</t>"}
+    lm = ManyPromptsLM.from_loaded(base, prompts=[read_prompt("+".join(files[names]))], **given)
+    with pytest.raises(UserError, match="enable_thinking=True is for tasks that generate text"):
+        lm.loglikelihood([request("loglikelihood", ("The river", " rises"))], disable_tqdm=True)
 
 
 def test_what_makes_no_ensemble_is_one_line(files, tmp_path):

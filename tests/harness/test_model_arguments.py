@@ -8,6 +8,7 @@ import torch
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.harness.model_arguments import SWITCHES
+from lm_eval_spt.harness.patches import results_name
 from lm_eval_spt.inference.base_model import available_device
 
 WRONG = {
@@ -23,6 +24,11 @@ WRONG = {
     "prefix_token_id=bos": "prefix_token_id is 'bos', expected a whole number from 0 on",
     "mixed_precision_dtype=half16": "mixed_precision_dtype is 'half16', expected float32",
     "softmax_dtype=1": "softmax_dtype is '1', expected float32",
+    "softmax_dtype=bfloat16": "softmax_dtype is bfloat16: expected float32, which it is, or fast=False beside it",
+    "prompt=True": "prompt is True, expected a name",
+    "prompt=1": "1: no such file",
+    "gguf_file=1": "there is no GGUF file .*/1",
+    "peft=1": "peft=1 can not be loaded",
     "backend=vllm": "backend is 'vllm', expected one of default, causal, seq2seq",
     "trust_remote_code=no": "trust_remote_code is 'no', expected True or False",
     "fast=never": "fast is 'never', expected True or False",
@@ -40,6 +46,24 @@ def test_a_wrong_argument_is_one_line(argument):
     with pytest.raises(UserError, match=WRONG[argument]) as caught:
         SPTLM.create_from_arg_string(f"pretrained=mini,{argument}")
     assert "\n" not in str(caught.value)
+
+
+def test_a_name_may_look_like_a_number():
+    with pytest.raises(UserError, match="the base model '1' can not be loaded"):
+        SPTLM.create_from_arg_string("pretrained=1")
+    with pytest.raises(UserError, match="the base model 'nobody/nothing' can not be loaded"):
+        SPTLM.create_from_arg_string("pretrained=nobody/nothing,revision=1")
+    with pytest.raises(UserError, match="1: no such file"):
+        results_name("pretrained=mini,prompt=1")
+
+
+def test_the_embedded_model_s_tokenizer_goes_by_its_name():
+    assert SPTLM(pretrained="mini", tokenizer="mini", device="cpu").tokenizer.vocab_size > 0
+
+
+def test_so_many_sequences_are_read_at_once():
+    lm = SPTLM(pretrained="mini", device="cpu", batch_size="auto", max_batch_size=2)
+    assert (lm._detect_batch_size(), lm._max_batch_tokens()) == (2, 2 * lm.whole_length)
 
 
 @pytest.mark.parametrize("name", SWITCHES)
