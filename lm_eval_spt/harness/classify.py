@@ -21,6 +21,7 @@ from scipy.special import softmax
 
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.harness.lm import SPTLM
+from lm_eval_spt.harness.options import ContextOptions
 from lm_eval_spt.harness.patches import construct_requests, gen_prefix, multiple_choice_task, task_manager
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 
@@ -137,6 +138,7 @@ class Classifier:
         if lm is not None:
             model, model_args = lm.model, {"tokenizer": lm.tokenizer, "add_bos_token": lm.add_bos_token} | model_args
         self.lm = SPTLM(model, prompt, batch_size=batch_size, device=device, **model_args)
+        self.lm.check_contexts([self.task], ContextOptions())
 
     def stream(self, texts: Iterable[str]) -> Iterator[Classification]:
         """Classify texts as they come, some at a time; gives one result for each, in their order."""

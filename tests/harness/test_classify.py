@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -144,6 +145,15 @@ def test_neither_the_data_nor_a_network_is_needed(mini: SPTLM, monkeypatch: pyte
     monkeypatch.setattr("datasets.load_dataset", None)
     prompt = trained_on(random_prompt(mini.model, 2, "suffix"), "sib200_bloom_eng_Latn")
     assert Classifier(prompt, lm=mini).choices[:3] == ["science", "travel", "government"]
+
+
+def test_contexts_of_other_kinds_are_told(mini: SPTLM, caplog: pytest.LogCaptureFixture) -> None:
+    prompt = trained_on(random_prompt(mini.model, 2, "suffix"), "mini_topics_eng_Latn")
+    Classifier(prompt, lm=mini)
+    assert "in other contexts" not in caplog.text
+    record = {"num_fewshot": {"mini_topics_eng_Latn": 2}, "hyperparameters": {"apply_chat_template": False}}
+    Classifier(replace(prompt, metadata=prompt.metadata | record), lm=mini)
+    assert "0 shots instead of 2" in caplog.text
 
 
 def test_texts_are_taken_as_they_come(mini: SPTLM, monkeypatch: pytest.MonkeyPatch) -> None:
