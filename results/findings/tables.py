@@ -75,6 +75,14 @@ MODELS: dict[str, Tables] = {
             **{arm: f"arms-8/{part}-seed*" for arm, part in ARMS.items() if arm != "frozen"},
             "deep prefix": "arms-8/deep-seed*",
         },
+        "arms-32": {
+            "frozen": "documents/frozen-shots32-seed*",
+            **{arm: f"arms-32/{part}-seed*" for arm, part in ARMS.items() if part in ("all", "lora")},
+        },
+        "arms-32-calibrated": {
+            "frozen": "documents/probability-frozen-shots32-seed*",
+            **{arm: f"arms-32/probability-{part}-seed*" for arm, part in ARMS.items() if part in ("all", "lora")},
+        },
         **{
             f"{average}-8": {
                 "frozen, not calibrated": FROZEN,
@@ -85,6 +93,7 @@ MODELS: dict[str, Tables] = {
                 "ensemble of four": f"calibrated-8/{average}-four-seed*",
                 "ensemble of four, same documents": f"calibrated-8/{average}-shared-four",
                 "the same, learned at 5e-3": f"calibrated-8/{average}-lr5-four",
+                "ensemble of four, learned at 5e-3": f"lr5-8/{average}-own-four",
             }
             for average in ("probability", "log_probability")
         },
@@ -103,6 +112,10 @@ MODELS: dict[str, Tables] = {
             "ensemble of eight": "frozen-8/own_documents-eight-seed*",
             "ensemble of sixteen": "frozen-8/own_documents-sixteen",
             "average of four": "frozen-8/own_documents-average",
+            "one prompt, learned at 5e-3": "lr5-8/own-seed*",
+            "ensemble of four, learned at 5e-3": "lr5-8/own-four",
+            "one prompt, with label smoothing": "lr5-8/smooth-seed*",
+            "ensemble of four, with label smoothing": "lr5-8/smooth-four",
         },
         "shared_documents-8": {
             "one prompt": "frozen-8/shared_documents-seed*",
