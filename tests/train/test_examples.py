@@ -13,10 +13,10 @@ from lm_eval_spt.cli.train import main
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.harness import patches
 from lm_eval_spt.harness.lm import SPTLM
-from lm_eval_spt.train.examples import Document, choose, encode, load_tasks, read_documents
+from lm_eval_spt.train.examples import Document, ExampleReader, choose, encode, load_tasks, read_documents
 from lm_eval_spt.train.splits import training_rows
 from tests.helpers.models import random_prompt
-from tests.helpers.training import TASK
+from tests.helpers.training import TASK, settings_for
 
 LONG = " ".join(f"day {day} of rain," for day in range(30)) + " and sun."
 
@@ -94,6 +94,22 @@ def test_documents_without_a_label_are_left_out(tmp_path, monkeypatch, caplog, k
     assert [document.pairs[document.gold][1] for document in documents] == [" river", " vote", " goal"]
     assert [document.pairs[0][0][:6] for document in documents] == ["Text 0", "Text 2", "Text 4"]
     assert "labelled: 2 of 5 training documents have no label (-1): left out" in caplog.text
+
+
+@pytest.mark.parametrize("settings", [{"tune": "model"}, {"tune": "lora", "prompt_length": 0}])
+def test_without_a_prompt_examples_are_what_a_plain_model_scores(mini, tmp_path, settings, monkeypatch):
+    """An answer without a space before it may merge with the text, which a suffix prompt would keep apart."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    wording = {"doc_to_text": "They v", "doc_to_choice": ["oted", "isited", "ery"], "target_delimiter": ""}
+    folder = str(labelled(tmp_path, [0, 1, 2, 0, 1, 2, 0, 1, 2, 0], **wording))
+    config = settings_for(tmp_path / "p.safetensors", task="labelled", include_path=folder, shots=None, **settings)
+    read = ExampleReader(mini).read(config).training[0]
+    plain = SPTLM(pretrained=mini.model, tokenizer=mini.tokenizer)
+    scored = plain.encode_pairs([("They v", answer) for answer in wording["doc_to_choice"]], "prefix")
+    apart = plain.encode_pairs([("They v", answer) for answer in wording["doc_to_choice"]], "suffix")
+    found = [(list(context), list(answer)) for context, answer in read.pairs]
+    assert found == [(list(context), list(answer)) for context, answer in scored]
+    assert scored != apart
 
 
 BAD_LABELS = {
