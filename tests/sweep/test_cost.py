@@ -19,7 +19,7 @@ from lm_eval_spt.sweep import cost
 from lm_eval_spt.sweep.plan import read_plan
 from lm_eval_spt.train.config import TrainingConfig
 from lm_eval_spt.train.loop import train
-from tests.helpers.models import as_fast
+from tests.helpers.models import as_fast, build_encoder_decoder
 from tests.helpers.sweeps import LIMIT, TARGETS, score, sweep_file
 
 
@@ -64,6 +64,18 @@ def test_sharing_saves_what_is_read_more_than_once(tmp_path):
     assert totals[1] - totals[0] == pytest.approx(2 * once)
     plan = read_plan(sweep_file(tmp_path, axes={"prompt_length": [1, 2]}, arms={"a": {"placement": "prefix"}}))
     assert len({sum(cost.plan_work(plan, sizes, way).values()) for way in ("shard", "run", "none")}) == 1
+
+
+@pytest.mark.parametrize("family", ["t5", "bart"])
+def test_a_sweep_over_an_encoder_decoder_model(tmp_path, tokenizer, family, capsys):
+    model = build_encoder_decoder(family)
+    for saved in (model, tokenizer):
+        saved.save_pretrained(tmp_path / family)
+    assert cost.model_size(str(tmp_path / family)).total == sum(weight.numel() for weight in model.parameters())
+    settings = {"model": str(tmp_path / family), "task": "mini_topics_eng_Latn", "placement": "prefix", "shots": 1}
+    settings |= {"epochs": 0, "device": "cpu", "prompt_length": 2, "max_length": 60}
+    sweep(str(sweep_file(tmp_path, settings=settings, axes={"seed": [0]}, evaluate={"limit": 2})), throughput=1)
+    assert "[1 done, 0 failed, 0 left]" in capsys.readouterr().out
 
 
 def test_sizes_are_those_of_the_model_and_its_texts(mini_model, tokenizer):
