@@ -74,6 +74,7 @@ MODELS: dict[str, Tables] = {
             "frozen": FROZEN,
             **{arm: f"arms-8/{part}-seed*" for arm, part in ARMS.items() if arm != "frozen"},
             "deep prefix": "arms-8/deep-seed*",
+            "frozen, learned at 5e-3": "lr5-8/own-seed*",
         },
         "arms-32": {
             "frozen": "documents/frozen-shots32-seed*",
@@ -93,6 +94,7 @@ MODELS: dict[str, Tables] = {
                 "ensemble of four": f"calibrated-8/{average}-four-seed*",
                 "ensemble of four, same documents": f"calibrated-8/{average}-shared-four",
                 "the same, learned at 5e-3": f"calibrated-8/{average}-lr5-four",
+                "frozen, learned at 5e-3": f"lr5-8/{average}-own-seed*",
                 "ensemble of four, learned at 5e-3": f"lr5-8/{average}-own-four",
             }
             for average in ("probability", "log_probability")
