@@ -30,6 +30,8 @@ HERE = Path(__file__).parent
 ARMS = {"frozen": "frozen", "prompt and model": "all", "model alone": "model", "LoRA and prompt": "lora"}
 """Arms as the tables name them -> the part of the runs' names."""
 KINDS = ("none", "mlp", "residual", "xpe", "dual")
+VARIANTS = {**{kind: kind for kind in KINDS[1:]}, "random start": "uniform", "before the text": "prefix"}
+"""How prompts are made otherwise, as the tables name it -> the part of the runs' names."""
 LENGTHS = (10, 1, 2, 5, 20, 50)  # the first is what the others are compared with
 
 FROZEN = "frozen-8/own_documents-seed[0-3]"
@@ -147,6 +149,16 @@ MODELS: dict[str, Tables] = {
         "lengths-8-calibrated": {
             "P=16": "calibrated-8/probability-frozen-seed[01]",
             **{f"P={length}": f"lengths-8/probability-text-prompt_length{length}-seed*" for length in sorted(LENGTHS)},
+        },
+        "variants-8": {
+            "plain vectors": "frozen-8/own_documents-seed[01]",
+            "plain vectors, at 5e-3": "lr5-8/own-seed[01]",
+            **{name: f"variants-8/{run}-seed*" for name, run in VARIANTS.items()},
+        },
+        "variants-8-calibrated": {
+            "plain vectors": "calibrated-8/probability-frozen-seed[01]",
+            "plain vectors, at 5e-3": "lr5-8/probability-own-seed[01]",
+            **{name: f"variants-8/probability-{run}-seed*" for name, run in VARIANTS.items()},
         },
         "few_shot": {
             "no prompt": "baselines/none",
