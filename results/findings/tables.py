@@ -80,11 +80,11 @@ MODELS: dict[str, Tables] = {
         },
         "arms-32": {
             "frozen": "documents/frozen-shots32-seed*",
-            **{arm: f"arms-32/{part}-seed*" for arm, part in ARMS.items() if part in ("all", "lora")},
+            **{arm: f"arms-32/{part}-seed*" for arm, part in ARMS.items() if arm != "frozen"},
         },
         "arms-32-calibrated": {
             "frozen": "documents/probability-frozen-shots32-seed*",
-            **{arm: f"arms-32/probability-{part}-seed*" for arm, part in ARMS.items() if part in ("all", "lora")},
+            **{arm: f"arms-32/probability-{part}-seed*" for arm, part in ARMS.items() if arm != "frozen"},
         },
         **{
             f"{average}-8": {
