@@ -6,7 +6,6 @@ The flags are the fields of :class:`~lm_eval_spt.train.config.TrainingConfig`.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
@@ -104,7 +103,7 @@ def _expect_effects(given: Mapping[str, Any], configs: Sequence[TrainingConfig])
                 raise UserError(f"--{name.replace('_', '-')} is given: without a prompt only the model learns{instead}")
     outputs: dict[str, str] = {}
     for config in configs:
-        same = outputs.setdefault(json.dumps(config.record() | {"output": ""}, sort_keys=True), config.output)
+        same = outputs.setdefault(config.apart_from_output(), config.output)
         if same != config.output:
             raise UserError(f"{same} and {config.output} would be the same run twice: train what differs by itself")
 

@@ -22,7 +22,6 @@ DTYPES = ("dtype", "softmax_dtype", "mixed_precision_dtype")
 
 BACKENDS = ("default", "causal", "seq2seq")
 
-
 NAMES = ("pretrained", "prompt", "revision", "gguf_file", "tokenizer", "peft", "delta")
 """Arguments that are names; lm_eval takes some for numbers, such as the revision 1."""
 
@@ -52,13 +51,9 @@ def check_model_arguments(given: Mapping[str, Any]) -> None:
         number = given.get(name)
         if number is not None and (not isinstance(number, int) or number < least):
             raise UserError(f"{name} is {shown(number)}, expected a whole number from {least} on")
-    for name in DTYPES:
-        if given.get(name) not in (None, "auto"):
-            dtype_name(given[name], name)
-    if given.get("fast") and given.get("softmax_dtype") not in (None, "auto"):
-        softmax = dtype_name(given["softmax_dtype"], "softmax_dtype")
-        if softmax in ("float16", "bfloat16"):
-            raise UserError(f"softmax_dtype is {softmax}: expected float32, which it is, or fast=False beside it")
+    dtypes = {name: dtype_name(given[name], name) for name in DTYPES if given.get(name) not in (None, "auto")}
+    if given.get("fast") and (softmax := dtypes.get("softmax_dtype")) in ("float16", "bfloat16"):
+        raise UserError(f"softmax_dtype is {softmax}: expected float32, which it is, or fast=False beside it")
     if (backend := given.get("backend", "default")) not in BACKENDS:
         raise UserError(f"backend is {shown(backend)}, expected one of {', '.join(BACKENDS)}")
 

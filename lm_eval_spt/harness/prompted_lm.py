@@ -146,9 +146,9 @@ class PromptedLM(HFLM):
         calibration: str | None = None,
         **hflm: Any,
     ) -> None:
-        named = {"pretrained": pretrained, "prompt": prompt, "revision": revision, "gguf_file": gguf_file}
-        hflm = names_as_texts(hflm | named)
-        pretrained, prompt, revision, gguf_file = (hflm.pop(name) for name in named)
+        own = {"pretrained": pretrained, "prompt": prompt, "revision": revision, "gguf_file": gguf_file}
+        hflm = names_as_texts(hflm | own)
+        pretrained, prompt, revision, gguf_file = (hflm.pop(name) for name in own)
         check_model_arguments({**hflm, "fast": fast, "dequantize": dequantize})
         self._most_sequences: int | None = hflm.get("max_batch_size")
         self._room_taken = 0
@@ -169,10 +169,10 @@ class PromptedLM(HFLM):
             )
         hflm.setdefault("add_bos_token", known.get("add_bos_token"))
         hflm["device"] = available_device(hflm.get("device"))
-        is_name = isinstance(pretrained, str)
-        self.gguf: GGUFFile | None = find_gguf(pretrained, gguf_file, revision) if is_name else None
+        named = isinstance(pretrained, str)
+        self.gguf: GGUFFile | None = find_gguf(pretrained, gguf_file, revision) if named else None
         if self.gguf is None:
-            source = ensure_available(pretrained, revision) if is_name else pretrained
+            source = ensure_available(pretrained, revision) if named else pretrained
         elif dequantize:
             source = str(self.gguf.unpacked(hflm.get("dtype")))
         else:
@@ -190,7 +190,7 @@ class PromptedLM(HFLM):
             raise
         except (OSError, ValueError) as error:
             raise cannot_load(pretrained, error) from error
-        self.base_model_name = pretrained if is_name else self.model.name_or_path
+        self.base_model_name = pretrained if named else self.model.name_or_path
         self._fast = fast
         if self.device.type == "meta":  # a loaded model whose weights are offloaded
             self._device = transformers_internals.device_of(self.model)

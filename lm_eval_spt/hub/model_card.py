@@ -6,6 +6,7 @@ wrote around it.
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Sequence
@@ -220,7 +221,7 @@ def _usage(prompt: SoftPrompt, place: str, scored: Sequence[str]) -> str:
         return usage + "\n\nIt belongs with the adapter, and PEFT does not load two adapters of these kinds as one."
     on_hub = is_repository(place)
     folder = place if on_hub else prompt.name
-    convert = "" if on_hub else f", after `lm-eval-spt convert {place} {folder}`"
+    convert = "" if on_hub else f", after `{shlex.join(['lm-eval-spt', 'convert', place, folder])}`"
     base_model = prompt.metadata.get("base_model") or "<base model>"
     embedded = base_model == "mini"  # it ships with this package
     gguf_file = prompt.metadata.get("gguf_file")
@@ -235,7 +236,7 @@ def _usage(prompt: SoftPrompt, place: str, scored: Sequence[str]) -> str:
         f"{import_mini}from peft import PeftModel\n"
         f"from transformers import {auto_model}\n\n"
         f"model = {auto_model}.from_pretrained({'mini_model_folder()' if embedded else source})\n"
-        f'model = PeftModel.from_pretrained(model, "{folder}")\n```'
+        f"model = PeftModel.from_pretrained(model, {json.dumps(folder, ensure_ascii=False)})\n```"
     )
 
 

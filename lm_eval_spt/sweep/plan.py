@@ -369,12 +369,11 @@ def _check_names(runs: Sequence[SweepRun], path: Path) -> None:
                 "give each value of an axis once, and each arm a name of its own"
             )
         seen[run.name.lower()] = run
-        if run.prompted and not run.members:
-            of_arm = run.arm, json.dumps(run.config.record() | {"output": ""}, sort_keys=True)
-            if (twin := same.setdefault(of_arm, run)) is not run:
-                raise UserError(
-                    f"{path}: {twin.name} and {run.name} would be the same run: what tells them apart has no effect"
-                )
+        trained = run.prompted and not run.members
+        if trained and (twin := same.setdefault((run.arm, run.config.apart_from_output()), run)) is not run:
+            raise UserError(
+                f"{path}: {twin.name} and {run.name} would be the same run: what tells them apart has no effect"
+            )
 
 
 def _shards(runs: Sequence[SweepRun], size: int) -> Iterator[tuple[SweepRun, ...]]:

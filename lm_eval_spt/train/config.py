@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import math
 from collections.abc import Hashable, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -425,6 +426,10 @@ class TrainingConfig:
     def record(self) -> dict[str, Any]:
         """Return every setting, for the log."""
         return asdict(self)
+
+    def apart_from_output(self) -> str:
+        """Return all settings but the output, as text: equal where two runs would be the same one."""
+        return json.dumps(self.record() | {"output": ""}, sort_keys=True)
 
     def hyperparameters(self) -> dict[str, Any]:
         """Return the settings that decide what is learned, for the record in the prompt file."""

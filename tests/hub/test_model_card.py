@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -88,6 +90,11 @@ def test_odd_names_stay_text(tmp_path: Path, results: Path) -> None:
     (line,) = [line for line in text.splitlines() if line.startswith("lm_eval ")]
     assert f"prompt={file}" in shlex.split(line)
     assert "base_model" not in ModelCard(text).data.to_dict()
+    prefix = replace(SoftPrompt.load(file), metadata={"base_model": "org/base", "placement": "prefix"})
+    card = model_card(prefix, str(file))
+    (command,) = re.findall(r"after `(lm-eval-spt convert .*)`:", card)
+    assert shlex.split(command) == ["lm-eval-spt", "convert", str(file), file.stem]
+    assert f'PeftModel.from_pretrained(model, "{file.stem}")' in card
 
 
 def test_a_prompt_without_a_record_learned_on_nothing_known(tmp_path: Path) -> None:
