@@ -115,6 +115,7 @@ def _print_json(results: Iterable[Classification]) -> None:
 
 def _print_table(results: Iterable[Classification], choices: Iterable[str]) -> None:
     table = csv.writer(sys.stdout, delimiter="\t", lineterminator="\n")
-    table.writerow(["label", *choices])
-    for result in results:
+    for number, result in enumerate(results):
+        if not number:  # after the first answer: what is refused leaves no table behind
+            table.writerow(["label", *choices])
         table.writerow([result.label, *(f"{share:.6f}" for share in result.probabilities.values())])

@@ -63,6 +63,7 @@ def test_json_lines_with_choices_of_ones_own_in_a_process_of_its_own() -> None:
         ("a\n", [PROMPT, "--task", "gone"], "the task 'gone', whose wording"),
         ("a\n", [PROMPT, "--model-args", "prompt=p"], "--model-args has prompt=p: expected it as PROMPT"),
         ("a\n", [PROMPT, "--model-args", "choices=a"], "--model-args has choices=a: expected it as --choices"),
+        ("a\n", [PROMPT, "--model-args", "calibration=probability"], "needs two or more, and one was given"),
         ("a\n", [PROMPT, "--template", "no name"], "give a template (--template) with one name in it"),
         ("a\n", ["{plain}", "--choices", "a,b", "--model", "mini"], "takes vectors of size 256"),
         ("a\n", ["{plain}", "--choices", "a,b"], "does not name its base model"),
