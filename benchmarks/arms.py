@@ -65,7 +65,7 @@ def run(arm: str, model: str, task: str, dtype: str, epochs: int, documents: int
         else:
             prompt = read_prompt("+".join(map(str, outputs)))
             record = prompts[0].metadata
-            lm = ManyPromptsLM([prompt], **prompt.loading | {"pretrained": base, "dtype": dtype})
+            lm = ManyPromptsLM([prompt], dtype=dtype, **prompt.loading(base))
         texts = models.texts(documents)
         warm = [texts[0], max(texts, key=len)]  # the model is tried out on it before the clock starts
         lm.loglikelihood(requests(warm, models.CATEGORIES), disable_tqdm=True)

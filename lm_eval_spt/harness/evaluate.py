@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,20 +98,14 @@ def evaluate_prompts(
     shared = simple_parse_args_string(model_args)
     refuse_flags(shared, {"prompt": "--prompts", "batch_size": "--batch-size", "device": "--device"})
     named = shared.get("pretrained") or (base.base_model_name if base is not None else None)
-    base_models = {named or prompt.base_model for prompt in loaded.values()}
-    if len(base_models) > 1:
-        raise UserError(
-            f"the prompts have different base models ({', '.join(map(str, base_models))}): give one at a time"
-        )
-    if None in base_models:
+    loading = {name: prompt.loading(named) | shared for name, prompt in loaded.items()}
+    common = _common(loading.values())
+    if common.get("pretrained") is None:
         raise UserError("a prompt does not name its base model: give it with --model-args pretrained=<model>")
 
     task_names, manager, loaded_tasks = _load_tasks(tasks, include_path, shared, wanted)
     identities = {name: _identity(task, wanted) for name, task in loaded_tasks.items()}
-    settings = {
-        name: _settings({"pretrained": named or prompt.base_model} | prompt.loading | shared, identities, wanted)
-        for name, prompt in loaded.items()
-    }
+    settings = {name: _settings(arguments, identities, wanted) for name, arguments in loading.items()}
 
     def finished(name: str) -> Path | None:
         return _finished(_folder(output, loaded[name], shared), settings[name], log_samples)
@@ -124,13 +118,12 @@ def evaluate_prompts(
         return [path for path in done.values() if path]
 
     check_writable(Path(output), is_folder=True)
-    arguments = _loading(loaded.values(), shared) | shared
-    arguments |= {"prompts": list(waiting.values()), "batch_size": batch_size, "device": device}
+    common |= {"prompts": list(waiting.values()), "batch_size": batch_size, "device": device}
     if base is None:
-        lm = ManyPromptsLM(**arguments | {"pretrained": base_models.pop()})
+        lm = ManyPromptsLM(**common)
     else:
-        arguments.pop("pretrained", None)
-        lm = ManyPromptsLM.from_loaded(base, **arguments)
+        del common["pretrained"]
+        lm = ManyPromptsLM.from_loaded(base, **common)
     machine: dict[str, Any] = {"batch_size": batch_size, "device": device}
     keep_requests(loaded_tasks.values())
     with environment_read_once():
@@ -149,21 +142,21 @@ def evaluate_prompts(
     return [path for path in done.values() if path]
 
 
-def _loading(prompts: Iterable[SoftPrompt | Ensemble], given: dict[str, Any]) -> dict[str, Any]:
-    """Return how the prompts' base model is to be loaded, apart from what is given.
+def _common(loading: Collection[dict[str, Any]]) -> dict[str, Any]:
+    """Return the arguments that load the base model for every prompt, from those for each.
 
     Raises:
         UserError: they do not agree.
     """
-    loading: dict[str, Any] = {}
-    # Where the base model is given, what the prompts say of its place does not count.
-    for name in ("add_bos_token",) if given.get("pretrained") else ("revision", "gguf_file", "add_bos_token"):
-        values = list(dict.fromkeys(prompt.loading.get(name) for prompt in prompts))
-        if name not in given and len(values) > 1:
-            shown = ", ".join(sorted(map(str, values)))
-            raise UserError(f"the prompts were trained with different {name} ({shown}): give one at a time")
-        loading[name] = values[0]
-    return {name: value for name, value in loading.items() if value is not None}
+    common: dict[str, Any] = {}
+    for name in dict.fromkeys(name for arguments in loading for name in arguments):
+        values = [arguments.get(name) for arguments in loading]
+        common[name] = values[0]
+        if any(value != values[0] for value in values):
+            what = "base models" if name == "pretrained" else name
+            shown = ", ".join(sorted({str(value) for value in values}))
+            raise UserError(f"the prompts were trained with different {what} ({shown}): give one at a time")
+    return common
 
 
 def evaluate_model(

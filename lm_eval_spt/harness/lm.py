@@ -48,9 +48,4 @@ class SPTLM(PromptedLM):
         if average is None and not names_several(given.get("prompt")):
             return cls(**given)
         ensemble = read_prompt(str(given.pop("prompt", "")), average)
-        known = ensemble.loading
-        if given.get("pretrained"):  # then what the prompts say of its place does not count
-            known = {name: value for name, value in known.items() if name == "add_bos_token"}
-        else:
-            known["pretrained"] = ensemble.base_model
-        return ManyPromptsLM([ensemble], **known | given)
+        return ManyPromptsLM([ensemble], **ensemble.loading(given.get("pretrained")) | given)

@@ -156,11 +156,9 @@ class PromptedLM(HFLM):
         if not BATCH_SIZE.fullmatch(size := str(hflm.setdefault("batch_size", 1))):
             raise UserError(f"the batch size is {size!r}, expected auto, auto:<number> or a whole number from 1 on")
         self.prompt = SoftPrompt.from_pretrained(prompt) if isinstance(prompt, str | Path) else prompt
-        known = self.prompt.loading if self.prompt else {}
-        if pretrained is None:
-            pretrained = self.prompt.base_model if self.prompt else None
-            revision = revision or known.get("revision")
-            gguf_file = gguf_file or known.get("gguf_file")
+        known = self.prompt.loading(pretrained) if self.prompt else {"pretrained": pretrained}
+        pretrained = known.get("pretrained")
+        revision, gguf_file = revision or known.get("revision"), gguf_file or known.get("gguf_file")
         if pretrained is None:
             raise UserError(
                 f"the prompt {self.prompt.name!r} does not name its base model: give it with pretrained=<model>"
@@ -210,10 +208,10 @@ class PromptedLM(HFLM):
 
         Args:
             loaded: holds the base model and the tokenizer.
-            **settings: as for the class; `revision` names the one that was loaded.
+            **settings: as for the class.
         """
         lm = cls(pretrained=loaded.model, tokenizer=loaded.tokenizer, **settings)
-        lm.pretrained = loaded.pretrained  # by this name the harness looks up the model's revision
+        lm.pretrained, lm.revision = loaded.pretrained, loaded.revision  # what the harness looks up
         lm.base_model_name, lm.peft, lm.delta = loaded.base_model_name, loaded.peft, loaded.delta
         lm.gguf = loaded.gguf
         return lm

@@ -84,14 +84,14 @@ class Ensemble:
         """See :attr:`SoftPrompt.base_model`."""
         return next((name for member in self.members if (name := member.base_model) is not None), None)
 
-    @property
-    def loading(self) -> dict[str, Any]:
-        """See :attr:`SoftPrompt.loading`.
+    def loading(self, pretrained: Any = None) -> dict[str, Any]:
+        """See :meth:`SoftPrompt.loading`.
 
         Raises:
             UserError: the members need the base model in different ways.
         """
-        found = [member.loading for member in self.members]
+        base = {"pretrained": self.base_model if pretrained is None else pretrained}
+        found = [member.loading(pretrained) | base for member in self.members]
         if any(other != found[0] for other in found):
             raise UserError(
                 f"the prompts of the ensemble {self.name!r} were trained with different settings of loading"

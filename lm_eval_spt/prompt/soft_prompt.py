@@ -114,15 +114,21 @@ class SoftPrompt:
         kind = json.dumps([self.placement, *self.vectors.shape, *before])
         return hashlib.sha256(kind.encode() + self.vectors.numpy().tobytes()).hexdigest()
 
-    @property
-    def loading(self) -> dict[str, Any]:
-        """Settings with which the base model was loaded for training and must be loaded again, where they are known."""
+    def loading(self, pretrained: Any = None) -> dict[str, Any]:
+        """Return arguments of the model class that load the base model as it was for training, where they are known.
+
+        Args:
+            pretrained: a base model in the place of the recorded one, whose revision and GGUF file then do not count.
+
+        Raises:
+            UserError: as :attr:`base_model` does, where that is needed.
+        """
         hyperparameters = self.metadata.get("hyperparameters") or {}
-        known = {
-            "revision": self.metadata.get("base_model_revision"),
-            "gguf_file": self.metadata.get("gguf_file"),
-            "add_bos_token": hyperparameters.get("add_bos_token"),
-        }
+        known = {"pretrained": pretrained, "add_bos_token": hyperparameters.get("add_bos_token")}
+        if pretrained is None:
+            known["pretrained"] = self.base_model
+            known["revision"] = self.metadata.get("base_model_revision")
+            known["gguf_file"] = self.metadata.get("gguf_file")
         return {name: value for name, value in known.items() if value is not None}
 
     def check_fits(self, size: tuple[int, ...], fingerprint: str, base_model: str) -> None:

@@ -196,8 +196,7 @@ class Worker:
         options = {"data": config.data, "columns": config.columns} | self.plan.evaluate
         settings: dict[str, Any] = {"device": config.device, "batch_size": options.pop("batch_size", "auto")}
         if lm:
-            settings |= {"revision": config.revision, "add_bos_token": config.add_bos_token}
-            model = SPTLM.from_loaded(lm, **settings)
+            model = SPTLM.from_loaded(lm, **settings, add_bos_token=config.add_bos_token)
         else:
             model = SPTLM(**settings | loading(config) | arguments)
         if options.get("use_cache"):  # a cache of answers belongs to one model; prompts have theirs already

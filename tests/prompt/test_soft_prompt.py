@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm_eval_spt.common.errors import UserError
+from lm_eval_spt.prompt.ensemble import Ensemble
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 
 BASICS = {"format_version", "prompt_kind", "hidden_size", "num_virtual_tokens", "placement"}
@@ -401,3 +402,20 @@ def test_repository_of_a_whole_model_is_refused_before_any_download(hub: Path, t
     with pytest.raises(UserError, match="holds 2 .safetensors files"):
         SoftPrompt.from_pretrained("owner/name", revision="v1")
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_base_model_that_is_given_takes_the_place_of_the_recorded_one() -> None:
+    """Its revision and file are the recorded model's own; how texts begin belongs to the prompt."""
+    record = {"base_model": "a/b", "base_model_revision": "v1", "gguf_file": "x.gguf"}
+    first = SoftPrompt(torch.zeros(1, 4), record | {"hyperparameters": {"add_bos_token": False}})
+    recorded = {"pretrained": "a/b", "revision": "v1", "gguf_file": "x.gguf", "add_bos_token": False}
+    assert first.loading() == recorded
+    assert first.loading("c/d") == {"pretrained": "c/d", "add_bos_token": False}
+    assert SoftPrompt(torch.zeros(1, 4)).loading() == {}
+
+    other = SoftPrompt(torch.ones(1, 4), first.metadata | {"gguf_file": "y.gguf"})
+    nameless = SoftPrompt(torch.ones(1, 4), {"hyperparameters": {"add_bos_token": False}})
+    with pytest.raises(UserError, match="different settings of loading"):
+        Ensemble((first, other)).loading()
+    for members in ((first, other), (first, nameless)):
+        assert Ensemble(members).loading("c/d") == first.loading("c/d")
