@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, fields
 from itertools import product
 from pathlib import Path
@@ -25,6 +25,19 @@ AXES = (
     "loss", "tune", "model_lr", "reparameterization", "label_smoothing", "mixture",
 )  # fmt: skip
 """Settings that may have several values."""
+
+GROUPS = {
+    "model": "required",
+    "revision": "model and data",
+    "tune": "what is learned",
+    "loss": "loss",
+    "train_split": "documents",
+    "num_fewshot": "contexts",
+    "epochs": "optimisation",
+    "activation_checkpointing": "memory, interruptions, reports",
+    "seed": "seed and machine",
+}
+"""The first setting of each group of flags -> the group's title."""
 
 OF_A_PROMPT = ("lr", "prompt_length", "num_frozen_tokens", "init", "placement")
 """Settings without effect where there is no prompt; those of a preset are passed over."""
@@ -54,7 +67,9 @@ def parser(prog: str) -> argparse.ArgumentParser:
     )
     kinds = get_type_hints(TrainingConfig)
     for setting in fields(TrainingConfig):
-        _add_flag(parser, setting, kinds[setting.name])
+        if setting.name in GROUPS:
+            group = parser.add_argument_group(GROUPS[setting.name])
+        _add_flag(group.add_argument, setting, kinds[setting.name])
     return parser
 
 
@@ -113,7 +128,7 @@ def _in_a_name(value: Any) -> Any:
     return Path(value).stem if isinstance(value, str) and value.endswith(".safetensors") else value
 
 
-def _add_flag(parser: argparse.ArgumentParser, setting: Field[Any], kind: Any) -> None:
+def _add_flag(add_argument: Callable[..., Any], setting: Field[Any], kind: Any) -> None:
     """Add the flag of a setting, which may be left out: then its name is not in the result."""
     flag = f"--{setting.name.replace('_', '-')}"
     text = str(setting.metadata["help"]).replace("%", "%%")
@@ -122,10 +137,10 @@ def _add_flag(parser: argparse.ArgumentParser, setting: Field[Any], kind: Any) -
         text += f" (default: {default})"
     (kind,) = [part for part in get_args(kind) if part is not NoneType] if type(None) in get_args(kind) else [kind]
     if kind is bool:
-        parser.add_argument(flag, type=_truth, nargs="?", const=True, metavar="yes|no", help=text)
+        add_argument(flag, type=_truth, nargs="?", const=True, metavar="yes|no", help=text)
         if setting.default is True:
             off = f"--no-{setting.name.replace('_', '-')}"
-            parser.add_argument(off, dest=setting.name, action="store_false", help=f"the same as {flag} no")
+            add_argument(off, dest=setting.name, action="store_false", help=f"the same as {flag} no")
         return
     options: dict[str, Any] = {"nargs": "+"} if setting.name in AXES else {}
     options |= {name: value for name, value in setting.metadata.items() if name != "help"}
@@ -133,7 +148,7 @@ def _add_flag(parser: argparse.ArgumentParser, setting: Field[Any], kind: Any) -
         options["choices"] = get_args(kind)
     else:
         options |= {"type": kind, "metavar": {int: "N", float: "X", str: "TEXT"}[kind]}
-    parser.add_argument(flag, help=text, **options)
+    add_argument(flag, help=text, **options)
 
 
 def _truth(text: str) -> bool:

@@ -189,6 +189,11 @@ class TrainingConfig:
         None, "draw documents with this seed, so that runs with other seeds learn from the same; default: --seed"
     )
     validation_shots: int | None = _setting(None, "validation documents per class; default: all documents")
+    mixture: Mixture = _setting(
+        "proportional",
+        "several tasks: 'proportional' shows every document once an epoch; 'balanced' shows equally many of each task, "
+        "as many in all",
+    )
     num_fewshot: int | None = _setting(
         None, "shots in every context, drawn as the harness draws them; default: what the task says"
     )
@@ -202,11 +207,6 @@ class TrainingConfig:
     system_instruction: str | None = _setting(None, "text before every context, in a chat the system's")
     fewshot_as_multiturn: bool | None = _setting(
         None, "make each shot a turn of the chat; default: yes with --apply-chat-template"
-    )
-    mixture: Mixture = _setting(
-        "proportional",
-        "several tasks: 'proportional' shows every document once an epoch; 'balanced' shows equally many of each task, "
-        "as many in all",
     )
     max_length: int | None = _setting(None, "tokens of text and prompt; default: what the model can read")
     truncation_side: Literal["left", "right"] = _setting("left", "where a text that is too long is cut")

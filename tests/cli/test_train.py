@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lm_eval_spt import cli
-from lm_eval_spt.cli.train import AXES, configurations, main, parser
+from lm_eval_spt.cli.train import AXES, GROUPS, configurations, main, parser
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.train.config import TrainingConfig
 from tests.helpers.paths import ROOT
@@ -41,6 +41,13 @@ def test_every_setting_has_a_flag_that_says_its_default() -> None:
         if setting.default not in (None, ""):
             shown = str(setting.default).replace("\n", "\\n")
             assert f"(default: {shown})" in str(actions[setting.name].help), setting.name
+
+
+def test_flags_come_in_groups_and_none_is_empty() -> None:
+    groups = {group.title: group._group_actions for group in parser("p")._action_groups}
+    assert all(groups[title] for title in GROUPS.values())
+    assert {action.dest for action in groups["options"]} == {"help"} and not groups["positional arguments"]
+    assert [action.dest for action in groups["required"]] == ["model", "task", "output"]
 
 
 def test_flags_outweigh_the_file_which_outweighs_the_preset(tmp_path: Path) -> None:
