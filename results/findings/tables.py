@@ -104,6 +104,8 @@ MODELS: dict[str, Tables] = {
         "languages-8": {
             "no prompt": "languages-8/none",
             "no prompt, calibrated": "languages-8/probability-none",
+            "instruction": "languages-8/instruction",
+            "instruction, calibrated": "languages-8/probability-instruction",
             "frozen": "languages-8/frozen-seed*",
             "frozen, calibrated": "languages-8/probability-frozen-seed*",
             "ensemble of four": "languages-8/four",
