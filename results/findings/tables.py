@@ -63,6 +63,12 @@ def _on_a_task(task: str, baselines: dict[str, str]) -> Tables:
             **{name: f"{calibrated}/probability-{part}" for name, part in baselines.items()},
             "ensemble of four": f"{calibrated}/probability-four",
         },
+        f"{task}-documents": {
+            "8 of each class": f"{task}/frozen-seed*",
+            "32 of each class": f"{task}-32/frozen-seed*",
+            "8 of each class, calibrated": f"{calibrated}/probability-frozen-seed*",
+            "32 of each class, calibrated": f"{task}-32/probability-frozen-seed*",
+        },
     }
 
 
