@@ -83,9 +83,9 @@ def as_ensemble(contents: Sequence[dict[str, Any]], average: Average) -> dict[st
 def write(runs: list[Path], output: Path, calibration: Calibration | None, average: Average) -> None:
     """Write results of one run, or of several as an ensemble, with the accuracies that follow from their samples."""
     files = [results_files(run)[0] for run in runs]
+    read = [read_answers(file) for file in files]  # refuses what is no results file
     contents = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     content = as_ensemble(contents, average) if len(contents) > 1 else contents[0]
-    read = [read_answers(file) for file in files]
     samples = {}
     for task, documents in read[0].items():
         ids = [row["doc_id"] for row in documents]

@@ -108,6 +108,9 @@ def test_answers_without_samples_are_not_combined(tmp_path: Path) -> None:
     file = write_results(tmp_path / "a", some_scores(0.5, count=3))
     with pytest.raises(UserError, match="no samples with macro_f1 or f1 beside it: score it with --log_samples"):
         combine.write([file], tmp_path / "out", None, "probability")
+    file.write_bytes(b"\x89PNG")
+    with pytest.raises(UserError, match="is not a results file"):
+        combine.write([file], tmp_path / "out", None, "probability")
     assert not (tmp_path / "out").exists()
 
 
