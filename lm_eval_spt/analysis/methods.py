@@ -43,6 +43,13 @@ BIBTEX = {
   year = {2024},
   url = {https://arxiv.org/abs/2309.17249}
 }""",
+    "liusie2023mitigating": """@misc{liusie2023mitigating,
+  title = {Mitigating Word Bias in Zero-shot Prompt-based Classifiers},
+  author = {Liusie, Adian and Manakul, Potsawee and Gales, Mark J. F.},
+  year = {2023},
+  eprint = {2309.04992},
+  archivePrefix = {arXiv}
+}""",
     "lmevalspt": r"""@software{lmevalspt,
   title = {lm\_eval\_spt: Soft Prompt Tuning for Cross-Lingual Transfer, as a Plugin for the Evaluation Harness},
   author = {{The lm\_eval\_spt authors}}
@@ -130,13 +137,19 @@ def _with_prompt(arm: Arm) -> str:
 
 
 def _calibrated(arm: Arm) -> str:
-    averaged = arm.runs[0].calibration
-    if averaged is None:
+    calibration = arm.runs[0].calibration
+    if calibration is None:
         return ""
+    taken_off = {"probability": "the logarithm of its mean probability", "log_probability": "the mean of it"}
+    if calibration in taken_off:
+        return (
+            f"; its answers are calibrated{_cite('zhou2024batch')}: each choice's log-probability less "
+            f"{taken_off[calibration]} over a task's documents"
+        )
+    prior = "its share of the documents learned from" if calibration == "label_prior" else f"its share in {calibration}"
     return (
-        f"; its answers are calibrated{_cite('zhou2024batch')}: each choice's log-probability less "
-        f"{'the mean of it' if averaged == 'log_probability' else 'the logarithm of its mean probability'} over a "
-        "task's documents"
+        f"; its answers are calibrated by prior matching{_cite('liusie2023mitigating')}: each choice's log-probability "
+        f"plus a constant, with which its mean probability over a task's documents is {prior}"
     )
 
 

@@ -49,6 +49,16 @@ def choices_of(requests: Sequence[Instance], documents: NDArray[np.int64]) -> ND
     return choices
 
 
+def positions_of(requests: Sequence[Instance]) -> NDArray[np.int64]:
+    """Return the position of the choice that each request asks for among those of its task, `[requests]`, from 0."""
+    of_task: dict[Hashable, dict[str, int]] = {}
+    positions = []
+    for request in requests:
+        known = of_task.setdefault((request.task_name, request.args[0] == ""), {})
+        positions.append(known.setdefault(request.args[1], len(known)))
+    return np.array(positions, dtype=np.int64)
+
+
 def _numbered(keys: Iterable[Hashable]) -> NDArray[np.int64]:
     """Number keys from 0 in the order in which they first come, `[keys]`."""
     numbers: dict[Hashable, int] = {}

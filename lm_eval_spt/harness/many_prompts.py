@@ -138,12 +138,17 @@ class ManyPromptsLM(PromptedLM):
         if self.prompt.placement == "suffix" and self.backend == "causal" and self._fast:
             self._refuse_thinking()
             pairs = [request.args for request in requests]
-            if new := [pair for pair in dict.fromkeys(pairs) if pair not in self._columns]:
-                self._score_suffixes(new, disable_tqdm)
-            row, columns = list(self._suffixes).index(self.prompt.digest), [self._columns[pair] for pair in pairs]
-            answers = self._loglikelihoods[row, columns].tolist(), self._greedy[row, columns].tolist()
-            return self.calibrated(requests, list(zip(*answers, strict=True)))
+            return self.calibrated(requests, lambda: self._of_all_suffixes(pairs, disable_tqdm))
         return super().loglikelihood(requests, disable_tqdm)
+
+    def _of_all_suffixes(self, pairs: list[Pair], disable_tqdm: bool) -> list[scoring.Answer]:
+        """Return the answers under the suffix prompt in use; those that are new are scored under all of them."""
+        assert self.prompt is not None
+        if new := [pair for pair in dict.fromkeys(pairs) if pair not in self._columns]:
+            self._score_suffixes(new, disable_tqdm)
+        row, columns = list(self._suffixes).index(self.prompt.digest), [self._columns[pair] for pair in pairs]
+        answers = self._loglikelihoods[row, columns].tolist(), self._greedy[row, columns].tolist()
+        return list(zip(*answers, strict=True))
 
     def _score_suffixes(self, pairs: list[Pair], disable_tqdm: bool) -> None:
         """Score new pairs under all suffix prompts."""

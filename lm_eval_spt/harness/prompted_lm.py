@@ -12,7 +12,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,9 +28,8 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from lm_eval_spt.common.errors import UserError
-from lm_eval_spt.harness.calibration import as_calibration, calibrate
+from lm_eval_spt.harness.calibration import as_calibration, calibrator, label_counts
 from lm_eval_spt.harness.contexts import differences
-from lm_eval_spt.harness.documents import choices_of, documents_of
 from lm_eval_spt.harness.encoding import PairEncoder, whole_characters
 from lm_eval_spt.harness.model_arguments import check_model_arguments, names_as_texts, unknown_argument
 from lm_eval_spt.inference import encoder_decoder, probe, scoring, transformers_internals
@@ -122,7 +121,8 @@ class PromptedLM(HFLM):
         revision: of the base model. Default: the one the prompt was trained on, else ``main``.
         gguf_file: name of a GGUF file in the folder or repository `pretrained`. Default: the one the prompt names.
         calibration: ``probability`` or ``log_probability``: take the mean preference for each choice off the answers to
-            a task's documents (see :mod:`lm_eval_spt.harness.calibration`). Default: answers as they are.
+            a task's documents; ``label_prior``, or label counts such as ``20+30+50``: make the choices as frequent as
+            that (see :mod:`lm_eval_spt.harness.calibration`). Default: answers as they are.
         dequantize: unpack a GGUF file's weights to `dtype`, into a cached folder; False keeps them packed for the
             architectures and devices for which transformers can.
         batch_size: ``auto``, as many tokens as fit and pay; or a number, which can only make batches smaller: so many
@@ -275,9 +275,10 @@ class PromptedLM(HFLM):
         """Make `prompt` the one that contexts get.
 
         Raises:
-            UserError: it does not fit the base model, or leaves no room for text.
+            UserError: it does not fit the base model, leaves no room for text, or does not say what calibration needs.
         """
         self._check_prompt(prompt)
+        label_counts(self.calibration, prompt.metadata)
         self.prompt, self._room_taken = prompt, prompt.length
 
     def size_of_a_virtual_token(self, kind: PromptKind) -> tuple[int, ...]:
@@ -357,11 +358,14 @@ class PromptedLM(HFLM):
             info["calibration"] = self.calibration
         if self.prompt is not None:
             info |= prompt_info(self.prompt)
-        for folder in filter(None, (self.peft, self.base_model_name)):
-            if record := record_in(Path(folder)):
-                info["model_metadata"] = record
-                break
+        if record := self._model_record():
+            info["model_metadata"] = record
         return info
+
+    def _model_record(self) -> dict[str, Any]:
+        """Return how the adapter or model was tuned, if this package did; else an empty record."""
+        folders = (Path(folder) for folder in (self.peft, self.base_model_name) if folder)
+        return next(filter(None, map(record_in, folders)), {})
 
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
         """Accept the harness's answer cache, unless another model, prompt or setting wrote it.
@@ -442,16 +446,21 @@ class PromptedLM(HFLM):
         """Return the log-likelihood of every request's continuation, and whether greedy decoding would produce it.
 
         Raises:
-            UserError: they are to be calibrated, and the documents of a task have different choices.
+            UserError: they are to be calibrated, and the documents of a task have different choices, or others than
+                those whose frequencies are known.
         """
-        return self.calibrated(requests, self._as_they_are(requests, disable_tqdm))
+        return self.calibrated(requests, lambda: self._as_they_are(requests, disable_tqdm))
 
-    def calibrated(self, requests: Sequence[Instance], answers: list[scoring.Answer]) -> list[scoring.Answer]:
-        """Return the answers to all requests, calibrated if that was asked for."""
+    def calibrated(
+        self, requests: Sequence[Instance], answer: Callable[[], list[scoring.Answer]]
+    ) -> list[scoring.Answer]:
+        """Return the answers to all requests, calibrated if that was asked for: whether they can be is seen first."""
         if self.calibration is None:
-            return answers
-        values, documents = np.array([value for value, _ in answers]), documents_of(requests)
-        values = calibrate(values, documents, choices_of(requests, documents), self.calibration)
+            return answer()
+        record = self.prompt.metadata if self.prompt else self._model_record()
+        calibrate = calibrator(requests, self.calibration, label_counts(self.calibration, record))
+        answers = answer()
+        values = calibrate(np.array([value for value, _ in answers]))
         return [(value, greedy) for value, (_, greedy) in zip(values.tolist(), answers, strict=True)]
 
     def _as_they_are(self, requests: list[Instance], disable_tqdm: bool) -> list[scoring.Answer]:

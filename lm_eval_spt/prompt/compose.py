@@ -81,6 +81,9 @@ def compose(prompts: Sequence[SoftPrompt], mode: Mode, weight: float | None = No
         metadata |= next(({key: prompt.metadata[key]} for prompt in prompts if prompt.metadata.get(key)), {})
     for key in ("tasks", "source_languages"):
         metadata[key] = list(dict.fromkeys(value for prompt in prompts for value in prompt.metadata.get(key) or []))
+    label_counts = [prompt.metadata.get("label_counts") for prompt in prompts]
+    if label_counts[0] and all(counts == label_counts[0] for counts in label_counts):
+        metadata["label_counts"] = label_counts[0]
     if counts := scored_documents(prompt.metadata for prompt in prompts):
         metadata["scored_documents"] = counts
     if (add_bos_token := _add_bos_token(prompts[0])) is not None:  # the model class encodes texts by it

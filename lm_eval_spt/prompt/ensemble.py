@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lm_eval_spt.common.errors import UserError
+from lm_eval_spt.common.grouped import log_sums
 from lm_eval_spt.prompt.metadata import scored_documents
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt, size_in_words
 
@@ -34,7 +35,7 @@ COMMON = (
     "prompt_kind",
 )
 """Entries of the first member that has them."""
-SHARED = ("tasks", "source_languages", "shots", "training_documents", "hyperparameters")
+SHARED = ("tasks", "source_languages", "shots", "training_documents", "label_counts", "hyperparameters")
 """Entries of the members' records that the ensemble has where they all agree."""
 
 
@@ -157,13 +158,7 @@ def combine(values: NDArray[np.float64], groups: NDArray[np.int64], average: Ave
     """
     if average == "log_probability":
         return np.asarray(values.mean(axis=0))
-    count = groups.max(initial=-1) + 1
-    largest = np.full((len(values), count), -np.inf)
-    sums = np.zeros((len(values), count))
-    for row, of_member in enumerate(values):
-        np.maximum.at(largest[row], groups, of_member)
-        np.add.at(sums[row], groups, np.exp(of_member - largest[row, groups]))
-    totals = largest + np.log(sums)
+    totals = np.stack([log_sums(of_member, groups) for of_member in values])
     normalized = values - totals[:, groups]
     best = normalized.max(axis=0)
     mean = best + np.log(np.exp(normalized - best).mean(axis=0))

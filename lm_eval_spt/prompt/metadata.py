@@ -21,6 +21,7 @@ The metadata is one JSON object:
 ``tasks``                  names of the harness tasks it was trained on
 ``source_languages``       their languages
 ``shots``, ``seed``        training documents per class (null: all of them), random seed
+``label_counts``           list: how many documents of the training split have each label, in the labels' order
 ``num_fewshot``            object: each of these tasks to the number of shots in its contexts
 ``scored_documents``       object: how many ``training`` and ``validation`` documents are also scored; absent: none
 ``hyperparameters``        object: every setting of the training run
@@ -70,7 +71,7 @@ REVISION = re.compile(r"(?!.*\.\.)[\w.+-]+(/[\w.+-]+)*")
 
 
 _TEXTS = ("base_model", "base_model_revision", "gguf_file", "gguf_sha256", "embedding_fingerprint")
-_LISTS = ("tasks", "source_languages")
+_LISTS = {"tasks": (str, "strings"), "source_languages": (str, "strings"), "label_counts": (int, "whole numbers")}
 _OBJECTS = ("num_fewshot", "hyperparameters", "validation", "versions")
 _COUNTS = ("scored_documents",)
 _NUMBERS = ("shots", "training_documents", "tuned_parameters")
@@ -128,9 +129,9 @@ def check_metadata(metadata: Mapping[str, Any]) -> None:
     """
     for key in _TEXTS:
         _expect(metadata, key, isinstance(metadata.get(key), str | None), "a string")
-    for key in _LISTS:
+    for key, (kind, expected) in _LISTS.items():
         values = metadata.get(key) or []
-        _expect(metadata, key, isinstance(values, list) and all(isinstance(value, str) for value in values), "strings")
+        _expect(metadata, key, isinstance(values, list) and all(type(value) is kind for value in values), expected)
     for key in _OBJECTS:
         _expect(metadata, key, isinstance(metadata.get(key), dict | None), "an object")
     for key in _COUNTS:

@@ -268,6 +268,8 @@ class Examples:
         sizes: how many training examples each task has.
         num_fewshot: task to the shots in its contexts.
         scored: how many of them, of either kind, the harness scores as well.
+        label_counts: how many documents of the tasks' training splits, of which the training examples are drawn, have
+            each label; None where documents have choices of their own, or tasks different numbers of labels.
     """
 
     training: list[Example]
@@ -275,6 +277,7 @@ class Examples:
     sizes: list[int]
     num_fewshot: dict[str, int] = field(default_factory=dict)
     scored: Counter[str] = field(default_factory=Counter)
+    label_counts: list[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -309,6 +312,15 @@ class _TaskDocuments:
     num_fewshot: int
 
 
+def _count_labels(documents: Sequence[Document]) -> list[int] | None:
+    """Return how many documents have each label; None where they have choices of their own, or more than others."""
+    sizes = {len(document.pairs) for document in documents}
+    if len(sizes) > 1 or not all(document.label for document in documents):
+        return None
+    counts = Counter(document.gold for document in documents)
+    return [counts[number] for number in range(sizes.pop())]
+
+
 class ExampleReader:
     """Reads the examples of runs; documents that several runs share are read once.
 
@@ -339,7 +351,8 @@ class ExampleReader:
         placed = (lm, placement, config.prompt_length, max_length, config.truncation_side)
         examples = Examples([], [], [])
         seed = config.documents_seed
-        for documents in self._read_documents(config):
+        every_task = self._read_documents(config)
+        for documents in every_task:
             training = choose(documents.training, config.shots, seed, "training")
             validation = choose(documents.validation, config.validation_shots, seed, "validation")
             examples.training.extend(encode(training, *placed))
@@ -348,7 +361,7 @@ class ExampleReader:
             examples.num_fewshot[documents.task] = documents.num_fewshot
             examples.scored["training"] += sum(document.scored for document in training)
             examples.scored["validation"] += sum(document.scored for document in validation)
-        return examples
+        return replace(examples, label_counts=_count_labels([each for task in every_task for each in task.training]))
 
     def _read_documents(self, config: TrainingConfig) -> list[_TaskDocuments]:
         if config.reading not in self._documents:

@@ -67,6 +67,7 @@ def _metadata(run: TrainingRun, interrupted: bool) -> dict[str, Any]:
         "hyperparameters": config.hyperparameters(),
         "sources": {name: getattr(config, name) for name in SOURCES},
         "training_documents": len(run.examples.training),
+        "label_counts": run.examples.label_counts,
         "validation": run.best,
         "tuned_parameters": tuned,
         "tuned_share": tuned / run.parameters.model.size(),

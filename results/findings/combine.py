@@ -1,7 +1,7 @@
 """Accuracies of calibrated answers and of ensembles, from answers that were given: python -m results.findings.combine
 
     python -m results.findings.combine sweeps/s/results/frozen-seed0 --calibration log_probability --output calibrated/0
-    python -m results.findings.combine sweeps/s/results/frozen-seed* --output ensemble
+    python -m results.findings.combine sweeps/s/results/frozen-seed* --calibration label_prior --output ensemble
 
 They are what ``calibration=`` and ``ensemble=`` of the model class give, and no text is read again: the samples beside
 a results file hold the log-likelihoods of every document's choices, which have to be the same in all documents.
@@ -13,7 +13,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from lm_eval_spt.analysis.results import results_files
 from lm_eval_spt.common.errors import UserError, show_user_errors_in_one_line
 from lm_eval_spt.common.files import written_together
-from lm_eval_spt.harness.calibration import Calibration, calibrate
+from lm_eval_spt.harness.calibration import as_calibration, calibrate, label_counts, match_prior
 from lm_eval_spt.harness.samples import as_parquet, samples_path
 from lm_eval_spt.prompt.ensemble import Average, combine, digest_of, name_of, record_of
 from results.archive import compact_samples
@@ -31,7 +31,10 @@ PAIRS = ("macro_f1", "f1")
 
 
 def combined(
-    values: NDArray[np.float64], calibration: Calibration | None = None, average: Average = "probability"
+    values: NDArray[np.float64],
+    calibration: str | None,
+    average: Average,
+    records: Sequence[dict[str, Any]],
 ) -> NDArray[np.float64]:
     """Return the answers to a task's documents of one run, or of an ensemble.
 
@@ -39,15 +42,19 @@ def combined(
         values: `[runs, documents, choices]`, log-likelihoods.
         calibration: of each run's, if wanted.
         average: of several runs.
+        records: of each run's prompt, tuned model or adapter; empty where there is none.
 
     Returns:
         `[documents, choices]`
     """
     runs, number, choices = values.shape
     documents, positions = np.repeat(np.arange(number), choices), np.tile(np.arange(choices), number)
-    rows = values.reshape(runs, -1)
-    if calibration is not None:
-        rows = np.stack([calibrate(row, documents, positions, calibration) for row in rows])
+    rows = values.reshape(runs, -1).copy()
+    for run, record in enumerate(records if calibration else ()):
+        if (counts := label_counts(calibration, record)) is not None:
+            rows[run] = match_prior(rows[run], documents, positions, (np.array(counts) / sum(counts))[positions])
+        else:
+            rows[run] = calibrate(rows[run], documents, positions, cast(Average, calibration))
     return (rows[0] if runs == 1 else combine(rows, documents, average)).reshape(number, choices)
 
 
@@ -80,18 +87,20 @@ def as_ensemble(contents: Sequence[dict[str, Any]], average: Average) -> dict[st
     return contents[0] | {"model_name": f"{base}+{name}@{digest[:8]}", "config": configs[0] | about_prompt}
 
 
-def write(runs: list[Path], output: Path, calibration: Calibration | None, average: Average) -> None:
+def write(runs: list[Path], output: Path, calibration: str | None, average: Average) -> None:
     """Write results of one run, or of several as an ensemble, with the accuracies that follow from their samples."""
     files = [results_files(run)[0] for run in runs]
     read = [read_answers(file) for file in files]  # refuses what is no results file
     contents = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    configs = [content["config"] for content in contents]
+    records = [config.get("prompt_metadata") or config.get("model_metadata") or {} for config in configs]
     content = as_ensemble(contents, average) if len(contents) > 1 else contents[0]
     samples = {}
     for task, documents in read[0].items():
         ids = [row["doc_id"] for row in documents]
         assert all([row["doc_id"] for row in answers[task]] == ids for answers in read), task
         values = np.array([[row["loglikelihoods"] for row in answers[task]] for answers in read])
-        answers_of_all = combined(values, calibration, average)
+        answers_of_all = combined(values, calibration, average, records)
         right = answers_of_all.argmax(axis=1) == [row["gold"] for row in documents]
         deviation = right.std(ddof=1) / len(right) ** 0.5
         content["results"][task] = {"alias": task, "acc,none": right.mean(), "acc_stderr,none": deviation}
@@ -114,7 +123,7 @@ def main() -> None:
     show_user_errors_in_one_line()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, help="results files, or folders with one; several: an ensemble")
-    parser.add_argument("--calibration", choices=["probability", "log_probability"])
+    parser.add_argument("--calibration", type=as_calibration, help="as the model class's; default: none")
     parser.add_argument("--ensemble", choices=["probability", "log_probability"], default="probability")
     parser.add_argument("--output", type=Path, required=True, help="folder")
     options = parser.parse_args()

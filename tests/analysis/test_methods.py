@@ -119,13 +119,15 @@ def test_other_kinds_of_prompts_are_named(
 
 def test_calibration_is_told_and_cited(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     prompt = write_prompt(tmp_path / "p.safetensors")
-    for number, average in enumerate((None, "probability", "log_probability")):
+    for number, average in enumerate((None, "probability", "log_probability", "label_prior", "1+2+3+1+1+1+1")):
         file = write_results(tmp_path / str(number), some_scores(0.5, seed=number), prompt=prompt)
         content = json.loads(file.read_text())
         content["config"]["model_args"] |= {"calibration": average} if average else {}
         file.write_text(json.dumps(content))
-    text = printed(capsys, *(f"arm{number}={tmp_path / str(number)}" for number in range(3)), "--methods")
-    plain, first, second = (line for line in text.splitlines() if line.startswith(r"\emph{arm"))
+    text = printed(capsys, *(f"arm{number}={tmp_path / str(number)}" for number in range(5)), "--methods")
+    plain, first, second, *priors = (line for line in text.splitlines() if line.startswith(r"\emph{arm"))
     assert "calibrated" not in plain and first.count(r"calibrated~\cite{zhou2024batch}") == 1
     assert "less the logarithm of its mean probability" in first and "less the mean of it" in second
-    assert text.count("{zhou2024batch,") == 1
+    assert [said.count(r"calibrated by prior matching~\cite{liusie2023mitigating}") for said in priors] == [1, 1]
+    assert "is its share of the documents learned from" in priors[0] and "is its share in 1+2+3+1+1+1+1" in priors[1]
+    assert text.count("{zhou2024batch,") == text.count("{liusie2023mitigating,") == 1

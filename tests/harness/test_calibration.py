@@ -10,11 +10,13 @@ import pytest
 from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
+from scipy.optimize import minimize
+from scipy.special import logsumexp, softmax
 
 from lm_eval_spt.analysis.arms import read_arms
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.common.paths import tasks_folder
-from lm_eval_spt.harness.calibration import calibrate
+from lm_eval_spt.harness.calibration import calibrate, match_prior
 from lm_eval_spt.harness.classify import classify
 from lm_eval_spt.harness.evaluate import evaluate_prompts
 from lm_eval_spt.harness.lm import SPTLM
@@ -103,6 +105,71 @@ def test_the_members_of_an_ensemble_are_calibrated_and_then_averaged(base, files
         assert same_up_to_a_constant(row, [math.log(sum(column)) for column in zip(*of_members, strict=True)])
 
 
+COUNTS = [40, 25, 10, 5, 5, 10, 5]
+
+
+def matched(rows: list[list[float]], counts: list[float]) -> list[list[float]]:
+    """Log-likelihoods plus the constants for which mean probabilities are the label shares.
+
+    They are where a convex function has its minimum, as its gradient is the difference of the two.
+    """
+    values, prior = np.array(rows), np.array(counts) / sum(counts)
+    values = values - values.max(axis=1, keepdims=True)
+
+    def convex(constants: np.ndarray) -> float:
+        return float(logsumexp(values + constants, axis=1).mean() - constants @ prior)
+
+    def gradient(constants: np.ndarray) -> np.ndarray:
+        return np.asarray(softmax(values + constants, axis=1).mean(axis=0) - prior)
+
+    found = minimize(convex, np.zeros(len(prior)), jac=gradient, method="BFGS", options={"gtol": 1e-9})
+    return (values + found.x).tolist()
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_choices_become_as_frequent_as_they_are_known_to_be(base, files, named):
+    """By the record of the prompt, or by counts that are given, in each task by itself."""
+    prompt = SoftPrompt.load(files[0])
+    recorded = SoftPrompt(prompt.vectors, prompt.metadata | {"label_counts": COUNTS}, "recorded")
+    given = {"prompt": recorded, "calibration": "label_prior"} if named else {"prompt": prompt}
+    given = {"calibration": "+".join(map(str, COUNTS))} | given
+    plain = evaluated(SPTLM.from_loaded(base, batch_size="auto", prompt=prompt))
+    found = evaluated(SPTLM.from_loaded(base, batch_size="auto", **given))
+    assert found["config"]["calibration"] == given["calibration"]
+    for task in TASKS:
+        expected = matched(answers(plain, task), COUNTS)
+        for calibrated, wanted in zip(answers(found, task), expected, strict=True):
+            assert same_up_to_a_constant(calibrated, wanted)
+        mean = np.mean([shares(row) for row in answers(found, task)], axis=0)
+        assert mean == pytest.approx(np.array(COUNTS) / sum(COUNTS), abs=1e-6)
+
+
+def test_each_member_of_an_ensemble_has_its_own_label_counts(base, files, tmp_path):
+    counts = [COUNTS, COUNTS[::-1]]
+    paths = [str(tmp_path / f"{number}.safetensors") for number in range(2)]
+    for file, path, known in zip(files, paths, counts, strict=False):
+        prompt = SoftPrompt.load(file)
+        SoftPrompt(prompt.vectors, prompt.metadata | {"label_counts": known}).save(path)
+    members = [answers(evaluated(SPTLM.from_loaded(base, prompt=path, batch_size="auto")), TASKS[0]) for path in paths]
+    named = {"prompt": "+".join(paths), "calibration": "label_prior", "device": "cpu", "batch_size": "auto"}
+    found = answers(evaluated("spt", model_args=named), TASKS[0])
+    calibrated = [matched(rows, known) for rows, known in zip(members, counts, strict=True)]
+    for document, row in enumerate(found):
+        of_members = [shares(rows[document]) for rows in calibrated]
+        assert same_up_to_a_constant(row, [math.log(sum(column)) for column in zip(*of_members, strict=True)])
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0, 300.0])
+def test_priors_are_matched_however_sure_the_model_is(scale):
+    generator = np.random.default_rng(0)
+    values = generator.normal(0, scale, (200, 4)) + generator.normal(0, 5 * scale, 4)
+    documents, choices = np.repeat(np.arange(200), 4), np.tile(np.arange(4), 200)
+    prior = np.array([0.4, 0.3, 0.2, 0.1])
+    found = match_prior(values.ravel(), documents, choices, np.tile(prior, 200)).reshape(200, 4)
+    assert np.isfinite(found).all()
+    assert softmax(found, axis=1).mean(axis=0) == pytest.approx(prior, abs=0.005)
+
+
 def test_a_preference_that_all_documents_share_changes_nothing() -> None:
     generator = np.random.default_rng(0)
     values, preference = generator.normal(-5, 2, (9, 4)), generator.normal(0, 3, 4)
@@ -121,6 +188,12 @@ def test_probabilities_of_nothing_at_all_and_of_certainty() -> None:
     values = np.array([0.0, -1000.0, -1000.0, 0.0])
     found = calibrate(values, np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1]), "probability")
     assert found == pytest.approx(values + math.log(2))
+
+
+def test_a_choice_that_is_far_less_likely_than_all_others_keeps_a_number() -> None:
+    values = np.array([-1.0, -2000.0, -2.0, -1999.0])
+    found = calibrate(values, np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1]), "probability")
+    assert np.isfinite(found).all()
 
 
 def test_questions_without_the_text_are_not_mixed_with_the_others(base):
@@ -179,13 +252,22 @@ def test_no_text_is_calibrated_by_itself(base, files, monkeypatch):
     for calibrated, wanted in zip(found, expected, strict=True):
         assert same_up_to_a_constant(list(calibrated.loglikelihoods.values()), wanted)
     assert len(classify(files[0], texts * 2, **together)) == 6
-    with pytest.raises(UserError, match="calibration takes off a mean over documents: it needs two or more"):
+    with pytest.raises(UserError, match="calibration compares a task's documents: it needs two or more"):
         classify(files[0], texts[:1], **together)
 
 
 def test_what_can_not_be_calibrated_is_one_line(base, files, tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="calibration is 'batch', expected 'probability' or 'log_probability'"):
+    with pytest.raises(UserError, match="calibration is 'batch', expected 'probability', 'log_probability', "):
         SPTLM.from_loaded(base, calibration="batch")
+    for counts in ("3", "3+0", "3+-1", "3+x", "3+inf", "3+nan"):
+        with pytest.raises(UserError, match="as positive numbers in the labels' order"):
+            SPTLM.from_loaded(base, calibration=counts)
+    with pytest.raises(UserError, match="from the record of what was learned, and that does not say it for all: give"):
+        SPTLM.from_loaded(base, prompt=files[0], calibration="label_prior")
+    with pytest.raises(UserError, match="from the record of what was learned, and there is none: give their"):
+        SPTLM.from_loaded(base, calibration="label_prior").loglikelihood([asking(0, "ab", " c")], disable_tqdm=True)
+    with pytest.raises(UserError, match=r"calibration=3\+4 is about 2 labels, the task '\w+' has 7 choices: give how"):
+        evaluated(SPTLM.from_loaded(base, calibration="3+4"), limit=2)
     lm = SPTLM.from_loaded(base, prompt=files[0], calibration="probability", batch_size="auto")
     own = [asking(number, text, f" {text}") for number, text in enumerate(("ab", "cd"))]
     with pytest.raises(UserError, match="the choices of the task 't' differ from document to document"):

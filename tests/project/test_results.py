@@ -22,6 +22,7 @@ from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.harness.evaluate import evaluate_prompts
 from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.harness.samples import samples_path
+from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from lm_eval_spt.train.examples import load_tasks
 from results.archive import pack, unpack
 from results.findings import combine, few_shot
@@ -182,11 +183,15 @@ def test_examples_in_context_are_what_the_harness_writes(tmp_path: Path) -> None
     assert values(prompted.loglikelihood(asked)) == pytest.approx(values(expected), abs=1e-4)
 
 
-@pytest.mark.parametrize("calibration", [None, "probability", "log_probability"])
+@pytest.mark.parametrize("calibration", [None, "probability", "log_probability", "label_prior", "7+6+5+4+3+2+1"])
 def test_answers_are_combined_as_the_model_class_does(tmp_path: Path, calibration: str | None) -> None:
     lm = SPTLM(pretrained="mini", device="cpu", batch_size="auto")
     tasks = ["mini_topics_eng_Latn", "mini_topics_swh_Latn"]
     names = random_prompt_files(lm.model, tmp_path, ("suffix", 3), ("suffix", 3))
+    for number, name in enumerate(names):
+        prompt = SoftPrompt.load(name)
+        record = prompt.metadata | {"label_counts": [30, 20, 10, 10, 10, 5, 5 + number]}
+        SoftPrompt(prompt.vectors, record).save(name)
     plain = evaluate_prompts(names, tasks, str(tmp_path / "plain"), base=lm, limit=8, model_args="pretrained=mini")
     for number, (name, runs) in enumerate([(names[0], plain[:1]), ("+".join(names), plain)]):
         arguments = "pretrained=mini" + (f",calibration={calibration}" if calibration else "")

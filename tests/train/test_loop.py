@@ -11,6 +11,7 @@ from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from lm_eval_spt.train import scheduler
 from lm_eval_spt.train.config import PRESETS
+from lm_eval_spt.train.examples import load_tasks
 from lm_eval_spt.train.loop import train
 from lm_eval_spt.train.parameters import TrainableParameters
 from tests.helpers.training import TASK, accuracy, run, settings_for
@@ -28,6 +29,9 @@ def test_same_seed_same_vectors_and_the_record_is_complete(tmp_path):
     assert record["base_model"] == "mini" and record["tasks"] == [TASK] and record["source_languages"] == ["eng_Latn"]
     assert record["training_documents"] == 14 and record["tuned_parameters"] == 4 * 256
     assert record["hyperparameters"]["lr"] == 5e-3 and record["shots"] == 2
+    (task,) = load_tasks([TASK])
+    labels = [document["label"] for document in task.training_docs()]  # of all, not of the 14
+    assert record["label_counts"] == [labels.count(number) for number in range(7)] and len(labels) > 14
     rows = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
     assert rows[0]["settings"]["model"] == "mini"
     losses = [row["validation"]["loss"] for row in rows[1:]]

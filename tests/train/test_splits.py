@@ -153,6 +153,7 @@ def test_choices_of_each_document_learned_in_one_language_and_scored_in_another(
     assert prompt is not None and "scored_documents" not in prompt.metadata
     assert (prompt.metadata["tasks"], prompt.metadata["training_documents"]) == (["stories_eng"], 3)  # one validates
     assert prompt.metadata["hyperparameters"]["train_split"] == "pool"
+    assert prompt.metadata["label_counts"] is None  # the choices mean something else in each document
 
     lm = SPTLM(prompt=prompt, device="cpu")
     manager = TaskManager(include_path=str(folder), include_defaults=False)
