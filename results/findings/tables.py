@@ -68,6 +68,7 @@ def _on_a_task(task: str, baselines: dict[str, str]) -> Tables:
             "32 of each class": f"{task}-32/frozen-seed*",
             "8 of each class, calibrated": f"{calibrated}/probability-frozen-seed*",
             "32 of each class, calibrated": f"{task}-32/probability-frozen-seed*",
+            "the same, by the label prior": f"{task}-32/label_prior-frozen-seed*",
         },
     }
 
@@ -91,6 +92,21 @@ MODELS: dict[str, Tables] = {
         "arms-32-calibrated": {
             "frozen": "documents/probability-frozen-shots32-seed*",
             **{arm: f"arms-32/probability-{part}-seed*" for arm, part in ARMS.items() if arm != "frozen"},
+        },
+        "label_prior-8": {
+            "frozen, not calibrated": "lr5-8/own-seed*",
+            "frozen": "lr5-8/label_prior-own-seed*",
+            "frozen, with label smoothing": "lr5-8/label_prior-smooth-seed*",
+            "ensemble of four": "lr5-8/label_prior-own-four",
+            "ensemble of four, with label smoothing": "lr5-8/label_prior-smooth-four",
+            "no prompt": "calibrated-8/label_prior-none",
+            "instruction": "calibrated-8/label_prior-instruction",
+        },
+        "label_prior-32": {
+            "frozen, not calibrated": "documents/frozen-shots32-seed*",
+            "frozen": "documents/label_prior-frozen-shots32-seed*",
+            **{arm: f"arms-32/label_prior-{part}-seed*" for arm, part in ARMS.items() if arm != "frozen"},
+            "ensemble of four": "documents/label_prior-frozen-shots32-four",
         },
         **{
             f"{average}-8": {
