@@ -178,7 +178,7 @@ class Arm:
         tuned = TUNED.get(str(given.get("tune")))
         words = [f"{tuned} tuned"] if tuned else []
         words += ["with a PEFT adapter"] if "peft" in run.model_args else []
-        words += ["calibrated"] if run.calibration else []
+        words += [f"calibrated by {run.calibration}"] if run.calibration else []
         if not self.uses_prompt:
             return ", ".join(["no prompt", *words])
         length, several = run.prompt_length, []
