@@ -70,6 +70,11 @@ def _on_a_task(task: str, baselines: dict[str, str]) -> Tables:
             "32 of each class, calibrated": f"{task}-32/probability-frozen-seed*",
             "the same, by the label prior": f"{task}-32/label_prior-frozen-seed*",
         },
+        f"{task}-32": {
+            f"{arm}{', by the label prior' if prior else ''}": f"{task}-32/{prior}{ARMS[arm]}-seed*"
+            for prior in ("", "label_prior-")
+            for arm in ("frozen", "prompt and model")
+        },
     }
 
 

@@ -7,6 +7,7 @@ injection: importing torch and the harness and loading the model takes seconds, 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -69,6 +70,7 @@ def run(command: list[str], folder: str, output: str, fault: Fault | None, envir
         print("started", flush=True)
         own = {"write": _write, "write carelessly": _write_carelessly}
         status = own[command[0]](*command[1:]) if command[0] in own else cli.main(command)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command has ended: what comes now is not for it
     except KeyboardInterrupt:
         status = 130
     fault.over()

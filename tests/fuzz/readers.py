@@ -312,6 +312,7 @@ BASE: Any = SimpleNamespace(lm=LM, processes=Processes(), context_cache=lambda c
 EXAMPLES: Any = SimpleNamespace(
     num_fewshot={},
     scored={},
+    label_counts=None,
     training=[Example((((4,), (5,)), ((4,), (6,))), 0)] * 2,
     validation=[Example((((4,), (5,)),), 0)],
     sizes=[2],
