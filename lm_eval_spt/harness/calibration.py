@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 from lm_eval.api.instance import Instance
@@ -22,10 +22,7 @@ from numpy.typing import NDArray
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.common.grouped import log_sums
 from lm_eval_spt.harness.documents import choices_of, documents_of, positions_of
-
-Average = Literal["probability", "log_probability"]
-"""What batch calibration averages over the documents: the choices' probabilities, as in the paper, or their logarithms.
-"""
+from lm_eval_spt.prompt.ensemble import Average
 
 LABEL_PRIOR = "label_prior"
 """Prior matching, with the label counts of the prompt's record. The counts themselves can be given instead."""
@@ -125,7 +122,7 @@ def calibrate(
         values: `[requests]`, log-likelihoods in nats.
         documents: `[requests]`, which requests are the choices of one document, as whole numbers from 0.
         choices: `[requests]`, which of them ask for the same choice of the same task, likewise.
-        average: what is averaged.
+        average: what is averaged over the documents: the choices' probabilities, as in the paper, or their logarithms.
 
     Raises:
         UserError: there is one document, of which nothing would be left.
