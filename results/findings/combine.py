@@ -123,11 +123,11 @@ def main() -> None:
     show_user_errors_in_one_line()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, help="results files, or folders with one; several: an ensemble")
-    parser.add_argument("--calibration", type=as_calibration, help="as the model class's; default: none")
+    parser.add_argument("--calibration", help="as the model class's; default: none")
     parser.add_argument("--ensemble", choices=["probability", "log_probability"], default="probability")
     parser.add_argument("--output", type=Path, required=True, help="folder")
     options = parser.parse_args()
-    write(options.runs, options.output, options.calibration, options.ensemble)
+    write(options.runs, options.output, as_calibration(options.calibration), options.ensemble)
 
 
 if __name__ == "__main__":
