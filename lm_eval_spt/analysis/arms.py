@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval_spt.analysis.languages import ENGLISH, language_code
-from lm_eval_spt.analysis.results import EvaluationRun, Score, mean_over_runs, read_all, results_files
+from lm_eval_spt.analysis.results import EvaluationRun, Score, mean_over_runs, nothing_to, read_all, results_files
 from lm_eval_spt.analysis.task_languages import task_languages
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.common.files import is_below_current_folder
@@ -250,7 +250,7 @@ def read_arms(
         left_out += problems
     runs, not_comparable = comparable(runs)
     if not runs:
-        raise UserError("there is nothing to rank: " + "; ".join(line.removeprefix("left out: ") for line in left_out))
+        raise nothing_to("rank", left_out)
 
     groups: dict[tuple[str, str], list[tuple[EvaluationRun, dict[str, Any]]]] = {}
     for run in runs:

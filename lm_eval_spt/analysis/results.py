@@ -213,6 +213,12 @@ def read_run(path: Path) -> EvaluationRun:
     return runs[0]
 
 
+def nothing_to(do: str, left_out: Iterable[str]) -> UserError:
+    """Return the error that nothing can be done, say ranked, because all that was read is left out."""
+    reasons = "; ".join(line.removeprefix("left out: ") for line in left_out)
+    return UserError(f"there is nothing to {do}: {reasons}")
+
+
 def read_all(places: Iterable[Path], given: Mapping[str, str] | None = None) -> tuple[list[EvaluationRun], list[str]]:
     """Read all results files in `places`, files or folders; those that can not be used are left out.
 

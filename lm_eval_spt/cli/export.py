@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 
 from lm_eval_spt.cli.arguments import add_languages, languages, print_notices
-from lm_eval_spt.common.errors import UserError
 
 
 def parser(prog: str) -> argparse.ArgumentParser:
@@ -36,13 +35,12 @@ def parser(prog: str) -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> None:
     """Write results in the format of Every Eval Ever: print the files."""
-    from lm_eval_spt.analysis.results import read_all
+    from lm_eval_spt.analysis.results import nothing_to, read_all
     from lm_eval_spt.hub.every_eval_ever import export
 
     runs, left_out = read_all(map(Path, arguments.results), languages(arguments))
     if not runs:
-        reasons = "; ".join(line.removeprefix("left out: ") for line in left_out)
-        raise UserError(f"there is nothing to export: {reasons}")
+        raise nothing_to("export", left_out)
     print_notices(left_out)
     for run in runs:
         for path in export(run, Path(arguments.output), arguments.organization, arguments.relationship):

@@ -92,14 +92,25 @@ def calibrator(
     numbers: dict[str | None, int] = {}
     for request, position in zip(requests, positions.tolist(), strict=True):
         numbers[request.task_name] = max(numbers.get(request.task_name, 0), position + 1)
-    for task, number in numbers.items():
-        if number != len(counts):
-            raise UserError(
-                f"calibration={calibration} is about {len(counts)} labels, the task {task!r} has {number} choices: "
-                "give how frequent these are, for example calibration=20+30+50, or calibrate by probability"
-            )
-    prior = np.array(counts)[positions] / sum(counts)
+    shares = {task: label_shares(counts, task, number) for task, number in numbers.items()}
+    pairs = zip(requests, positions.tolist(), strict=True)
+    prior = np.array([shares[request.task_name][position] for request, position in pairs])
     return lambda values: match_prior(values, documents, choices, prior)
+
+
+def label_shares(counts: Sequence[float], task: str | None, choices: int) -> NDArray[np.float64]:
+    """Return how frequent each of a task's choices is, `[choices]`, 1 in the sum, from the label counts.
+
+    Raises:
+        UserError: the task has more or fewer choices than there are counts.
+    """
+    if len(counts) != choices:
+        given = "+".join(f"{count:g}" for count in counts)
+        raise UserError(
+            f"calibration is by the label counts {given}, of {len(counts)} labels, the task {task!r} has {choices} "
+            "choices: give how frequent these are, for example calibration=20+30+50, or calibrate by probability"
+        )
+    return np.array(counts) / sum(counts)
 
 
 def _counts_in(value: Any) -> list[float] | None:

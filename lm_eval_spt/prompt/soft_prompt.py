@@ -91,8 +91,8 @@ class SoftPrompt:
         Raises:
             UserError: it is a folder elsewhere: what a file names must not decide what is opened on this machine.
         """
-        name = self.metadata.get("base_model")
-        place = name if name is None else os.path.join(name, self.metadata.get("gguf_file") or "")
+        name, file = self.metadata.get("base_model"), self.metadata.get("gguf_file")
+        place = os.path.join(name, file) if name and file else name
         if place is not None and not is_below_current_folder(place):
             raise UserError(
                 f"the prompt {self.name!r} names {place[:200]!r} as its base model, a folder outside of the current "

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from lm_eval_spt.analysis.results import results_files
 from lm_eval_spt.common.errors import UserError, show_user_errors_in_one_line
 from lm_eval_spt.common.files import written_together
-from lm_eval_spt.harness.calibration import as_calibration, calibrate, label_counts, match_prior
+from lm_eval_spt.harness.calibration import as_calibration, calibrate, label_counts, label_shares, match_prior
 from lm_eval_spt.harness.samples import as_parquet, samples_path
 from lm_eval_spt.prompt.ensemble import Average, combine, digest_of, name_of, record_of
 from results.archive import compact_samples
@@ -31,6 +31,7 @@ PAIRS = ("macro_f1", "f1")
 
 
 def combined(
+    task: str,
     values: NDArray[np.float64],
     calibration: str | None,
     average: Average,
@@ -39,6 +40,7 @@ def combined(
     """Return the answers to a task's documents of one run, or of an ensemble.
 
     Args:
+        task: its name.
         values: `[runs, documents, choices]`, log-likelihoods.
         calibration: of each run's, if wanted.
         average: of several runs.
@@ -46,13 +48,16 @@ def combined(
 
     Returns:
         `[documents, choices]`
+
+    Raises:
+        UserError: they can not be calibrated like this.
     """
     runs, number, choices = values.shape
     documents, positions = np.repeat(np.arange(number), choices), np.tile(np.arange(choices), number)
     rows = values.reshape(runs, -1).copy()
     for run, record in enumerate(records if calibration else ()):
         if (counts := label_counts(calibration, record)) is not None:
-            rows[run] = match_prior(rows[run], documents, positions, (np.array(counts) / sum(counts))[positions])
+            rows[run] = match_prior(rows[run], documents, positions, label_shares(counts, task, choices)[positions])
         else:
             rows[run] = calibrate(rows[run], documents, positions, cast(Average, calibration))
     return (rows[0] if runs == 1 else combine(rows, documents, average)).reshape(number, choices)
@@ -71,8 +76,14 @@ def read_answers(results: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def as_ensemble(contents: Sequence[dict[str, Any]], average: Average) -> dict[str, Any]:
-    """Return the results file of the first member with what the model class records of the ensemble."""
+    """Return the results file of the first member with what the model class records of the ensemble.
+
+    Raises:
+        UserError: a member was scored without a prompt.
+    """
     configs = [content["config"] for content in contents]
+    if not all("prompt_name" in config for config in configs):
+        raise UserError("a run to be combined has no prompt: expected runs that were each scored with one")
     members = [(config["prompt_name"], config["prompt_digest"], config["prompt_metadata"]) for config in configs]
     name, digest = name_of([name for name, _, _ in members]), digest_of([digest for _, digest, _ in members], average)
     base = contents[0]["model_name"].removesuffix(f"+{members[0][0]}@{members[0][1][:8]}")
@@ -98,9 +109,10 @@ def write(runs: list[Path], output: Path, calibration: str | None, average: Aver
     samples = {}
     for task, documents in read[0].items():
         ids = [row["doc_id"] for row in documents]
-        assert all([row["doc_id"] for row in answers[task]] == ids for answers in read), task
+        if any([row["doc_id"] for row in answers.get(task, [])] != ids for answers in read):
+            raise UserError(f"the runs to be combined answer other documents of {task}: expected the same in each")
         values = np.array([[row["loglikelihoods"] for row in answers[task]] for answers in read])
-        answers_of_all = combined(values, calibration, average, records)
+        answers_of_all = combined(task, values, calibration, average, records)
         right = answers_of_all.argmax(axis=1) == [row["gold"] for row in documents]
         deviation = right.std(ddof=1) / len(right) ** 0.5
         content["results"][task] = {"alias": task, "acc,none": right.mean(), "acc_stderr,none": deviation}

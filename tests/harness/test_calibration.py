@@ -266,7 +266,7 @@ def test_what_can_not_be_calibrated_is_one_line(base, files, tmp_path, monkeypat
         SPTLM.from_loaded(base, prompt=files[0], calibration="label_prior")
     with pytest.raises(UserError, match="from the record of what was learned, and there is none: give their"):
         SPTLM.from_loaded(base, calibration="label_prior").loglikelihood([asking(0, "ab", " c")], disable_tqdm=True)
-    with pytest.raises(UserError, match=r"calibration=3\+4 is about 2 labels, the task '\w+' has 7 choices: give how"):
+    with pytest.raises(UserError, match=r"by the label counts 3\+4, of 2 labels, the task '\w+' has 7 choices: give"):
         evaluated(SPTLM.from_loaded(base, calibration="3+4"), limit=2)
     lm = SPTLM.from_loaded(base, prompt=files[0], calibration="probability", batch_size="auto")
     own = [asking(number, text, f" {text}") for number, text in enumerate(("ab", "cd"))]

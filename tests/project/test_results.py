@@ -115,6 +115,20 @@ def test_answers_without_samples_are_not_combined(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_answers_that_do_not_fit_are_not_combined(tmp_path: Path) -> None:
+    prompt = write_prompt(tmp_path / "p.safetensors")
+    both = write_answers(tmp_path / "both", {"eng_Latn": 0.4, "deu_Latn": 0.7}, compact=True, prompt=prompt)
+    one = write_answers(tmp_path / "one", {"eng_Latn": 0.4}, compact=True, prompt=prompt)
+    none = write_answers(tmp_path / "none", {"eng_Latn": 0.4}, compact=True)
+    with pytest.raises(UserError, match="has no prompt: expected runs that were each scored with one"):
+        combine.write([one, none], tmp_path / "out", None, "probability")
+    with pytest.raises(UserError, match="answer other documents of sib200_deu_Latn: expected the same in each"):
+        combine.write([both, one], tmp_path / "out", None, "probability")
+    with pytest.raises(UserError, match=r"label counts 3\+4\+0.5, of 3 labels, the task 'sib200_\w+' has 7 choices: give"):
+        combine.write([both], tmp_path / "out", "3+4+0.5", "probability")
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_is_no_archive_is_told_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "text.tar.xz").write_text("no archive", encoding="utf-8")
     (tmp_path / "lines.tar.xz").write_bytes(lzma.compress(b"no tar\n" * 100))
