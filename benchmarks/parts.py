@@ -26,7 +26,7 @@ TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05}  # of a step's loss, in nats
 def one_epoch(whole: bool, settings: dict[str, Any]) -> dict[str, Any]:
     """Train one epoch; return its seconds, the GB that it took, and the losses of its steps."""
     if whole:
-        loop.PASS_TOKENS = dict.fromkeys(loop.PASS_TOKENS, 10**9)
+        loop.PASS_TOKENS = loop.PASS_TOKENS_ON_CPU = 10**9
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "p.safetensors"
         config = TrainingConfig(**settings | {"epochs": 1, "checkpoint": False, "output": str(output)})

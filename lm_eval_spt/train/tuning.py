@@ -124,10 +124,13 @@ def _master_weight(weight: nn.Parameter) -> nn.Parameter:
     master = nn.Parameter(weight.detach().float())
 
     def hand_over(weight: Tensor) -> None:
-        if weight.grad is not None:
-            gradient = weight.grad.float()
-            master.grad = gradient if master.grad is None else master.grad + gradient
-            weight.grad = None
+        if weight.grad is None:
+            return
+        if master.grad is None:
+            master.grad = weight.grad.float()
+        else:
+            master.grad += weight.grad  # in place: new memory would take longer than the addition
+        weight.grad = None
 
     weight.register_post_accumulate_grad_hook(hand_over)
     return master
