@@ -124,7 +124,7 @@ def test_answers_that_do_not_fit_are_not_combined(tmp_path: Path) -> None:
         combine.write([one, none], tmp_path / "out", None, "probability")
     with pytest.raises(UserError, match="answer other documents of sib200_deu_Latn: expected the same in each"):
         combine.write([both, one], tmp_path / "out", None, "probability")
-    with pytest.raises(UserError, match=r"label counts 3\+4\+0.5, of 3 labels, the task 'sib200_\w+' has 7 choices: give"):
+    with pytest.raises(UserError, match=r"label counts 3\+4\+0.5, of 3 labels, the task 'sib200_\w+' has 7 choices"):
         combine.write([both], tmp_path / "out", "3+4+0.5", "probability")
     assert not (tmp_path / "out").exists()
 
