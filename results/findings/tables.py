@@ -98,6 +98,17 @@ MODELS: dict[str, Tables] = {
             "frozen": "documents/probability-frozen-shots32-seed*",
             **{arm: f"arms-32/probability-{part}-seed*" for arm, part in ARMS.items() if arm != "frozen"},
         },
+        "arms-all": {
+            "frozen": "documents/frozen-shots_none-seed*",
+            "prompt and model": "arms-all/all-seed*",
+            "frozen, calibrated": "documents/probability-frozen-shots_none-seed*",
+            "prompt and model, calibrated": "arms-all/probability-all-seed*",
+            "prompt and model, by the label prior": "arms-all/label_prior-all-seed*",
+        },
+        "float32-8": {
+            "bfloat16": "frozen-8/own_documents-seed[01]",
+            "float32": "float32-8/frozen-seed*",
+        },
         "label_prior-8": {
             "frozen, not calibrated": "lr5-8/own-seed*",
             "frozen": "lr5-8/label_prior-own-seed*",
@@ -135,6 +146,9 @@ MODELS: dict[str, Tables] = {
             "instruction, calibrated": "languages-8/probability-instruction",
             "frozen": "languages-8/frozen-seed*",
             "frozen, calibrated": "languages-8/probability-frozen-seed*",
+            "prompt and model": "languages-8/all-seed0",
+            "prompt and model, calibrated": "languages-8/probability-all-seed0",
+            "prompt and model, by the label prior": "languages-8/label_prior-all-seed0",
             "ensemble of four": "languages-8/four",
             "ensemble of four, calibrated": "languages-8/probability-four",
         },

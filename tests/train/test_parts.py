@@ -51,7 +51,8 @@ def test_a_run_in_parts_learns_what_one_in_whole_batches_does(
 ) -> None:
     logs, sizes = [], []
     for name, pass_tokens in (("parts", 0), ("whole", 10**9)):
-        monkeypatch.setattr(loop, "PASS_TOKENS", {True: pass_tokens, False: pass_tokens})
+        for limit in ("PASS_TOKENS", "PASS_TOKENS_ON_CPU"):
+            monkeypatch.setattr(loop, limit, pass_tokens)
         calls: list[int] = []
 
         def watched(*arguments, calls=calls):
