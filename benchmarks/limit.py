@@ -7,7 +7,7 @@ import time
 import torch
 from transformers import PreTrainedModel
 
-from lm_eval_spt.inference.onednn import product
+from lm_eval_spt.inference.products import product
 
 SECONDS = 2.0
 """How long matrices are multiplied."""

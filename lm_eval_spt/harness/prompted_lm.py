@@ -39,7 +39,7 @@ from lm_eval_spt.inference.deep_prefix import check_deep_prefix, deep_prefix_siz
 from lm_eval_spt.inference.fingerprint import model_fingerprint, tokenizer_fingerprint
 from lm_eval_spt.inference.generation import generate
 from lm_eval_spt.inference.gguf import GGUFFile, find_gguf, gguf_options
-from lm_eval_spt.inference.onednn import is_slower_in_bfloat16
+from lm_eval_spt.inference.products import is_slower_in_bfloat16
 from lm_eval_spt.inference.virtual_tokens import model_inputs, place
 from lm_eval_spt.prompt.ensemble import Ensemble
 from lm_eval_spt.prompt.fingerprint import embedding_fingerprint

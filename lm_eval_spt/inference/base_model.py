@@ -70,7 +70,7 @@ def usual_dtype(
     Raises:
         UserError: there is no such model, or its configuration can not be read.
     """
-    from lm_eval_spt.inference.onednn import is_slower_in_bfloat16
+    from lm_eval_spt.inference.products import is_slower_in_bfloat16
 
     if name.endswith(".gguf") or not _is_stored_in_bfloat16(name, revision, trust_remote_code):
         return "float32"

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lm_eval_spt.common.offloading import loaded
+from lm_eval_spt.inference.transformers_internals import attention_of
 
 PIECES = 64
 """In how many pieces a tensor's bits are summed, so that swapped rows show; and how many of its values are taken."""
@@ -69,7 +70,7 @@ def _configurations(model: PreTrainedModel) -> list[Any]:
     adapters = getattr(model, "peft_config", {})
     described += [[name, _without_names(adapter.to_dict())] for name, adapter in sorted(adapters.items())]
     described.append(getattr(model, "active_adapters", None) if adapters else None)
-    return [*described, getattr(model.config, "_attn_implementation", None)]
+    return [*described, attention_of(model)]
 
 
 def _without_names(settings: dict[str, Any]) -> dict[str, Any]:

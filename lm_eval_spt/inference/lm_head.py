@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lm_eval_spt.inference.onednn import product
+from lm_eval_spt.inference.products import product
 
 # Rows of the head's weights in a piece: 8 MB in bfloat16 at d = 1024. With fewer, a step of a few rows waits for calls.
 PIECE = 4096

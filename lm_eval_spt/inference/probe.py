@@ -477,7 +477,12 @@ def _is_plain_product(model: PreTrainedModel) -> bool:
 def not_finite(model: PreTrainedModel, what: str = "log-likelihoods") -> UserError:
     """Return the error to raise where what a model computes are not numbers."""
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
-    advice = "load the model with dtype=bfloat16 or float32" if dtype == "float16" else "check the model's weights"
+    if dtype == "float16":
+        advice = "load the model with dtype=bfloat16 or float32"
+    elif transformers_internals.attention_of(model) == "flex_attention":
+        advice = "load the model with attn_implementation=sdpa, as flex_attention does that on some processors"
+    else:
+        advice = "check the model's weights"
     return UserError(f"{type(model).__name__} in {dtype} gives {what} that are not numbers: {advice}")
 
 

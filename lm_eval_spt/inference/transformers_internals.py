@@ -25,7 +25,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.common.offloading import input_device
-from lm_eval_spt.inference import onednn
+from lm_eval_spt.inference import products
 
 SLOW_GELUS = ("BloomGelu", "NewGELUActivation")
 """transformers' classes that :class:`FastGELU` takes the place of."""
@@ -175,7 +175,7 @@ def head_weight(model: PreTrainedModel) -> Tensor | None:
     out: some architectures scale or cap them.
     """
     head: Any = _without_wrapper(model).get_output_embeddings()
-    if type(head) not in (nn.Linear, onednn.OneDNNLinear) or head.bias is not None:
+    if type(head) not in (nn.Linear, products.FastLinear) or head.bias is not None:
         return None
     return None if head.weight.requires_grad and torch.is_grad_enabled() else head.weight.detach()
 
@@ -403,13 +403,18 @@ def preallocate(cache: DynamicCache, tokens: int) -> DynamicCache:
 # -- attention ---------------------------------------------------------------------------------------------------------
 
 
+def attention_of(model: PreTrainedModel) -> str | None:
+    """Return which implementation of attention a model uses, such as ``sdpa``."""
+    return getattr(model.config, "_attn_implementation", None)
+
+
 def takes_masks(model: PreTrainedModel) -> bool:
     """Tell whether attention can be given masks of any shape.
 
     Flex attention is compiled for its own kind of masks; on a processor it reads others beyond their end, which ends
     the process.
     """
-    return getattr(model.config, "_attn_implementation", None) != "flex_attention"
+    return attention_of(model) != "flex_attention"
 
 
 def sliding_window(model: PreTrainedModel) -> int | None:
@@ -521,7 +526,7 @@ def tell_version_of_gguf() -> None:
 
 def prepare(model: PreTrainedModel) -> None:
     """Give a model faster layers that compute the same, and gradients where bitsandbytes would lose them."""
-    onednn.use_onednn(model)
+    products.use_fast_products(model)
     head = _without_wrapper(model).get_output_embeddings()
     if isinstance(head, nn.Linear) and _in_one_piece not in head._forward_pre_hooks.values():
         head.register_forward_pre_hook(_in_one_piece)

@@ -37,7 +37,7 @@ from lm_eval_spt.harness.options import BY_TASK, ContextOptions
 from lm_eval_spt.harness.patches import task_manager
 from lm_eval_spt.inference.base_model import cannot_load, ensure_available
 from lm_eval_spt.inference.gguf import find_gguf
-from lm_eval_spt.inference.onednn import product
+from lm_eval_spt.inference.products import product
 from lm_eval_spt.sweep.plan import Plan, SweepRun
 from lm_eval_spt.train.config import TrainingConfig
 from lm_eval_spt.train.examples import load_tasks

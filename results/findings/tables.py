@@ -1,4 +1,4 @@
-"""Write the tables that the docs read out: python -m results.findings.tables
+"""Write the tables that the docs read out, and show them there: python -m results.findings.tables
 
 The results of each sweep lie in the folder of their base model, in one archive, `<model>/<name>.tar.xz`: one folder
 for each run, as `lm-eval-spt sweep configs/findings/<model>/<name>.yaml` left them.
@@ -7,6 +7,7 @@ for each run, as `lm-eval-spt sweep configs/findings/<model>/<name>.yaml` left t
 from __future__ import annotations
 
 import io
+import itertools
 import sys
 import tempfile
 from contextlib import redirect_stdout
@@ -22,11 +23,15 @@ from lm_eval_spt.analysis.noise import Noise
 from lm_eval_spt.analysis.results import EvaluationRun, Score, read_run, results_files
 from lm_eval_spt.analysis.statistics import Estimate
 from lm_eval_spt.cli import main
+from lm_eval_spt.common.errors import UserError, show_user_errors_in_one_line
 from lm_eval_spt.common.files import write
 from lm_eval_spt.harness.samples import samples_path
 from results.archive import unpack
 
 HERE = Path(__file__).parent
+DOCS = HERE.parents[1] / "docs"
+PAGES = {"gemma-3-270m": "findings.md", "smollm2-135m-instruct": "findings.md", "mini": "findings-mini.md"}
+"""Base models -> the page of `docs` that shows their tables."""
 ARMS = {"frozen": "frozen", "prompt and model": "all", "model alone": "model", "LoRA and prompt": "lora"}
 """Arms as the tables name them -> the part of the runs' names."""
 KINDS = ("none", "mlp", "residual", "xpe", "dual")
@@ -73,7 +78,7 @@ def _on_a_task(task: str, baselines: dict[str, str]) -> Tables:
         f"{task}-32": {
             f"{arm}{', by the label prior' if prior else ''}": f"{task}-32/{prior}{ARMS[arm]}-seed*"
             for prior in ("", "label_prior-")
-            for arm in ("frozen", "prompt and model")
+            for arm in ("frozen", "prompt and model", "LoRA and prompt")
         },
     }
 
@@ -323,5 +328,25 @@ def write_tables(output: Path) -> None:
                 write(output / model / f"{table}.md", report.getvalue().encode())
 
 
+def show_tables(model: str, page: Path) -> None:
+    """Put the tables of a model's ``summary.md`` into a page, each behind a comment with its name, ``<!-- arms-8 -->``.
+
+    Raises:
+        UserError: the page has no such comment for a table.
+    """
+    text = page.read_text(encoding="utf-8")
+    for comparison in (HERE / model / "summary.md").read_text(encoding="utf-8").removeprefix("## ").split("\n## "):
+        title, _, table = comparison.partition("\n\n")
+        before, comment, after = text.partition(f"<!-- {title} -->\n")
+        if not comment:
+            raise UserError(f"{page} does not say where the table {title} belongs: expected a line <!-- {title} -->")
+        rows = itertools.dropwhile(lambda line: line.startswith("|"), after.splitlines(keepends=True))
+        text = before + comment + table.rstrip("\n") + "\n" + "".join(rows)
+    write(page, text.encode())
+
+
 if __name__ == "__main__":
+    show_user_errors_in_one_line()
     write_tables(HERE)
+    for of_model, page_name in PAGES.items():
+        show_tables(of_model, DOCS / page_name)

@@ -12,7 +12,7 @@ import torch
 from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.harness import prompted_lm
 from lm_eval_spt.harness.lm import SPTLM
-from lm_eval_spt.inference import onednn
+from lm_eval_spt.inference import products
 from lm_eval_spt.inference.base_model import usual_dtype
 from lm_eval_spt.train.base import load_model
 from lm_eval_spt.train.config import TrainingConfig
@@ -23,7 +23,7 @@ from tests.helpers.models import build_model
 def processor(monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
     """A processor that can be told whether it is slow in bfloat16."""
     settings = {"slow": False}
-    for module in (onednn, prompted_lm):
+    for module in (products, prompted_lm):
         monkeypatch.setattr(module, "is_slower_in_bfloat16", lambda: settings["slow"])
     return settings
 

@@ -45,9 +45,26 @@ def test_the_tables_are_those_of_the_archives(tmp_path: Path, module) -> None:
         assert (tmp_path / name).read_bytes() == (committed / name).read_bytes(), name
 
 
+def test_a_table_takes_its_place_on_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(findings, "HERE", tmp_path)
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "summary.md").write_text("## a\n\n| new |\n| a |\n\n## a-8\n\n| of eight |\n", encoding="utf-8")
+    page = tmp_path / "page.md"
+    page.write_text("So:\n\n<!-- a-8 -->\n\n<!-- a -->\n| old |\n| o |\n| o |\n\nIt | says.\n", encoding="utf-8")
+    findings.show_tables("m", page)
+    shown = "So:\n\n<!-- a-8 -->\n| of eight |\n\n<!-- a -->\n| new |\n| a |\n\nIt | says.\n"
+    assert page.read_text(encoding="utf-8") == shown
+    findings.show_tables("m", page)
+    assert page.read_text(encoding="utf-8") == shown
+    page.write_text("<!-- a -->\n", encoding="utf-8")
+    with pytest.raises(UserError, match="where the table a-8 belongs"):
+        findings.show_tables("m", page)
+    assert page.read_text(encoding="utf-8") == "<!-- a -->\n"
+
+
 def test_the_documentation_shows_the_tables() -> None:
-    for model, name in (("gemma-3-270m", "findings"), ("smollm2-135m-instruct", "findings"), ("mini", "findings-mini")):
-        page = (ROOT / f"docs/{name}.md").read_text(encoding="utf-8")
+    for model, name in findings.PAGES.items():
+        page = (findings.DOCS / name).read_text(encoding="utf-8")
         summary = (ROOT / f"results/findings/{model}/summary.md").read_text(encoding="utf-8")
         assert summary.count("\n## ") + 1 == len(findings.MODELS[model])
         for comparison in summary.removeprefix("## ").split("\n## "):

@@ -14,7 +14,7 @@ from lm_eval_spt.common.errors import UserError
 from lm_eval_spt.common.paths import tasks_folder
 from lm_eval_spt.harness.lm import SPTLM
 from lm_eval_spt.harness.options import ContextOptions
-from lm_eval_spt.inference import onednn
+from lm_eval_spt.inference import products
 from lm_eval_spt.sweep import cost
 from lm_eval_spt.sweep.plan import read_plan
 from lm_eval_spt.train.config import TrainingConfig
@@ -35,8 +35,8 @@ def mini_model():
 )
 def test_the_estimate_is_what_torch_counts(tmp_path, changes, monkeypatch):
     """PyTorch's own count of matrix products while the run trains and is scored, on a model whose head weighs most."""
-    monkeypatch.setattr(onednn, "decisions", lambda _: ())
-    monkeypatch.setattr(onednn, "is_faster", lambda *_: False)  # those of oneDNN it does not count
+    monkeypatch.setattr(products, "decisions", lambda *_: ())
+    monkeypatch.setattr(products, "is_faster", lambda *_: False)  # those of oneDNN it does not count
     settings = yaml.safe_load(sweep_file(tmp_path).read_text())["settings"]
     settings |= {"epochs": 2, "shots": 4, "validation_shots": 1, "prompt_length": 10, "batch_size": 4} | changes
     plan = read_plan(sweep_file(tmp_path, settings=settings, axes={}))
