@@ -168,8 +168,8 @@ def test_200_runs_of_205_languages_take_seconds_and_little_memory(tmp_path):
     command = [sys.executable, "-c", program, *arms]
     done = subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     seconds, memory = json.loads(done.stderr.splitlines()[-1])
-    # 8 to 10 s of the processor were measured; twice that is left to machines that are slower or shared.
-    assert seconds < 20
+    # 8 to 10 s of the processor were measured; four times that is left to machines that are slower or shared.
+    assert seconds < 40
     assert memory < 2**20  # 1 GB, in kB
 
 

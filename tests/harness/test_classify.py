@@ -23,6 +23,7 @@ from lm_eval_spt.prompt.soft_prompt import SoftPrompt
 from tests.helpers.models import random_prompt
 from tests.helpers.paths import ROOT
 from tests.helpers.requests import loglikelihoods
+from tests.helpers.scoring import CLOSE
 
 CATEGORIES = ["science/technology", "travel", "politics", "sports", "health", "entertainment", "geography"]
 SUFFIX, PREFIX = (str(ROOT / "prompts" / f"mini_eng_{placement}16.safetensors") for placement in ("suffix", "prefix"))
@@ -68,7 +69,7 @@ def expect_the_same(found: list[module.Classification], samples: list[dict], cho
     for result, sample in zip(found, samples, strict=True):
         expected = loglikelihoods(sample)
         assert list(result.loglikelihoods) == list(result.probabilities) == choices
-        assert list(result.loglikelihoods.values()) == pytest.approx(expected, abs=1e-4)
+        assert list(result.loglikelihoods.values()) == pytest.approx(expected, **CLOSE)
         assert result.label == choices[expected.index(max(expected))]
         weights = [math.exp(value) for value in expected]
         assert list(result.probabilities.values()) == pytest.approx([w / sum(weights) for w in weights], abs=1e-4)
@@ -119,7 +120,7 @@ def test_choices_and_templates_of_ones_own(mini: SPTLM) -> None:
     (result,) = classify(prompt, ["It rained."], ["yes", "no"], lm=mini, template="Q: {{sentence}}\nA:")
     pairs = lm.encode_pairs([("Q: It rained.\nA:", " yes"), ("Q: It rained.\nA:", " no")], "suffix")
     expected = [answer for answer, _ in lm._loglikelihood_tokens([(None, *pair) for pair in pairs], disable_tqdm=True)]
-    assert list(result.loglikelihoods.values()) == pytest.approx(expected, abs=1e-4)
+    assert list(result.loglikelihoods.values()) == pytest.approx(expected, **CLOSE)
     assert sum(result.probabilities.values()) == pytest.approx(1)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 
 import pytest
-import torch
 from transformers import AutoModelForCausalLM
 
 from lm_eval_spt.common.errors import UserError
@@ -23,13 +22,11 @@ def test_scores_are_those_of_plain_attention(tokenizer, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="flex_attention").eval()
     prompt = random_prompt(plain, placement="suffix")
     lm = spt(model, tokenizer, prompt)
-    with torch.no_grad():
-        is_broken = model(torch.arange(5, 13)[None]).logits.isnan().any()
-    if is_broken:  # PyTorch 2.13's kernels, on a processor without AVX-512
-        with pytest.raises(UserError, match="not numbers: load the model with attn_implementation=sdpa"):
-            lm.loglikelihood(requests("loglikelihood", PAIRS), disable_tqdm=True)
-        return
-    found = values(lm.loglikelihood(requests("loglikelihood", PAIRS), disable_tqdm=True))
+    try:
+        found = values(lm.loglikelihood(requests("loglikelihood", PAIRS), disable_tqdm=True))
+    except UserError as error:
+        assert "not numbers: load the model with attn_implementation=sdpa" in str(error)
+        pytest.skip("PyTorch's kernels for flex attention give NaN on this processor")
     encoded = lm.encode_pairs(PAIRS, "suffix")
     assert found == pytest.approx([restated(plain, *pair, prompt)[0] for pair in encoded], **CLOSE)
     assert capabilities(model).layout == "rows" and not capabilities(model).cache
